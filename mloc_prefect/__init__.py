@@ -1,0 +1,79 @@
+"""MLOC on Prefect: MLOC task YAML compiled to Prefect flows that run on warm GPU executors.
+
+    from mloc_prefect import load_workflow, plan_workflow, build_flow
+
+    flow = build_flow(plan_workflow(load_workflow("task.yaml")))
+
+Public names are loaded on first use, so that a plain import stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mloc_prefect.blocks import MlocArtifactStore
+    from mloc_prefect.errors import (
+        ArtifactError,
+        DispatchError,
+        ExecutionError,
+        MissingExtraError,
+        MlocError,
+        PlanError,
+        SpecError,
+    )
+    from mloc_prefect.orchestrate.entrypoint import run_workflow
+    from mloc_prefect.orchestrate.flow import build_flow
+    from mloc_prefect.plan import WorkflowPlan, plan_workflow
+    from mloc_prefect.spec import Workflow, load_workflow
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ArtifactError": "mloc_prefect.errors",
+    "DispatchError": "mloc_prefect.errors",
+    "ExecutionError": "mloc_prefect.errors",
+    "MissingExtraError": "mloc_prefect.errors",
+    "MlocArtifactStore": "mloc_prefect.blocks",
+    "MlocError": "mloc_prefect.errors",
+    "PlanError": "mloc_prefect.errors",
+    "SpecError": "mloc_prefect.errors",
+    "Workflow": "mloc_prefect.spec",
+    "WorkflowPlan": "mloc_prefect.plan",
+    "build_flow": "mloc_prefect.orchestrate.flow",
+    "load_workflow": "mloc_prefect.spec",
+    "plan_workflow": "mloc_prefect.plan",
+    "run_workflow": "mloc_prefect.orchestrate.entrypoint",
+}
+
+__all__ = [
+    "ArtifactError",
+    "DispatchError",
+    "ExecutionError",
+    "MissingExtraError",
+    "MlocArtifactStore",
+    "MlocError",
+    "PlanError",
+    "SpecError",
+    "Workflow",
+    "WorkflowPlan",
+    "__version__",
+    "build_flow",
+    "load_workflow",
+    "plan_workflow",
+    "run_workflow",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

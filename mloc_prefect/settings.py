@@ -1,0 +1,136 @@
+"""Settings: one object, read on use, `MLOC_<NAME>` with MLOC's original variables as aliases.
+
+Precedence: explicit argument (CLI), environment, `$MLOC_HOME/config.toml`, default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+def _names(name: str, *originals: str) -> AliasChoices:
+    """Return the variables of one setting, first wins: ours, MLOC's originals, Prefect's integration name."""
+    return AliasChoices(f"MLOC_{name}", *originals, f"PREFECT_INTEGRATIONS_MLOC_{name}")
+
+
+def default_home() -> Path:
+    """Return the state directory: `MLOC_HOME`, default `~/.mloc`."""
+    return Path(os.environ.get("MLOC_HOME") or Path.home() / ".mloc").expanduser().absolute()
+
+
+class MlocSettings(BaseSettings):
+    """All settings of the project."""
+
+    model_config = SettingsConfigDict(extra="ignore", populate_by_name=True, env_ignore_empty=True, validate_default=True)
+
+    home: Path = Field(
+        default_factory=default_home, validation_alias=_names("HOME"), description="State directory of embedded servers, warm hosts and models."
+    )
+    results_dir: Path | None = Field(
+        default=None,
+        validation_alias=_names("RESULTS_DIR", "RESULTS_DIR", "ORCHESTRATOR_RESULTS_DIR"),
+        description="Root of task results; default `$MLOC_HOME/results`.",
+    )
+    mirrors: Path | None = Field(
+        default=None, validation_alias=_names("MIRRORS"), description="Mirrors file (YAML with `models:` and `datasets:` maps); default `$MLOC_HOME/mirrors.yaml` when it exists."
+    )
+    allow_outside_results: bool = Field(
+        default=False, validation_alias=_names("ALLOW_OUTSIDE_RESULTS"), description="Let `output.destination.path` leave the results root."
+    )
+    allowed_hosts: str = Field(
+        default="", validation_alias=_names("ALLOWED_HOSTS"), description="Comma list of hosts that destinations and checkpoints may name, beside our own endpoint."
+    )
+    base_url: str | None = Field(
+        default=None, validation_alias=_names("BASE_URL", "ORCHESTRATOR_BASE_URL"), description="URL of the MLOC HTTP endpoint as workers see it."
+    )
+    allowed_env: str = Field(
+        default="", validation_alias=_names("ALLOWED_ENV"), description="Comma list of environment variables that `${env.NAME}` may read."
+    )
+    max_retries: int = Field(default=3, ge=0, le=100, validation_alias=_names("MAX_RETRIES"), description="Retries of a stage after its first attempt.")
+    retry_base_delay: float = Field(
+        default=5.0, ge=0, validation_alias=_names("RETRY_BASE_DELAY", "RETRY_BASE_DELAY_SEC"), description="Seconds; retry n waits base x 2^n."
+    )
+    retry_max_delay: float = Field(
+        default=300.0, ge=0, validation_alias=_names("RETRY_MAX_DELAY", "RETRY_MAX_DELAY_SEC"), description="Longest wait before a retry, seconds."
+    )
+    stall_seconds: float = Field(
+        default=1800.0, gt=0, validation_alias=_names("STALL_SECONDS"), description="A host that reports nothing for so long is ended and the attempt fails."
+    )
+    host_idle_seconds: float = Field(
+        default=600.0, ge=0, validation_alias=_names("HOST_IDLE_SECONDS"), description="A warm executor without work leaves after this time; 0 = one-shot."
+    )
+    host_start_seconds: float = Field(
+        default=120.0, gt=0, validation_alias=_names("HOST_START_SECONDS"), description="Longest time until a host process listens (models load later)."
+    )
+    runtime_idle_seconds: float = Field(
+        default=3600.0, gt=0, validation_alias=_names("RUNTIME_IDLE_SECONDS"), description="The local runtime (embedded server, warm hosts) leaves after this time without a run."
+    )
+    engines_per_device: int = Field(
+        default=1, ge=1, le=64, validation_alias=_names("ENGINES_PER_DEVICE"), description="Engines that may run at once on one GPU, or on the CPU of a machine without one."
+    )
+    python: dict[str, Path] = Field(
+        default_factory=dict,
+        validation_alias=_names("PYTHON"),
+        description='Interpreters of executor environments, JSON, e.g. {"vllm": "/envs/vllm/bin/python"}; default: the current one.',
+    )
+    server_port: int = Field(default=4200, ge=1, le=65535, validation_alias=_names("SERVER_PORT"), description="Wanted port of the embedded Prefect server; the next free one is taken when it is in use.")
+    max_spec_bytes: int = Field(default=1 << 20, ge=1024, validation_alias=_names("MAX_SPEC_BYTES"), description="Largest accepted spec, bytes.")
+    inventory: str | None = Field(
+        default=None, validation_alias=_names("INVENTORY"), description="Declared hardware (JSON or a file) instead of what the machine shows."
+    )
+    redis_url: str | None = Field(default=None, validation_alias=_names("REDIS_URL", "REDIS_URL"), description="Redis or Valkey of the MLOC face.")
+    token: str | None = Field(default=None, validation_alias=_names("TOKEN", "ORCHESTRATOR_TOKEN"), description="Bearer token of the HTTP endpoint.", repr=False)
+
+    @property
+    def results_root(self) -> Path:
+        """Absolute root of task results."""
+        return (self.results_dir or self.home / "results").expanduser().absolute()
+
+    @property
+    def mirrors_file(self) -> Path | None:
+        """The mirrors file in force, or None."""
+        if self.mirrors:
+            return self.mirrors.expanduser().absolute()
+        default = self.home / "mirrors.yaml"
+        return default if default.is_file() else None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put `$MLOC_HOME/config.toml` below the environment."""
+        del dotenv_settings, file_secret_settings
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=default_home() / "config.toml")
+        return init_settings, env_settings, toml
+
+
+def get_settings(**overrides: Any) -> MlocSettings:
+    """Return the settings in force now; `overrides` (None = not given) come first.
+
+    Raises:
+        MlocError: A value is out of bounds or of the wrong type; the message names the variable.
+    """
+    from pydantic import ValidationError
+
+    from mloc_prefect.errors import MlocError
+
+    try:
+        return MlocSettings(**{k: v for k, v in overrides.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MlocError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see the settings table in docs/settings.md") from None
