@@ -1,0 +1,1 @@
+"""What `prefect` imports on every command; must stay light and never fail."""
