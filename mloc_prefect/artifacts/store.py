@@ -1,0 +1,138 @@
+"""Places for artifacts: one Protocol, one implementation for every fsspec URL (`memory://` is its in-memory twin)."""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from mloc_prefect.errors import ArtifactError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp"}
+
+
+class ArtifactStore(Protocol):
+    """A place that keeps files under relative keys (`<task id>/responses.json`). All methods raise ArtifactError."""
+
+    def put(self, source: Path, key: str) -> str:
+        """Store a file and return its URL."""
+
+    def get(self, key: str, target: Path) -> None:
+        """Fetch a file."""
+
+    def write(self, key: str, data: bytes) -> str:
+        """Store bytes and return their URL."""
+
+    def read(self, key: str) -> bytes:
+        """Return the bytes of a key."""
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is such a key."""
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below `prefix`, sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove a key; nothing happens when there is none."""
+
+
+class FsspecArtifactStore:
+    """An `ArtifactStore` on any fsspec URL: a directory, `memory://`, `s3://bucket/prefix`, `sftp://host/path`.
+
+    Files appear whole: they are written under another name and moved, where the file system can move.
+
+    Args:
+        url: Where keys begin; a plain path is a local directory.
+        options: Options of the fsspec file system (endpoint, key, secret ...). They are never shown.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        self.url = url.rstrip("/") if not url.endswith("://") else url
+        self._options = dict(options or {})
+        self._fs, self._base = self._guard(lambda: _open(url, self._options), "open", url)
+
+    def __repr__(self) -> str:
+        return f"FsspecArtifactStore({self.url!r})"
+
+    def put(self, source: Path, key: str) -> str:
+        """Store a file and return its URL."""
+        return self._store(key, lambda part: self._fs.put_file(str(source), part))
+
+    def get(self, key: str, target: Path) -> None:
+        """Fetch a file."""
+        from mloc_prefect.artifacts import atomic
+
+        with atomic.stream(target) as out:
+            self._guard(lambda: _copy_out(self._fs, self._path(key), out), "read", key)
+
+    def write(self, key: str, data: bytes) -> str:
+        """Store bytes and return their URL."""
+        return self._store(key, lambda part: self._fs.pipe_file(part, data))
+
+    def read(self, key: str) -> bytes:
+        """Return the bytes of a key."""
+        return bytes(self._guard(lambda: self._fs.cat_file(self._path(key)), "read", key))
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is such a key."""
+        return bool(self._guard(lambda: self._fs.exists(self._path(key)), "look up", key))
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below `prefix`, sorted."""
+        top = self._path(prefix) if prefix else self._base
+        found: list[str] = self._guard(lambda: list(self._fs.find(top)), "list", prefix or "/")
+        base = self._base.rstrip("/") + "/"
+        yield from sorted(f.removeprefix(base) for f in found if f.startswith(base) and not f.endswith(".part"))
+
+    def delete(self, key: str) -> None:
+        """Remove a key; nothing happens when there is none."""
+        path = self._path(key)
+        self._guard(lambda: self._fs.rm_file(path) if self._fs.exists(path) else None, "remove", key)
+
+    def _store(self, key: str, write: Callable[[str], Any]) -> str:
+        path = self._path(key)
+        part = f"{path}.{uuid4().hex[:8]}.part"
+
+        def steps() -> None:
+            self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            write(part)
+            self._fs.mv(part, path)
+
+        self._guard(steps, "write", key)
+        return f"{self.url}/{key}"
+
+    def _path(self, key: str) -> str:
+        clean = posixpath.normpath(key)
+        if not key or key.startswith("/") or "\\" in key or clean.startswith("..") or clean == ".":
+            raise ArtifactError(f"invalid artifact key {key!r}", hint="use a relative path without '..'")
+        return f"{self._base.rstrip('/')}/{clean}"
+
+    def _guard(self, action: Callable[[], Any], verb: str, what: str) -> Any:
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.url} has no {what!r}") from error
+        except ImportError as error:
+            scheme = self.url.split("://", 1)[0]
+            extra = _EXTRAS.get(scheme)
+            hint = f"pip install 'mloc-prefect[{extra}]'" if extra else None
+            raise MissingExtraError(f"no file system for {scheme}:// is installed ({error})", hint=hint) from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"cannot {verb} {what!r} at {self.url}: {error}") from error
+
+
+def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    fs, base = url_to_fs(url if "://" in url else str(Path(url).expanduser().absolute()), **options)
+    return fs, str(base)
+
+
+def _copy_out(fs: Any, path: str, out: Any) -> None:
+    with fs.open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            out.write(chunk)
