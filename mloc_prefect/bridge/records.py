@@ -1,0 +1,153 @@
+"""Typed records of the MLOC face: what `GET /api/v1/tasks` and `GET /workers` show. See protocol 1.2 and 2.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mloc_prefect.bridge.states import Mark, Phase, TaskStatus
+
+ORIGINAL_KEYS = (
+    "task_id",
+    "raw_yaml",
+    "parsed",
+    "status",
+    "assigned_worker",
+    "topic",
+    "submitted_at",
+    "error",
+    "retries",
+    "max_retries",
+    "parent_task_id",
+    "shard_index",
+    "shard_total",
+    "next_retry_at",
+    "last_failed_worker",
+    "graph_node_name",
+)
+"""Keys of the original generation's record, in its order; those of the later one follow them in our answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """One task as both generations of clients know it.
+
+    Attributes:
+        task_id: Its id.
+        raw_yaml: The whole submitted text; the same for all tasks of a submission.
+        parsed: The effective document.
+        mark: Attempt and phase; `status`, `attempts` and `retries` follow from it.
+        assigned_worker: Worker id, `MULTI`, or None.
+        topic: `tasks` once dispatched, else None.
+        submitted_at: UTC, ISO 8601.
+        error: Why it waits or failed, or None.
+        max_attempts: Attempts in all; `max_retries` is one less.
+        parent_task_id: The sharded task that it is a part of, or None.
+        shard_index: Index of the part, from 0, or None.
+        shard_total: Number of parts, or None.
+        next_retry_at: UTC, ISO 8601, while it backs off, else None.
+        last_failed_worker: Where it failed last, or None.
+        graph_node_name: Stage or node name; None for a single task and for parts.
+        submission_id: What was submitted together.
+        task_type: Text of `spec.taskType`.
+        category: `inference`, `training` or `other`.
+        submitted_ts: Submission, seconds since the epoch.
+        last_queue_ts: When it was queued last, seconds since the epoch, or None.
+        dispatched_ts: When it was given to a worker, or None.
+        started_ts: When the worker began, or None.
+        finished_ts: When it ended, or None.
+        load: `spec.resources.estimatedLoad`.
+        depends_on: Task ids that it depends on, in order.
+    """
+
+    task_id: str
+    raw_yaml: str
+    parsed: dict[str, Any]
+    mark: Mark
+    submitted_at: str
+    assigned_worker: str | None = None
+    topic: str | None = None
+    error: str | None = None
+    max_attempts: int = 4
+    parent_task_id: str | None = None
+    shard_index: int | None = None
+    shard_total: int | None = None
+    next_retry_at: str | None = None
+    last_failed_worker: str | None = None
+    graph_node_name: str | None = None
+    submission_id: str | None = None
+    task_type: str = ""
+    category: str = "other"
+    submitted_ts: float = 0.0
+    last_queue_ts: float | None = None
+    dispatched_ts: float | None = None
+    started_ts: float | None = None
+    finished_ts: float | None = None
+    load: int = 0
+    depends_on: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> TaskStatus:
+        """The status that clients see."""
+        return self.mark.phase.status
+
+    @property
+    def retries(self) -> int:
+        """Failures so far, as the original counts them: the last failure counts too."""
+        return self.mark.attempt if self.mark.phase is Phase.FAILED else self.mark.attempt - 1
+
+    @property
+    def attempts(self) -> int:
+        """Attempts begun so far, as the later generation counts them."""
+        return self.mark.attempt if self.mark.phase >= Phase.DISPATCHED else self.mark.attempt - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer object: the original's keys in their order, then the later generation's."""
+        data = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "mark"}
+        data |= {
+            "status": str(self.status),
+            "retries": self.retries,
+            "max_retries": self.max_attempts - 1,
+            "attempts": self.attempts,
+            "depends_on": list(self.depends_on),
+        }
+        original = {key: data.pop(key) for key in ORIGINAL_KEYS}
+        return original | data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """One worker of the registry, as protocol 1.2 and 3.1 have it.
+
+    Attributes:
+        worker_id: Its id.
+        status: `STARTING`, `IDLE`, `RUNNING`, or `UNKNOWN` where nothing says.
+        started_at: UTC, ISO 8601.
+        pid: Its process.
+        env: What it says of its environment.
+        hardware: `cpu`, `memory`, `gpu`, `network` in the form of protocol 3.2.
+        tags: Free words.
+        last_seen: Last heartbeat, UTC, ISO 8601.
+        stale: No heartbeat within its time to live.
+        cost_per_hour: Later generation; None when unknown.
+        cached_models: Later generation: models that need no download.
+        cached_datasets: Later generation: data sets that need no download.
+    """
+
+    worker_id: str
+    status: str = "UNKNOWN"
+    started_at: str | None = None
+    pid: int | None = None
+    env: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    last_seen: str | None = None
+    stale: bool = False
+    cost_per_hour: float | None = None
+    cached_models: tuple[str, ...] = ()
+    cached_datasets: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer object: the original's keys in their order, then the later generation's."""
+        data = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
