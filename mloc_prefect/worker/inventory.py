@@ -1,0 +1,221 @@
+"""What this machine has: GPUs by NVML, cores, memory; or what it is declared to have."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.errors import MlocError
+from mloc_prefect.plan.resources import memory_text, parse_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.settings import MlocSettings
+
+_log = logging.getLogger(__name__)
+_FORM = '{"cpus": 8, "memory": "64GiB", "tags": ["lab"], "gpus": [{"type": "a100", "memory": "80GiB"}]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device.
+
+    Attributes:
+        index: Number by which `CUDA_VISIBLE_DEVICES` names it.
+        type: Lower-case name, e.g. `nvidia a100-sxm4-80gb`.
+        memory_bytes: All memory on it, or None when unknown.
+        uuid: UUID, or None for declared devices.
+    """
+
+    index: int
+    type: str
+    memory_bytes: int | None = None
+    uuid: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type} {memory_text(self.memory_bytes)}" if self.memory_bytes else self.type
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The hardware that may be used.
+
+    Attributes:
+        cpus: Logical cores.
+        memory_bytes: RAM in bytes, or None when unknown.
+        gpus: Devices by index.
+        tags: Free words about the machine.
+    """
+
+    cpus: int
+    memory_bytes: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        memory = f", {memory_text(_rounded(self.memory_bytes))}" if self.memory_bytes else ""
+        return f"{self.cpus} cpu{memory}, {gpus_text(self.gpus)}"
+
+
+def read_inventory(settings: MlocSettings) -> Inventory:
+    """Return the declared inventory (`MLOC_INVENTORY`), or what the machine shows.
+
+    Raises:
+        MlocError: The declaration cannot be read; the message says what is wrong and shows the form.
+    """
+    if settings.inventory and settings.inventory.strip():
+        return parse_inventory(_declaration(settings.inventory.strip()))
+    return Inventory(len(os.sched_getaffinity(0)), _memory(), _nvml_gpus())
+
+
+def parse_inventory(text: str) -> Inventory:
+    """Return the inventory declared in JSON; what is left out is taken from the machine, except GPUs (none).
+
+    Raises:
+        MlocError: Not JSON, or a field of the wrong kind.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise _bad(f"not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise _bad(f"must be an object, found {type(data).__name__}")
+    unknown = sorted(set(data) - {"cpus", "memory", "tags", "gpus"})
+    if unknown:
+        raise _bad(f"unknown field {unknown[0]!r}")
+    cpus = data.get("cpus", len(os.sched_getaffinity(0)))
+    if not isinstance(cpus, int) or isinstance(cpus, bool) or cpus < 1:
+        raise _bad(f"cpus must be a whole number from 1, found {cpus!r}")
+    memory = _bytes(data["memory"], "memory") if "memory" in data else _memory()
+    gpus = tuple(_declared_gpu(i, g) for i, g in enumerate(_list(data, "gpus")))
+    return Inventory(cpus, memory, gpus, tuple(str(t) for t in _list(data, "tags")))
+
+
+def misfit(request: ResourceRequest, inventory: Inventory) -> str | None:
+    """Return why `request` can never run here, as one clause of a sentence, or None when it can."""
+    wants: list[str] = []
+    has: list[str] = []
+    if request.cpus is not None and request.cpus > inventory.cpus:
+        wants.append(f"{request.cpus} cpu")
+        has.append(f"{inventory.cpus} cpu")
+    if request.memory_bytes and inventory.memory_bytes and request.memory_bytes > inventory.memory_bytes:
+        wants.append(f"{memory_text(request.memory_bytes)} of memory")
+        has.append(f"{memory_text(_rounded(inventory.memory_bytes))} of memory")
+    if wanted_gpus(request) > len(matching_gpus(request, inventory.gpus)):
+        wants.append(_wanted_text(request))
+        has.append(gpus_text(inventory.gpus))
+    return f"needs {' and '.join(wants)}, this machine has {' and '.join(has)}" if wants else None
+
+
+def wanted_gpus(request: ResourceRequest) -> int:
+    """Return how many devices the request takes (none when it must stay on the CPU)."""
+    return 0 if request.enforce_cpu else request.gpu_count
+
+
+def matching_gpus(request: ResourceRequest, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Return the devices whose name and memory fit the request (protocol 2.4; unknown memory fits)."""
+    need = request.gpu_memory_bytes or 0
+    return tuple(
+        g
+        for g in gpus
+        if (not request.gpu_type or request.gpu_type in g.type) and (g.memory_bytes is None or g.memory_bytes >= need)
+    )
+
+
+def gpus_text(gpus: Sequence[Gpu]) -> str:
+    """Return devices in words: `2x a100 80 GiB`, or `no gpu`."""
+    counts: dict[str, int] = {}
+    for gpu in gpus:
+        counts[str(gpu)] = counts.get(str(gpu), 0) + 1
+    return ", ".join(f"{n}x {name}" for name, n in counts.items()) or "no gpu"
+
+
+def _wanted_text(request: ResourceRequest) -> str:
+    memory = f" with {memory_text(request.gpu_memory_bytes)}" if request.gpu_memory_bytes else ""
+    return f"{wanted_gpus(request)}x {request.gpu_type or 'gpu'}{memory}"
+
+
+def _declaration(value: str) -> str:
+    if value.startswith("{"):
+        return value
+    path = Path(value).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad(f"neither JSON nor a readable file: {value!r} ({error})") from None
+
+
+def _declared_gpu(index: int, data: Any) -> Gpu:
+    if not isinstance(data, dict) or not str(data.get("type") or "").strip():
+        raise _bad(f"gpus[{index}] must be an object with a type, found {data!r}")
+    memory = _bytes(data["memory"], f"gpus[{index}].memory") if data.get("memory") is not None else None
+    return Gpu(index, str(data["type"]).strip().lower(), memory)
+
+
+def _bytes(value: Any, name: str) -> int:
+    size = parse_memory(value)
+    if not size:
+        raise _bad(f"{name} must be a size like 64GiB, found {value!r}")
+    return size
+
+
+def _list(data: Mapping[str, Any], name: str) -> list[Any]:
+    value = data.get(name) or []
+    if not isinstance(value, list):
+        raise _bad(f"{name} must be a list, found {value!r}")
+    return value
+
+
+def _bad(what: str) -> MlocError:
+    return MlocError(f"setting MLOC_INVENTORY: {what}", hint=f"the form is {_FORM}")
+
+
+def _memory() -> int | None:
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")  # of the container, when it is smaller than the machine
+    try:
+        text = limit.read_text().strip()
+    except OSError:
+        return physical
+    return min(physical, int(text)) if text.isdigit() else physical
+
+
+def _rounded(size: int | None) -> int:
+    """Return bytes rounded down to what people say: whole GiB, or MiB below one."""
+    unit = 1 << (30 if (size or 0) >= 1 << 30 else 20)
+    return (size or 0) // unit * unit
+
+
+def _nvml_gpus() -> tuple[Gpu, ...]:
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        _log.debug("NVML is installed but finds no driver: %s", error)
+        return ()
+    try:
+        return tuple(_nvml_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount()))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _nvml_gpu(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return Gpu(index, _text(nvml.nvmlDeviceGetName(handle)).lower(), memory, _text(nvml.nvmlDeviceGetUUID(handle)))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

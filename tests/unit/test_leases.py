@@ -1,0 +1,219 @@
+"""The contract of lease books, run over both."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mloc_prefect.errors import DispatchError
+from mloc_prefect.plan.model import ResourceRequest
+from mloc_prefect.worker import leases
+from mloc_prefect.worker.inventory import Gpu, Inventory
+from mloc_prefect.worker.leases import FileLeaseBook, Lease, LeaseBook, MemoryLeaseBook, start_mark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GIB = 1 << 30
+HARDWARE = Inventory(8, None, (Gpu(0, "a100", 80 * GIB), Gpu(1, "a100", 80 * GIB), Gpu(2, "l4", 24 * GIB)))
+CPU, ANY, A100 = ResourceRequest(), ResourceRequest(gpu_count=1), ResourceRequest(gpu_count=1, gpu_type="a100")
+BOTH_A100 = ResourceRequest(gpu_count=2, gpu_type="a100")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_POLL", 0.001)
+
+
+@pytest.fixture(params=["memory", "file"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], LeaseBook]:
+    if request.param == "memory":
+        return lambda slots=1: MemoryLeaseBook(HARDWARE, slots)
+    return lambda slots=1: FileLeaseBook(tmp_path, HARDWARE, slots)
+
+
+async def waits(task: asyncio.Task[Lease]) -> bool:
+    await asyncio.sleep(0.02)
+    return not task.done()
+
+
+def ask(book: LeaseBook, request: ResourceRequest, holder: str) -> asyncio.Task[Lease]:
+    return asyncio.create_task(book.acquire(request, holder=holder))
+
+
+async def test_one_engine_at_a_time_on_the_cpu_by_default(make: Callable[..., LeaseBook]) -> None:
+    book = make()
+    first = await book.acquire(CPU, holder="a")
+    assert first.devices == ("cpu",)
+    second = ask(book, CPU, "b")
+    assert await waits(second)
+    await book.release(first)
+    await book.release(first)
+    assert (await second).holder == "b"
+    assert [h.lease.holder for h in book.snapshot()] == ["b"]
+    assert book.snapshot()[0].pid == os.getpid()
+
+
+async def test_more_engines_per_device_are_a_setting(make: Callable[..., LeaseBook]) -> None:
+    book = make(2)
+    held = [await book.acquire(CPU, holder=h) for h in "ab"]
+    third = ask(book, CPU, "c")
+    assert await waits(third)
+    await book.release(held[0])
+    await third
+
+
+async def test_devices_are_distinct_match_the_request_and_spread(make: Callable[..., LeaseBook]) -> None:
+    book = make(3)
+    assert (await book.acquire(BOTH_A100, holder="a")).devices == ("0", "1")
+    assert (await book.acquire(ANY, holder="b")).devices == ("2",)
+    assert len((await book.acquire(A100, holder="c")).devices) == 1
+    assert sorted((await book.acquire(ResourceRequest(gpu_count=3), holder="d")).devices) == ["0", "1", "2"]
+    assert len({d for h in book.snapshot() for d in h.lease.devices}) == 3
+
+
+async def test_enforced_cpu_takes_no_gpu(make: Callable[..., LeaseBook]) -> None:
+    assert (await make().acquire(ResourceRequest(gpu_count=1, enforce_cpu=True), holder="a")).devices == ("cpu",)
+
+
+async def test_first_come_first_served(make: Callable[..., LeaseBook]) -> None:
+    book, order = make(), []
+    first = await book.acquire(CPU, holder="first")
+
+    async def one(name: str) -> None:
+        lease = await book.acquire(CPU, holder=name)
+        order.append(name)
+        await book.release(lease)
+
+    tasks = []
+    for name in "abcdef":
+        tasks.append(asyncio.create_task(one(name)))
+        await asyncio.sleep(0.002)
+    await book.release(first)
+    await asyncio.gather(*tasks)
+    assert order == list("abcdef")
+
+
+async def test_a_large_request_does_not_starve_and_blocks_only_what_it_could_use(
+    make: Callable[..., LeaseBook],
+) -> None:
+    book = make()
+    small = await book.acquire(A100, holder="small")
+    large = ask(book, BOTH_A100, "large")
+    assert await waits(large)
+    later = ask(book, A100, "later")
+    assert await waits(later)  # one a100 is free, but it is the large one's
+    assert (await book.acquire(ResourceRequest(gpu_count=1, gpu_type="l4"), holder="other")).devices == ("2",)
+    await book.acquire(CPU, holder="cpu")
+    await book.release(small)
+    assert (await large).devices == ("0", "1")
+    assert await waits(later)
+    await book.release(await large)
+    await later
+
+
+async def test_what_can_never_be_had_is_refused_at_once(make: Callable[..., LeaseBook]) -> None:
+    with pytest.raises(DispatchError, match="stage x needs 3x a100, this machine has 2x a100 80 GiB, 1x l4 24 GiB"):
+        await make().acquire(ResourceRequest(gpu_count=3, gpu_type="a100"), holder="stage x")
+
+
+async def test_waiting_callers_are_told_what_they_wait_for_and_only_when_it_changes(
+    make: Callable[..., LeaseBook],
+) -> None:
+    book, told = make(), []
+    first = await book.acquire(CPU, holder="stage a")
+    second = ask(book, CPU, "stage b")
+    await asyncio.sleep(0)
+    third = asyncio.create_task(book.acquire(CPU, holder="stage c", on_wait=told.append))
+    assert await waits(third)
+    await book.release(first)
+    await second
+    assert await waits(third)
+    pid = os.getpid()
+    assert told == [
+        f"waiting for an engine slot on cpu: held by stage a (process {pid}), 1 ahead in the queue",
+        f"waiting for an engine slot on cpu: held by stage b (process {pid})",
+    ]
+    third.cancel()
+    await asyncio.wait([third])
+
+
+async def test_a_cancelled_waiter_leaves_the_queue(make: Callable[..., LeaseBook]) -> None:
+    book = make()
+    first = await book.acquire(CPU, holder="a")
+    second, third = ask(book, CPU, "b"), ask(book, CPU, "c")
+    assert await waits(third)
+    second.cancel()
+    await book.release(first)
+    assert (await third).holder == "c"
+
+
+async def test_never_more_holders_than_slots(make: Callable[..., LeaseBook]) -> None:
+    book, now, most = make(3), 0, 0
+
+    async def one(i: int) -> None:
+        nonlocal now, most
+        lease = await book.acquire(CPU, holder=str(i))
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        await book.release(lease)
+
+    await asyncio.gather(*(one(i) for i in range(20)))
+    assert (most, now, book.snapshot()) == (3, 0, ())
+
+
+async def test_file_books_share_one_state(tmp_path: Path) -> None:
+    one, two = FileLeaseBook(tmp_path, HARDWARE), FileLeaseBook(tmp_path, HARDWARE)
+    lease = await one.acquire(CPU, holder="a")
+    other = ask(two, CPU, "b")
+    assert await waits(other)
+    await two.release(lease)
+    await other
+    assert [h.lease.holder for h in one.snapshot()] == ["b"]
+
+
+async def test_holders_and_waiters_that_died_are_dropped(tmp_path: Path) -> None:
+    book = FileLeaseBook(tmp_path, HARDWARE)
+    await book.acquire(CPU, holder="a")
+    state = json.loads((tmp_path / "run" / "leases.json").read_text())
+    row = state["held"][0]
+    row["pid"], row["start"] = 1, "another boot"  # process 1 lives, but it is not the one that took the lease
+    state["queue"] = [{**row, "id": "w", "devices": [], "ticket": 0}]
+    (tmp_path / "run" / "leases.json").write_text(json.dumps(state))
+    assert (await book.acquire(CPU, holder="b")).devices == ("cpu",)
+    assert [h.lease.holder for h in book.snapshot()] == ["b"]
+
+
+async def test_a_damaged_book_starts_empty(tmp_path: Path) -> None:
+    book = FileLeaseBook(tmp_path, HARDWARE)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "leases.json").write_text('{"held": [{"of": "another version"}]}')
+    assert (await book.acquire(CPU, holder="a")).holder == "a"
+
+
+async def test_a_lock_that_is_never_free_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_LOCK_SECONDS", 0.02)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "leases.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DispatchError, match="locked by a process that does not go on"):
+            await FileLeaseBook(tmp_path, HARDWARE).acquire(CPU, holder="a")
+
+
+async def test_an_unwritable_home_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(DispatchError, match="cannot write the lease book"):
+        await FileLeaseBook(tmp_path, HARDWARE).acquire(CPU, holder="a")
+
+
+def test_start_marks_tell_processes_apart() -> None:
+    assert start_mark(os.getpid()) == start_mark(os.getpid())
+    assert start_mark(2**22 + 1) is None
