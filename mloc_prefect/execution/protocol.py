@@ -99,6 +99,7 @@ class ExecutionFailure:
         signal: Name of the signal that ended the process, or None.
         exit_code: Exit status of the process, or None.
         log_tail: Last lines of the host's output.
+        hint: What to do about it, or None.
     """
 
     message: str
@@ -108,6 +109,7 @@ class ExecutionFailure:
     signal: str | None = None
     exit_code: int | None = None
     log_tail: str = ""
+    hint: str | None = None
 
     @property
     def retryable(self) -> bool:

@@ -1,0 +1,47 @@
+"""The environment of a host process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import mloc_prefect
+from mloc_prefect.execution.hosttypes import HostSpec
+
+
+def child_environment(spec: HostSpec, run_dir: Path) -> dict[str, str]:
+    """Return the variables of a host: ours, the devices, and `spec.env`, which has the last word.
+
+    The host runs this very copy of `mloc_prefect`, whatever its interpreter, and sees nothing else of our environment:
+    `PYTHONPATH` starts with a directory that holds only a link to the package.
+    """
+    env = {**os.environ, **device_variables(spec.devices), **spec.env}
+    inherited = env.get("PYTHONPATH")
+    env["PYTHONPATH"] = os.pathsep.join([str(_package_link(run_dir)), *([inherited] if inherited else [])])
+    return env
+
+
+def device_variables(devices: Iterable[str]) -> dict[str, str]:
+    """Return the CUDA variables for leased devices, e.g. `gpu:0` -> `CUDA_VISIBLE_DEVICES=0`.
+
+    A host without a leased GPU sees none: whatever it puts on one would be missing for the engine that leased it.
+    Numbers count as NVML does, in the order of the PCI bus.
+    """
+    gpus = [name.partition(":")[2] for name in devices if name.startswith("gpu:")]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _package_link(run_dir: Path) -> Path:
+    """Return a directory that holds only a link `mloc_prefect` to this package."""
+    package = Path(mloc_prefect.__file__).parent
+    digest = hashlib.sha256(os.fsencode(package)).hexdigest()[:8]
+    directory = run_dir / f"lib-{digest}"
+    directory.mkdir(exist_ok=True)
+    link = directory / package.name
+    if not link.is_symlink():
+        fresh = directory / f"{package.name}.{os.getpid()}"
+        fresh.symlink_to(package)
+        fresh.replace(link)
+    return directory

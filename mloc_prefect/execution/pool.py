@@ -1,0 +1,256 @@
+"""`HostPool`: owner of hosts in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.errors import DispatchError
+from mloc_prefect.execution.hosttypes import Host, HostExit, HostSpec
+from mloc_prefect.execution.owners import kill_left_over
+from mloc_prefect.execution.supervised import SupervisedHost
+from mloc_prefect.execution.wire import decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+NEWS_SECONDS = 2.0
+"""How long `exit_of` waits for the news that a host has ended."""
+
+STOP_SECONDS = 25.0
+"""How long an idle host may take to close its executor."""
+
+ANSWER_SECONDS = 2.0
+"""How long a host may take to say whether it is idle."""
+
+LOG_DAYS = 7
+"""Age at which logs of hosts are removed."""
+
+_REMEMBERED = 256
+
+
+class HostPool:
+    """Hosts of this process, one for each key, warm until idle. They end when the pool closes or the process ends.
+
+    Bound to the event loop that enters it. With `idle_seconds` 0 every acquisition starts a host of its own, which
+    leaves after its task.
+
+    Args:
+        run_dir: Directory for sockets and logs (`dirs.run_dir`).
+        idle_seconds: A host without a task leaves after this time.
+        start_seconds: Longest time until a host listens.
+        warm_limit: Hosts kept warm at most; the one not used for the longest time leaves before a further one starts.
+    """
+
+    def __init__(self, run_dir: Path, idle_seconds: float, start_seconds: float, *, warm_limit: int = 8) -> None:
+        self._run_dir = run_dir
+        self._idle_seconds = idle_seconds
+        self._start_seconds = start_seconds
+        self._warm_limit = warm_limit
+        self._hosts: dict[str, SupervisedHost] = {}
+        self._starts: dict[str, asyncio.Task[Host]] = {}
+        self._exits: dict[tuple[str, int | None], HostExit] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._closed = False
+
+    async def __aenter__(self) -> HostPool:
+        await asyncio.to_thread(tidy, self._run_dir)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def acquire(self, spec: HostSpec) -> Host:
+        """Return a host of `spec` that listens; see `HostProvider`."""
+        key = spec.key if self._idle_seconds else f"{spec.key}.{next(self._numbers)}"
+        while True:
+            if self._closed:
+                raise DispatchError("executor processes are being ended, no new one is started")
+            start = self._starts.get(key) or self._launch(spec, key)
+            host = await asyncio.shield(start)  # one caller that gives up does not stop the others
+            child = self._hosts.get(key)
+            if child is not None and child.usable:
+                child.last_used = time.monotonic()
+                return host
+            if child is not None:
+                await child.wait_gone()
+                self._retire(child)
+
+    async def discard(self, key: str, *, pid: int | None = None) -> HostExit | None:
+        """End the host `key` now; see `HostProvider`."""
+        child = self._hosts.get(key)
+        if child is None or pid not in {None, child.pid}:
+            return self._remembered(key, pid)
+        how = await child.end()
+        self._retire(child)
+        return how
+
+    async def exit_of(self, key: str, *, pid: int | None = None) -> HostExit | None:
+        """Return how the host `key` ended; see `HostProvider`."""
+        child = self._hosts.get(key)
+        if child is None or pid not in {None, child.pid}:
+            return self._remembered(key, pid)
+        try:
+            return await asyncio.wait_for(child.exited(), NEWS_SECONDS)
+        except TimeoutError:
+            return None
+
+    async def evict(self, devices: Collection[str], *, keep: str | None = None) -> int:
+        """Let idle hosts on any of `devices` leave, the one used least recently first; return how many left.
+
+        A busy host stays: whoever leased the device for it still uses it.
+
+        Args:
+            devices: Names as in `HostSpec.devices`.
+            keep: Key of a host that stays.
+        """
+        there = [c for c in self._by_use() if c.key != keep and set(c.spec.devices) & set(devices)]
+        return sum([await self._stop_idle(child) for child in there])
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Return executor, devices, pid and idle time of every host, for displays."""
+        now = time.monotonic()
+        return [
+            {
+                "key": child.key,
+                "executor": child.spec.executor,
+                "devices": list(child.spec.devices),
+                "pid": child.pid,
+                "last_used_seconds": round(now - child.last_used, 1),
+            }
+            for child in self._hosts.values()
+        ]
+
+    async def close(self) -> None:
+        """End every host; nothing of any is left then."""
+        self._closed = True
+        for start in list(self._starts.values()):
+            start.cancel()
+        await asyncio.gather(*self._starts.values(), return_exceptions=True)
+        await asyncio.gather(*(child.end() for child in self._hosts.values()))
+        await asyncio.gather(*self._watchers)
+
+    def _launch(self, spec: HostSpec, key: str) -> asyncio.Task[Host]:
+        start = asyncio.create_task(self._start(spec, key), name=f"start host {key}")
+        start.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved even if nobody waits
+        self._starts[key] = start
+        return start
+
+    async def _start(self, spec: HostSpec, key: str) -> Host:
+        try:
+            await self._make_room(spec)
+            child = SupervisedHost(spec, key, self._run_dir, idle_seconds=self._idle_seconds)
+            self._hosts[key] = child
+            host = await child.start(self._start_seconds)
+        except BaseException:
+            self._starts.pop(key, None)
+            self._hosts.pop(key, None)
+            raise
+        logger.info("started host %s of %s, pid %d", key, spec.executor, host.pid)
+        watcher = asyncio.create_task(self._watch(child), name=f"watch host {key}")
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        return host
+
+    async def _watch(self, child: SupervisedHost) -> None:
+        how = await child.exited()
+        self._remember(child, how)
+        await child.wait_gone()
+        self._retire(child)
+
+    def _retire(self, child: SupervisedHost) -> None:
+        """Forget a host of which nothing is left; called by whoever notices first."""
+        if self._hosts.get(child.key) is child:
+            del self._hosts[child.key]
+            self._starts.pop(child.key, None)
+
+    def _remember(self, child: SupervisedHost, how: HostExit) -> None:
+        self._exits[child.key, child.pid] = how
+        while len(self._exits) > _REMEMBERED:
+            del self._exits[next(iter(self._exits))]
+
+    def _remembered(self, key: str, pid: int | None) -> HostExit | None:
+        if pid is not None:
+            return self._exits.get((key, pid))
+        return next((how for (name, _), how in reversed(self._exits.items()) if name == key), None)
+
+    def _by_use(self) -> list[SupervisedHost]:
+        return sorted((c for c in self._hosts.values() if c.usable), key=lambda child: child.last_used)
+
+    async def _make_room(self, spec: HostSpec) -> None:
+        """Give the new host the memory of its GPUs, and keep the number of warm hosts bounded."""
+        await self.evict([name for name in spec.devices if name.startswith("gpu:")])
+        for child in self._by_use():
+            if len(self._hosts) < self._warm_limit:
+                return
+            await self._stop_idle(child)
+
+    async def _stop_idle(self, child: SupervisedHost) -> bool:
+        """Let `child` leave if it has no task; return whether it did."""
+        if child.socket is None or not await _leaves(child.socket):
+            return False
+        try:
+            await asyncio.wait_for(child.wait_gone(), STOP_SECONDS)
+        except TimeoutError:
+            await child.end()
+        self._retire(child)
+        return True
+
+
+async def _leaves(socket_path: str) -> bool:
+    """Ask a host to leave if it is idle; return whether it does."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(socket_path)
+    except OSError:  # it is leaving already
+        return True
+    try:
+        writer.write(encode({"op": "stop", "if_idle": True}))
+        answer = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
+    except (OSError, TimeoutError):  # busy in C code with the interpreter locked
+        return False
+    finally:
+        writer.close()
+    return not answer or bool(decode(answer).get("ok"))
+
+
+def tidy(run_dir: Path) -> None:
+    """Remove what dead owners left in `run_dir`: processes, sockets nobody listens on, old logs."""
+    count = kill_left_over(run_dir)
+    if count:
+        logger.warning("ended the processes of %d hosts whose owner was killed", count)
+    for path in run_dir.glob("*.sock*"):
+        if _is_dead(path):
+            path.unlink(missing_ok=True)
+    for path in run_dir.glob("*.log*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LOG_DAYS * 86_400:
+                path.unlink()
+
+
+def _is_dead(path: Path) -> bool:
+    """Return whether nobody listens on a socket; one that is about to is spared by its age."""
+    if path.name.endswith(".new"):
+        with suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime > 600
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False

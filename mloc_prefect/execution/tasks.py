@@ -1,0 +1,178 @@
+"""Tasks inside a host: their connection, their queue and the threads that run them. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.context import ExecutionContext
+from mloc_prefect.execution.failures import breaks_host, failure_of
+from mloc_prefect.execution.loading import load_class
+from mloc_prefect.execution.protocol import Cancelled, ExecutionEvent, ExecutionFailure
+from mloc_prefect.execution.results import summary_of, write_result
+from mloc_prefect.execution.wire import EVENT_LIMIT, encode
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+
+    from mloc_prefect.execution.executor import Executor
+    from mloc_prefect.execution.protocol import ExecutionRequest
+
+
+class HostTask:
+    """One task and the connection it came by.
+
+    Attributes:
+        request: The attempt.
+        cancelled: Set when the client has gone or the host is told to drop the task.
+        cancelled_at: When that was (monotonic seconds), or None.
+    """
+
+    def __init__(self, request: ExecutionRequest, conn: socket.socket) -> None:
+        self.request = request
+        self.cancelled = threading.Event()
+        self.cancelled_at: float | None = None
+        self._conn = conn
+        self._lock = threading.Lock()
+        self._claimed = False
+
+    def claim(self) -> bool:
+        """Return True for the first caller only: the worker that runs the task, or whoever drops it before."""
+        with self._lock:
+            first, self._claimed = not self._claimed, True
+            return first
+
+    def cancel(self) -> None:
+        """Ask the executor to stop at its next check."""
+        self.cancelled_at = self.cancelled_at or time.monotonic()
+        self.cancelled.set()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send one line; a client that is not there any more, or does not read, cancels the task."""
+        line = encode(message)
+        with self._lock:
+            try:
+                self._conn.sendall(line)
+            except OSError:
+                self.cancel()
+
+    def emit(self, event: ExecutionEvent) -> None:
+        """Send an event; one that is too large to be meant for a display is replaced by a note."""
+        message = {"t": "event", "kind": event.kind, "data": event.data, "ts": event.ts}
+        size = len(encode(message))
+        if size > EVENT_LIMIT:
+            note = f"a {event.kind} event of {size} bytes was left out"
+            message |= {"kind": "log", "data": {"message": note, "level": "warning"}}
+        self.send(message)
+
+
+class TaskRunner:
+    """Runs the tasks of one host, at most `concurrency` of the executor at once, the first on the thread of `work`.
+
+    Args:
+        executor: `package.module:Class`; loaded when the first task comes.
+        options: Engine options, given to the class.
+        on_finished: Called by a worker after the last line of a task was sent.
+    """
+
+    def __init__(self, executor: str, options: Mapping[str, Any], on_finished: Callable[[HostTask], None]) -> None:
+        self._path = executor
+        self._options = options
+        self._on_finished = on_finished
+        self._queue: queue.SimpleQueue[HostTask | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._executor: Executor | None = None
+        self._limit = 1  # until the class is loaded and tells
+        self._workers = 1
+        self._idle = 0
+
+    def submit(self, task: HostTask) -> None:
+        """Queue `task`."""
+        self._queue.put(task)
+        self._grow()
+
+    def work(self) -> None:
+        """Run tasks on this thread until `stop`; the executor is closed at the end."""
+        self._work()
+        if self._executor is not None:
+            self._executor.close()
+
+    def stop(self) -> None:
+        """Let every worker end when the tasks queued before are done."""
+        with self._lock:
+            self._limit = 0
+            for _ in range(self._workers):
+                self._queue.put(None)
+
+    def _work(self) -> None:
+        while True:
+            self._count_idle(1)
+            task = self._queue.get()
+            self._count_idle(-1)
+            if task is None:
+                return
+            if task.claim():
+                self._run(task)
+
+    def _count_idle(self, change: int) -> None:
+        with self._lock:
+            self._idle += change
+
+    def _grow(self) -> None:
+        """Start the workers that are wanted and allowed."""
+        with self._lock:
+            wanted = min(self._queue.qsize() - self._idle, self._limit - self._workers)
+            for _ in range(wanted):
+                self._workers += 1
+                threading.Thread(target=self._work, name=f"mloc-task-{self._workers}", daemon=True).start()
+
+    def _run(self, task: HostTask) -> None:
+        task.send({"t": "started", "pid": os.getpid()})
+        try:
+            last = self._attempt(task)
+        except BaseException as error:  # boundary: whatever an executor raises becomes a failure
+            last = _error(error)
+        task.send(last)
+        self._on_finished(task)
+
+    def _attempt(self, task: HostTask) -> dict[str, Any]:
+        attempt_dir = Path(task.request.attempt_dir)
+        attempt_dir.mkdir(parents=True, exist_ok=True)
+        context = ExecutionContext(task.request, task.emit, task.cancelled)
+        try:
+            context.check()
+            result = self._load().run(task.request, context)
+            path = write_result(attempt_dir, result)
+            summary = summary_of(result)
+            context.flush()
+            reused = context.reused_rows
+        finally:
+            context.close()
+        return {"t": "result", "path": str(path), "summary": summary, "reused_rows": reused, "pid": os.getpid()}
+
+    def _load(self) -> Executor:
+        """Return the executor; before it is there the limit is 1, so that only one thread comes here."""
+        if self._executor is None:
+            cls = load_class(self._path)
+            self._executor = cls(self._options)
+            self._limit = max(1, cls.concurrency)
+            self._grow()
+        return self._executor
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    """Return the last line of a failed task, and leave the traceback in the log of the host."""
+    if not isinstance(error, Cancelled):
+        traceback.print_exception(error, file=sys.stderr)
+    try:
+        failure = failure_of(error)
+    except MemoryError:
+        failure = ExecutionFailure("out of memory", kind="oom")
+    return {"t": "error", "failure": failure.to_wire(), "fatal": breaks_host(error)}
