@@ -1,6 +1,6 @@
 """Leases: which engines run at once on the devices of this machine.
 
-A book hands out slots of devices (GPU indices, or `cpu`) in order of arrival. A request at the head that does not fit
+A book hands out slots of devices (`gpu:<index>`, or `cpu`) in order of arrival. A request at the head that does not fit
 yet keeps what it could use from those behind it, and nothing else, so that neither small nor large requests starve.
 `FileLeaseBook` is one state file under a lock, shared by all processes of the machine; `MemoryLeaseBook` is its twin.
 """
@@ -39,7 +39,7 @@ class Lease:
 
     Attributes:
         id: Unique text.
-        devices: GPU indices as text, or `("cpu",)`.
+        devices: `gpu:<index>` each, or `("cpu",)`.
         holder: Who has it, for people.
     """
 
@@ -203,7 +203,7 @@ class _Book:
         count = wanted_gpus(request)
         if count and (why := misfit(request, self.inventory)):
             raise DispatchError(f"{holder} {why}")
-        candidates = [str(g.index) for g in matching_gpus(request, self.inventory.gpus)] if count else [CPU]
+        candidates = [f"gpu:{g.index}" for g in matching_gpus(request, self.inventory.gpus)] if count else [CPU]
         pid = os.getpid()
         return _Entry(uuid4().hex, holder, pid, start_mark(pid) or "", time.time(), 0, candidates, count or 1)
 

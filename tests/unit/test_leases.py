@@ -71,10 +71,10 @@ async def test_more_engines_per_device_are_a_setting(make: Callable[..., LeaseBo
 
 async def test_devices_are_distinct_match_the_request_and_spread(make: Callable[..., LeaseBook]) -> None:
     book = make(3)
-    assert (await book.acquire(BOTH_A100, holder="a")).devices == ("0", "1")
-    assert (await book.acquire(ANY, holder="b")).devices == ("2",)
+    assert (await book.acquire(BOTH_A100, holder="a")).devices == ("gpu:0", "gpu:1")
+    assert (await book.acquire(ANY, holder="b")).devices == ("gpu:2",)
     assert len((await book.acquire(A100, holder="c")).devices) == 1
-    assert sorted((await book.acquire(ResourceRequest(gpu_count=3), holder="d")).devices) == ["0", "1", "2"]
+    assert sorted((await book.acquire(ResourceRequest(gpu_count=3), holder="d")).devices) == ["gpu:0", "gpu:1", "gpu:2"]
     assert len({d for h in book.snapshot() for d in h.lease.devices}) == 3
 
 
@@ -109,10 +109,10 @@ async def test_a_large_request_does_not_starve_and_blocks_only_what_it_could_use
     assert await waits(large)
     later = ask(book, A100, "later")
     assert await waits(later)  # one a100 is free, but it is the large one's
-    assert (await book.acquire(ResourceRequest(gpu_count=1, gpu_type="l4"), holder="other")).devices == ("2",)
+    assert (await book.acquire(ResourceRequest(gpu_count=1, gpu_type="l4"), holder="other")).devices == ("gpu:2",)
     await book.acquire(CPU, holder="cpu")
     await book.release(small)
-    assert (await large).devices == ("0", "1")
+    assert (await large).devices == ("gpu:0", "gpu:1")
     assert await waits(later)
     await book.release(await large)
     await later
