@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What one stage asks of a machine. [protocol 2.4, 4.1]
+    """What one stage asks of a machine. [protocol 2.4, 4.1].
 
     Attributes:
         cpus: Logical cores, or None for no limit.

@@ -1,0 +1,162 @@
+"""`Workflow` -> `WorkflowPlan`: edges, references, resources and executors decided, nothing run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.errors import SpecError
+from mloc_prefect.plan.edges import MAX_TASKS, find_edges
+from mloc_prefect.plan.model import StagePlan, WorkflowPlan
+from mloc_prefect.plan.references import Names, ReferenceCheck
+from mloc_prefect.plan.resources import request_of
+from mloc_prefect.spec import read
+from mloc_prefect.spec.diagnostics import Diagnostic, errors, warnings
+from mloc_prefect.tasks.common import CommonSpec
+from mloc_prefect.tasks.registry import task_type
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from mloc_prefect.plan.edges import Edges
+    from mloc_prefect.plan.model import Reference
+    from mloc_prefect.spec.model import TaskNode, Workflow
+
+
+def plan_workflow(
+    workflow: Workflow,
+    *,
+    strict: bool = False,
+    allowed_env: Collection[str] | None = None,
+    params: Collection[str] = (),
+) -> WorkflowPlan:
+    """Return the plan of a valid workflow; nothing is started, read or imported for it.
+
+    Args:
+        workflow: What `spec.load` returned.
+        strict: Treat warnings as errors.
+        allowed_env: Names that `${env.NAME}` may read; None = the setting `MLOC_ALLOWED_ENV`.
+        params: Names of the parameters that the run will have, for `${param.NAME}`.
+
+    Raises:
+        SpecError: With every fault of the graph and of the references.
+    """
+    plan, found = _compile(workflow, _names(allowed_env, params), faulty=False)
+    judged = _judged((*workflow.warnings, *found), strict)
+    bad = errors(judged)
+    if bad or plan is None:
+        raise SpecError(bad)
+    return replace(plan, warnings=warnings(judged))
+
+
+def check(
+    text: str | bytes,
+    file: str = "<text>",
+    *,
+    strict: bool = False,
+    overrides: Sequence[str] = (),
+    allowed_env: Collection[str] | None = None,
+    params: Collection[str] = (),
+) -> tuple[WorkflowPlan | None, tuple[Diagnostic, ...]]:
+    """Read and plan `text`: the plan (None when there is an error) and all diagnostics, sorted, each once.
+
+    Args:
+        text: The spec.
+        file: Name that diagnostics show.
+        strict: Treat warnings as errors.
+        overrides: `path=value` texts, as `mloc run --set` takes them.
+        allowed_env: Names that `${env.NAME}` may read; None = the setting `MLOC_ALLOWED_ENV`.
+        params: Names of the parameters that the run will have, for `${param.NAME}`.
+    """
+    workflow, found = read(text, file, overrides=overrides)
+    if workflow is None:
+        return None, _judged(found, strict)
+    plan, more = _compile(workflow, _names(allowed_env, params), faulty=bool(errors(found)))
+    judged = _judged((*found, *more), strict)
+    if plan is None or errors(judged):
+        return None, judged
+    return replace(plan, warnings=warnings(judged)), judged
+
+
+def _compile(workflow: Workflow, names: Names, *, faulty: bool) -> tuple[WorkflowPlan | None, list[Diagnostic]]:
+    """Return the plan, or None, and what was found; of a `faulty` workflow only the graph and references are judged."""
+    if len(workflow.nodes) > MAX_TASKS:
+        message = f"{len(workflow.nodes)} tasks are more than the {MAX_TASKS} that one submission may have"
+        return None, [workflow.diagnostic(("spec",), severity="error", code="too-many-tasks", message=message)]
+    edges, found = find_edges(workflow)
+    checker = ReferenceCheck(workflow, edges, names, found)
+    references = {
+        key: checker.check(node, key, task_type(node.task_type).required_references)
+        for node, key in zip(workflow.nodes, edges.keys, strict=True)
+    }
+    if faulty or errors(found):
+        return None, found
+    by_key = dict(zip(edges.keys, workflow.nodes, strict=True))
+    stages = tuple(_stage(by_key[key], key, edges, references[key]) for key in edges.order)
+    digest = hashlib.sha256(workflow.source.text.encode()).hexdigest()
+    return WorkflowPlan(workflow.name, workflow.kind, workflow.source.file, digest, stages), found
+
+
+def _stage(node: TaskNode, key: str, edges: Edges, references: tuple[Reference, ...]) -> StagePlan:
+    kind = task_type(node.task_type)
+    executor = kind.executor(node.spec)
+    spec = _mapping(node.effective.get("spec"))
+    common = node.spec if isinstance(node.spec, CommonSpec) else CommonSpec()
+    shards = _max_shards(node.task_type, common, spec)
+    notes = list(edges.notes.get(key, ()))
+    if shards > 1:
+        notes.append(f"data-parallel: up to {shards} shards when that many machines are free")
+    if executor.extra:
+        notes.append(f"needs the extra '{executor.extra}'")
+    return StagePlan(
+        key=key,
+        node=node.node,
+        name=node.name,
+        task_type=node.task_type,
+        depends_on=edges.depends_on[key],
+        waits_for=tuple(edges.waits_for.get(key, ())),
+        external=edges.external[key],
+        effective=node.effective,
+        resources=request_of(node.task_type, spec),
+        executor=executor,
+        model=kind.model_identifier(node.spec),
+        references=references,
+        timeout_seconds=common.timeout_sec,
+        priority=common.priority,
+        max_shards=shards,
+        notes=tuple(notes),
+    )
+
+
+def _max_shards(task: str, common: CommonSpec, spec: Mapping[str, Any]) -> int:
+    """Return the bound on data-parallel shards; a `graph_template` is one prompt, not to be split. [protocol 2.7]."""
+    one_prompt = _mapping(spec.get("data")).get("type") == "graph_template"
+    if task.lower() != "inference" or not common.parallel.enabled or one_prompt:
+        return 1
+    return common.parallel.max_shards
+
+
+def _judged(found: Iterable[Diagnostic], strict: bool) -> tuple[Diagnostic, ...]:
+    """Return diagnostics sorted by place, each once (a fault in the base is found again in every stage)."""
+    first: dict[tuple[object, ...], Diagnostic] = {}
+    for one in sorted(found, key=lambda d: (d.line, d.column, d.severity, d.code, d.message)):
+        shown = replace(one, severity="error") if strict and one.severity == "warning" else one
+        first.setdefault((one.line, one.column, one.code, one.message), shown)
+    return tuple(first.values())
+
+
+def _names(allowed_env: Collection[str] | None, params: Collection[str]) -> Names:
+    return Names(_allowed_by_settings if allowed_env is None else allowed_env, params)
+
+
+def _allowed_by_settings() -> Collection[str]:
+    """Return the names in `MLOC_ALLOWED_ENV`; the settings are loaded only when a spec asks for a variable."""
+    from mloc_prefect.settings import get_settings
+
+    return frozenset(name.strip() for name in get_settings().allowed_env.split(",") if name.strip())
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,94 @@
+"""What a task asks of a machine, read as MLOC's scheduler reads it. [protocol 2.4, 4.1]."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mloc_prefect.plan.model import ResourceRequest
+
+_MEMORY = re.compile(r"\s*([0-9]{1,18})\s*([KMGT]?)(I?B?)\s*", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_ANY_TYPE = {"", "any", "auto", "*"}
+
+
+def parse_memory(text: Any) -> int | None:
+    """Return bytes for `16Gi`, `16 GiB`, `16GB` (all the same: powers of 1024) or plain digits; None for other text."""
+    if isinstance(text, bool) or text is None:
+        return None
+    match = _MEMORY.fullmatch(str(text))
+    if match is None or (match[3] and not match[2]):
+        return None
+    return int(match[1]) << (10 * _POWERS[match[2].upper()])
+
+
+def parse_cpus(value: Any) -> int | None:
+    """Return all digits of `value` joined, as MLOC does: `"4 cores"` is 4, but `"500m"` is 500; None without any."""
+    digits = "".join(c for c in str(value) if c in "0123456789")[:9]
+    return int(digits) if digits else None
+
+
+def gpu_type(value: Any) -> str | None:
+    """Return the lower-case device name wanted, or None for any."""
+    name = str(value if value is not None else "").strip().lower()
+    return None if name in _ANY_TYPE else name
+
+
+def request_of(task_type: str, spec: Mapping[str, Any]) -> ResourceRequest:
+    """Return the request of one task.
+
+    Args:
+        task_type: `spec.taskType`; `enforce_cpu` has a meaning for inference only.
+        spec: The plain `spec` mapping of the effective document.
+    """
+    hardware = _mapping(_mapping(spec.get("resources")).get("hardware"))
+    gpu = _mapping(hardware.get("gpu"))
+    return ResourceRequest(
+        cpus=parse_cpus(hardware.get("cpu")),
+        memory_bytes=parse_memory(hardware.get("memory")),
+        gpu_count=_count(gpu.get("count")),
+        gpu_type=gpu_type(gpu.get("type")),
+        gpu_memory_bytes=parse_memory(gpu.get("memory")),
+        enforce_cpu=is_true(spec.get("enforce_cpu")) and task_type.lower().startswith("inference"),
+    )
+
+
+def describe(request: ResourceRequest) -> str:
+    """Return the request in words, e.g. `8 cpu, 16 GiB, 2 gpu (a100, 40 GiB each)`."""
+    parts = []
+    if request.cpus is not None:
+        parts.append(f"{request.cpus} cpu")
+    if request.memory_bytes is not None:
+        parts.append(memory_text(request.memory_bytes))
+    if request.gpu_count:
+        memory = f"{memory_text(request.gpu_memory_bytes)} each" if request.gpu_memory_bytes else None
+        detail = ", ".join(text for text in (request.gpu_type, memory) if text)
+        parts.append(f"{request.gpu_count} gpu" + (f" ({detail})" if detail else ""))
+    if request.enforce_cpu:
+        parts.append("no gpu used")
+    return ", ".join(parts) or "nothing in particular"
+
+
+def memory_text(size: int) -> str:
+    """Return bytes in the largest binary unit that divides them, e.g. `16 GiB`."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % (1 << (10 * power)) == 0:
+            return f"{size >> (10 * power)} {unit}"
+    return f"{size} B"
+
+
+def is_true(value: Any) -> bool:
+    """Return whether a YAML value means yes; text is read as a person would (`"false"` is no)."""
+    return value.strip().lower() in {"true", "yes", "on", "1"} if isinstance(value, str) else bool(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or value is None:
+        return 0
+    text = str(value).strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
