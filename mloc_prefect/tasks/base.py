@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a spec as a whole, which no single field can see.
+
+    Attributes:
+        path: Path below `spec`; what is missing there is shown at its nearest parent.
+        code: Kebab-case name of the rule.
+        message: One line; MLOC's own texts word for word where it has one.
+        suggestion: The fix.
+        severity: `error` or `warning`.
+    """
+
+    path: tuple[str | int, ...]
+    code: str
+    message: str
+    suggestion: str | None = None
+    severity: Literal["error", "warning"] = "error"
 
 
 class SpecModel(BaseModel):
@@ -16,9 +35,16 @@ class SpecModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, protected_namespaces=())
 
+    accepted: ClassVar[frozenset[str]] = frozenset()
+    """Names without a field that are nevertheless no mistake."""
+
 
 class TaskSpec(SpecModel):
-    """Fields of `spec` that every task type shares; `tasks.common` fills it in. [protocol 4.1]"""
+    """Base of the typed reading of `spec`; `tasks.common` adds the fields that all types share. [protocol 4.1]"""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between fields: what is missing, what does not fit together."""
+        yield from ()
 
 
 @dataclass(frozen=True, slots=True)
