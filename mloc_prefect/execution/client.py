@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mloc_prefect.errors import DispatchError, ExecutionError
+from mloc_prefect.execution.failures import looks_out_of_memory
 from mloc_prefect.execution.hosttypes import Host, HostExit, HostProvider, HostSpec
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionRequest, ExecutionResult
 from mloc_prefect.execution.wire import LINE_LIMIT, REQUEST_LIMIT, decode, encode
@@ -125,10 +127,9 @@ class _Attempt:
                 self._accepted = True
             elif kind == "started":
                 self._started = asyncio.get_running_loop().time()
-            elif kind == "result":
-                return _result(message)
-            elif kind == "error":
-                raise _failed(await self._failure(message))
+            elif kind in {"result", "error"}:
+                watch.reschedule(None)
+                return await self._last(message)
             watch.reschedule(self._deadline())
 
     async def _message(self, reader: asyncio.StreamReader) -> dict[str, Any]:
@@ -150,10 +151,21 @@ class _Attempt:
             limits.append(self._started + self._timeout)
         return min(limits)
 
-    async def _failure(self, message: dict[str, Any]) -> ExecutionFailure:
+    async def _last(self, message: dict[str, Any]) -> ExecutionResult:
+        """Return the result in the last line, or raise the failure in it."""
+        if message["t"] == "result":
+            return ExecutionResult(
+                path=message["path"],
+                summary=message["summary"],
+                host_pid=message["pid"],
+                reused_rows=message["reused_rows"],
+            )
+        failure = ExecutionFailure.from_wire(message["failure"])
         if message.get("fatal"):  # out of memory, or the device context is lost: the process is of no more use
-            await self._hosts.discard(self._host.key, pid=self._host.pid)
-        return ExecutionFailure.from_wire(message["failure"])
+            how = await self._hosts.discard(self._host.key, pid=self._host.pid)
+            if how is not None and how.oom and failure.kind == "error":  # a process of the engine was the victim
+                failure = replace(failure, kind="oom", message=f"out of memory: {failure.message}")
+        raise _failed(failure)
 
     async def _overdue(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ExecutionFailure:
         """End the task that ran too long, or the host that says nothing."""
@@ -207,19 +219,14 @@ def _write_private(path: Path, data: bytes) -> None:
         out.write(data)
 
 
-def _result(message: dict[str, Any]) -> ExecutionResult:
-    return ExecutionResult(
-        path=message["path"],
-        summary=message["summary"],
-        host_pid=message["pid"],
-        reused_rows=message["reused_rows"],
-    )
-
-
 def _death_of(how: HostExit) -> ExecutionFailure:
-    if how.oom:
+    if how.oom or (how.signal != "SIGKILL" and looks_out_of_memory(how.log_tail)):
         return ExecutionFailure(
-            "the executor process was killed: out of memory", kind="oom", signal=how.signal, log_tail=how.log_tail
+            "the executor process ended: out of memory",
+            kind="oom",
+            signal=how.signal,
+            exit_code=how.exit_code,
+            log_tail=how.log_tail,
         )
     if how.signal is not None:
         return ExecutionFailure(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from mloc_prefect.errors import DispatchError
@@ -19,8 +18,7 @@ _ROOM = 40  # bytes for "/<key>-<token>.sock.new" and its like
 def run_dir(home: Path) -> Path:
     """Return the directory for sockets and logs of `home`, made if needed, mode 0700.
 
-    It is `home/run`, or, where socket paths would grow too long there, a directory of the same meaning below the
-    system's temporary one.
+    It is `home/run`, or, where socket paths would grow too long there, a directory of the same meaning in `/tmp`.
 
     Raises:
         DispatchError: It cannot be made, or belongs to another user.
@@ -29,10 +27,7 @@ def run_dir(home: Path) -> Path:
     if len(os.fsencode(path)) + _ROOM > SOCKET_LIMIT:
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
         name = f"mloc-{os.getuid()}-{digest}"
-        path = next(
-            (p for p in (Path(tempfile.gettempdir()) / name,) if len(os.fsencode(p)) + _ROOM <= SOCKET_LIMIT),
-            Path("/tmp") / name,  # noqa: S108  # made 0700 and checked below
-        )
+        path = Path("/tmp", name)  # noqa: S108  # made 0700 and checked below; not TMPDIR: all must find the same
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()

@@ -14,7 +14,8 @@ _MESSAGE_LIMIT = 2_000
 _TRACEBACK_LIMIT = 32_000
 
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|can(?:'|no)t allocate memory|unable to allocate .* for an array", re.IGNORECASE
+    r"out of memory|can(?:'|no)t allocate memory|unable to allocate .* for an array|\bMemoryError\b|std::bad_alloc",
+    re.IGNORECASE,
 )
 _BROKEN_DEVICE = re.compile(r"CUDA error|device-side assert|NCCL error|HIP error|EngineDeadError", re.IGNORECASE)
 
@@ -48,8 +49,21 @@ def failure_of(error: BaseException) -> ExecutionFailure:
 
 
 def breaks_host(error: BaseException) -> bool:
-    """Return whether the process is of no more use: its memory ran out or its device context is lost."""
-    return _ran_out_of_memory(error) or any(_BROKEN_DEVICE.search(str(link)) for link in _chain(error))
+    """Return whether the process is of no more use.
+
+    Its memory ran out, or its device context is lost, or a library is missing (Python remembers what it did not find,
+    so that a library installed since would stay unseen).
+    """
+    if isinstance(error, UserError | MlocError):
+        return False
+    if isinstance(error, ImportError) or _ran_out_of_memory(error):
+        return True
+    return any(_BROKEN_DEVICE.search(str(link)) for link in _chain(error))
+
+
+def looks_out_of_memory(text: str) -> bool:
+    """Return whether the last lines of a log say that memory ran out."""
+    return _OUT_OF_MEMORY.search("\n".join(text.splitlines()[-5:])) is not None
 
 
 def _ours(error: MlocError) -> ExecutionFailure:

@@ -14,9 +14,11 @@ import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from mloc_prefect.execution.server import CANCEL_GRACE, HostServer
+from mloc_prefect.execution.tasks import THREAD_PREFIX
 
 CONFIG = "MLOC_HOST_CONFIG"
 HUNG_EXIT_CODE = 75
@@ -41,10 +43,22 @@ def main() -> None:
         on_hung=_give_up,
     )
     _note(f"host of {config['executor']} listens, pid {os.getpid()}")
-    threading.Thread(target=_serve, args=(server,), name="mloc-sockets", daemon=True).start()
-    server.runner.work()
+    threading.excepthook = _lost_thread
+    threading.Thread(target=_serve, args=(server,), name=f"{THREAD_PREFIX}sockets", daemon=True).start()
+    try:
+        server.runner.work()
+    except BaseException:  # boundary: the process ends here, and no library thread may keep it
+        traceback.print_exc()
+        _leave(1)
     _note("host leaves")
     _leave(0)
+
+
+def _lost_thread(what: threading.ExceptHookArgs) -> None:
+    """End the host when one of its own threads fails: a task of it would never be answered."""
+    threading.__excepthook__(what)
+    if what.thread is not None and what.thread.name.startswith(THREAD_PREFIX):
+        _leave(1)
 
 
 def _serve(server: HostServer) -> None:

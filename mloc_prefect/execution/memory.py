@@ -78,7 +78,10 @@ class MemoryHosts:
     async def exit_of(self, key: str, *, pid: int | None = None) -> HostExit | None:
         """Return how the host ended; see `HostProvider`."""
         del pid
-        return None if key in self._hosts else self._exits.get(key)
+        running = self._hosts.get(key)
+        if running is None:
+            return self._exits.get(key)
+        return None if running.alive else HostExit(0, None)
 
     async def close(self) -> None:
         """Discard all."""

@@ -27,7 +27,7 @@ NEWS_SECONDS = 2.0
 """How long `exit_of` waits for the news that a host has ended."""
 
 STOP_SECONDS = 25.0
-"""How long an idle host may take to close its executor."""
+"""How long a host that leaves may take to close its executor."""
 
 ANSWER_SECONDS = 2.0
 """How long a host may take to say whether it is idle."""
@@ -85,8 +85,7 @@ class HostPool:
                 child.last_used = time.monotonic()
                 return host
             if child is not None:
-                await child.wait_gone()
-                self._retire(child)
+                await self._gone(child)
 
     async def discard(self, key: str, *, pid: int | None = None) -> HostExit | None:
         """End the host `key` now; see `HostProvider`."""
@@ -201,12 +200,16 @@ class HostPool:
         """Let `child` leave if it has no task; return whether it did."""
         if child.socket is None or not await _leaves(child.socket):
             return False
+        await self._gone(child)
+        return True
+
+    async def _gone(self, child: SupervisedHost) -> None:
+        """Wait until nothing is left of a host that leaves; one that takes too long is ended."""
         try:
             await asyncio.wait_for(child.wait_gone(), STOP_SECONDS)
         except TimeoutError:
             await child.end()
         self._retire(child)
-        return True
 
 
 async def _leaves(socket_path: str) -> bool:

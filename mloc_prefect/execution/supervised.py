@@ -78,8 +78,8 @@ class SupervisedHost:
 
     @property
     def usable(self) -> bool:
-        """Whether it has not ended and is not about to."""
-        return self._exit is None and not self._ending
+        """Whether it has not ended and is not about to; a host that leaves removes its socket first."""
+        return self._exit is None and not self._ending and self._socket.exists()
 
     async def start(self, seconds: float) -> Host:
         """Start the host and return it when it listens.
@@ -126,10 +126,23 @@ class SupervisedHost:
             raise DispatchError(f"there is no Python interpreter at {self.spec.python}", hint=hint)
         if self._log.exists():
             self._log.replace(self._log.with_suffix(".log.1"))
+        environment = self._environment()
         lifeline, self._lifeline = os.pipe()
         self._status, status = os.pipe()
         os.set_blocking(self._status, False)
         _lifelines.add(self)
+        try:
+            self._supervisor = self._popen(lifeline, status, environment)
+        except OSError as error:
+            os.close(self._status)
+            self._status = None
+            raise DispatchError(f"no process could be started: {error.strerror}") from error
+        finally:
+            os.close(lifeline)
+            os.close(status)
+        asyncio.get_running_loop().add_reader(self._status, self._news)
+
+    def _popen(self, lifeline: int, status: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         config = {
             "argv": [self.spec.python, "-P", "-c", _CODE, "mloc-host", self.spec.executor],
             "log": str(self._log),
@@ -138,20 +151,15 @@ class SupervisedHost:
             "status": status,
             "owner": os.getpid(),
         }
-        try:
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=self._environment(),
-                cwd=self._run_dir,
-                pass_fds=(lifeline, status),
-                start_new_session=True,  # Ctrl-C in the owner's terminal is the owner's matter
-            )
-        finally:
-            os.close(lifeline)
-            os.close(status)
-        asyncio.get_running_loop().add_reader(self._status, self._news)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+            cwd=self._run_dir,
+            pass_fds=(lifeline, status),
+            start_new_session=True,  # Ctrl-C in the owner's terminal is the owner's matter
+        )
 
     def _environment(self) -> dict[str, str]:
         config = {
@@ -218,13 +226,13 @@ class SupervisedHost:
         """Clean up after the supervisor; if it was killed, its work is done here."""
         assert self._supervisor is not None
         code = await asyncio.to_thread(self._supervisor.wait)
-        if code != 0 or (self._pid is not None and self._exit is None):
+        if self._exit is None:
+            self._ended(HostExit(None, "SIGKILL", log_tail=log_tail(self._log)))
+        if code != 0:
             logger.warning("the supervisor of host %s was killed (%s), ending what it left", self.key, code)
             killed = await asyncio.to_thread(supervisor.kill_family, self._mark, session=self._pid, seconds=END_SECONDS)
             if not killed:
                 logger.error("processes of host %s cannot be killed; their mark is %s", self.key, self._mark)
-        if self._exit is None:
-            self._ended(HostExit(None, "SIGKILL", log_tail=log_tail(self._log)))
         self._cut_lifeline()
         self._socket.unlink(missing_ok=True)
         self._socket.with_name(self._socket.name + ".new").unlink(missing_ok=True)

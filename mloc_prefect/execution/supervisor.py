@@ -37,6 +37,8 @@ MARK = "MLOC_HOST_ID"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK = 1.0  # seconds between two looks at the counters of the kernel's OOM killer
+_OOM_TICKS = 10  # how long the end of a victim may take: it has gigabytes to give back
+_OOM_SCORE = "500"  # of 1000: when memory is short, hosts go before whoever owns them
 
 
 class Process(NamedTuple):
@@ -149,12 +151,11 @@ class _Supervisor:
         self._status = int(str(config["status"]))
         self._owner = int(str(config["owner"]))
         self._mark = os.environ[MARK]
-        self._oom_counts: deque[tuple[int, ...]] = deque(maxlen=3)
+        self._oom_counts: deque[tuple[int, ...]] = deque(maxlen=_OOM_TICKS)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._process: subprocess.Popen[bytes] | None = None  # kept: a Popen that is collected reaps its child
         self._host = 0
         self._ended = False
-        self._ordered = False
 
     def run(self) -> None:
         """Start the host, watch, and clean up."""
@@ -166,7 +167,6 @@ class _Supervisor:
         self._sample()
         if os.getppid() == self._owner and self._start():
             self._watch(wake)
-            self._ordered = True
             kill_family(self._mark, ancestor=os.getpid(), session=self._host, on_round=self._reap_all)
             self._reap_all()
             while not self._ended:  # between the end of its last thread and the news of it
@@ -194,6 +194,8 @@ class _Supervisor:
 
     def _in_child(self) -> None:
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as handle:
+            handle.write(_OOM_SCORE)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
@@ -231,11 +233,11 @@ class _Supervisor:
     def _exit(self, code: int) -> dict[str, object]:
         if code >= 0:
             return {"code": code, "signal": None, "oom": False}
-        oom = code == -signal.SIGKILL and not self._ordered and _oom_kills() > self._oom_counts[0]
+        oom = code == -signal.SIGKILL and _oom_kills() > self._oom_counts[0]
         return {"code": None, "signal": _signal_name(-code), "oom": oom}
 
     def _sample(self) -> None:
-        """Note the counters; the oldest kept note is a few seconds old, older than the end of a killed host takes."""
+        """Note the counters; a kill since the oldest kept note is taken to concern this host."""
         self._oom_counts.append(_oom_kills())
 
     def _tell(self, message: dict[str, object]) -> None:

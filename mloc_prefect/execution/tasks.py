@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mloc_prefect.execution.executor import Executor
     from mloc_prefect.execution.protocol import ExecutionRequest
 
+THREAD_PREFIX = "mloc-host-"
+"""Names of the threads that a host cannot do without."""
+
 
 class HostTask:
     """One task and the connection it came by.
@@ -131,7 +134,7 @@ class TaskRunner:
             wanted = min(self._queue.qsize() - self._idle, self._limit - self._workers)
             for _ in range(wanted):
                 self._workers += 1
-                threading.Thread(target=self._work, name=f"mloc-task-{self._workers}", daemon=True).start()
+                threading.Thread(target=self._work, name=f"{THREAD_PREFIX}{self._workers}", daemon=True).start()
 
     def _run(self, task: HostTask) -> None:
         task.send({"t": "started", "pid": os.getpid()})
