@@ -1,0 +1,95 @@
+"""Every private or patched piece of Prefect that the warm worker stands on, in one place.
+
+`tests/unit/test_prefect_contract.py` checks each of them against the installed Prefect, so that an upgrade that moves
+one fails there and not at a user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow_engine
+from prefect._flow_run_suspension import register_flow_run_suspension_request
+from prefect._internal.observers import FlowRunCancellingObserver
+from prefect.flow_engine import AsyncFlowRunEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.flows import Flow
+
+__all__ = ["CancelSwitch", "FlowRunCancellingObserver", "WarmEngine", "engine_for", "warm_engines"]
+
+
+@dataclass(slots=True)
+class CancelSwitch:
+    """Says that the end of a run, subflows included, was asked for and is no crash."""
+
+    requested: bool = False
+
+
+_switch: ContextVar[CancelSwitch | None] = ContextVar("mloc_cancel_switch", default=None)
+
+
+class WarmEngine(AsyncFlowRunEngine[Any, Any]):
+    """Prefect's async engine for runs that share a process with others.
+
+    Two things differ from the stock engine. A run that is cancelled ends Cancelled, not Crashed: nobody outside the
+    process is there to say so. And no run starts the suspension observer, a thread with a websocket on which the stock
+    engine blocks the event loop for every run with a deployment.
+    """
+
+    @contextlib.contextmanager
+    def setup_flow_run_suspension_request(self) -> Iterator[Any]:
+        """Register the run for suspension requests of this process, without watching for those of others."""
+        assert self.flow_run is not None
+        request = self._get_flow_run_suspension_request()
+        with register_flow_run_suspension_request(self.flow_run.id, request):
+            request.raise_if_requested()
+            yield request
+
+    async def handle_crash(self, exc: BaseException) -> None:
+        """Report the end that was asked for as a cancellation."""
+        switch = _switch.get()
+        if switch is not None and switch.requested:
+            await self.handle_cancellation(exc)
+        else:
+            await super().handle_crash(exc)
+
+
+@contextlib.contextmanager
+def warm_engines() -> Iterator[None]:
+    """Make Prefect use `WarmEngine` for every async flow and subflow of this process, and leave its signals alone.
+
+    The stock engine takes SIGTERM for itself while a flow runs: right for a process of one run, but here the signal
+    means the worker.
+    """
+    ours = {"AsyncFlowRunEngine": WarmEngine, "capture_sigterm": contextlib.nullcontext}
+    stock = {name: getattr(flow_engine, name) for name in ours}
+    vars(flow_engine).update(ours)
+    try:
+        yield
+    finally:
+        vars(flow_engine).update(stock)
+
+
+async def engine_for(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
+    """Run `flow` for `flow_run` in this loop; every outcome is reported to the API before this returns.
+
+    Cancel the task that awaits this at most once, after setting `switch`: a second cancellation would interrupt the
+    report of the first.
+    """
+    _switch.set(switch)
+    engine = WarmEngine(
+        flow=flow,
+        flow_run=flow_run,
+        parameters=flow_engine._flow_parameters(flow, flow_run, None),
+    )
+    async with engine.start():
+        while engine.is_running():
+            async with engine.run_context():
+                await engine.call_flow_fn()  # type: ignore[unused-coroutine] # its annotation is one Coroutine too many

@@ -1,0 +1,105 @@
+"""Runs of our own flows in the worker's event loop: no process start, no import, hosts stay warm."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from prefect.exceptions import Abort, Pause
+from prefect.flows import Flow
+
+from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, engine_for, warm_engines
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+logger = logging.getLogger("prefect.mloc.worker")
+
+_PACKAGE = "mloc_prefect."
+_CANCEL_POLL_SECONDS = 2.0
+_SETTLE_SECONDS = 20.0
+
+
+def own_flow(deployment: DeploymentResponse) -> Flow[..., Any] | None:
+    """Return the flow of a deployment that may run in the worker's loop, or None.
+
+    That is: an async flow, named by its module path, inside the installed `mloc_prefect`. Everything else (files,
+    pull steps, users' flows, sync flows, which would block the loop) belongs in a process of its own.
+    """
+    entrypoint = deployment.entrypoint or ""
+    if deployment.pull_steps or ":" in entrypoint or not entrypoint.startswith(_PACKAGE):
+        return None
+    module, _, name = entrypoint.rpartition(".")
+    try:
+        flow = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        logger.warning("deployment %s: %s is not in this mloc_prefect: %s", deployment.name, entrypoint, error)
+        return None
+    return flow if isinstance(flow, Flow) and flow.isasync and not flow.isgenerator else None
+
+
+class WarmRuns:
+    """The runs in this loop, and the watch for those that are to be cancelled; an async context manager."""
+
+    def __init__(self) -> None:
+        self._runs: dict[UUID, tuple[asyncio.Task[None], CancelSwitch]] = {}
+        self._stack = AsyncExitStack()
+        self._observer: FlowRunCancellingObserver | None = None
+
+    async def __aenter__(self) -> Self:
+        self._stack.enter_context(warm_engines())
+        self._observer = await self._stack.enter_async_context(
+            FlowRunCancellingObserver(on_cancelling=self.cancel, polling_interval=_CANCEL_POLL_SECONDS)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """End what still runs, as crashed, so that a reaper may start it again elsewhere."""
+        tasks = [task for task, _ in self._runs.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
+        await self._stack.aclose()
+
+    async def run(self, flow: Flow[..., Any], flow_run: FlowRun) -> None:
+        """Run `flow` to its end, whatever that is; the engine reports it to the API."""
+        assert self._observer is not None, "enter the context first"
+        switch = CancelSwitch()
+        task = asyncio.create_task(engine_for(flow, flow_run, switch), name=f"run {flow_run.name}")
+        self._runs[flow_run.id] = (task, switch)
+        self._observer.add_in_flight_flow_run_id(flow_run.id)
+        try:
+            await asyncio.wait({task})
+            _log_end(task, flow_run)
+        finally:
+            self._observer.remove_in_flight_flow_run_id(flow_run.id)
+            del self._runs[flow_run.id]
+
+    def cancel(self, flow_run_id: UUID) -> None:
+        """Cancel a run of this loop, once: the engine itself says Cancelling again, and that must not interrupt it."""
+        task, switch = self._runs.get(flow_run_id, (None, None))
+        if task is None or switch is None or switch.requested:
+            return
+        switch.requested = True
+        task.cancel()
+
+
+def _log_end(task: asyncio.Task[None], flow_run: FlowRun) -> None:
+    """Note an end that the engine could not report; the others are in the API already."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    if isinstance(error, (Abort, Pause)):
+        logger.info("run %s: the server stopped it: %s", flow_run.name, error)
+    elif error is not None:
+        logger.error("run %s ended outside its flow", flow_run.name, exc_info=error)

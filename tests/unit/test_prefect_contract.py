@@ -1,0 +1,186 @@
+"""What we rely on in Prefect beyond its public API; an upgrade that moves any of it must fail here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+
+import pytest
+from prefect import flow, flow_engine
+from prefect.server.database import dependencies
+from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
+from prefect.workers.base import BaseWorker
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from mloc_prefect.orchestrate.sqlite import SerialSqlite, install
+from mloc_prefect.worker._prefect import FlowRunCancellingObserver, WarmEngine, warm_engines
+from mloc_prefect.worker.engine import own_flow
+from mloc_prefect.worker.worker import MlocGpuWorker
+
+# --- SQLite -----------------------------------------------------------------------------------------------------------
+
+
+def test_database_hook_is_used_by_the_server():
+    """`set_database_config` must reach what every request gets."""
+    before = dependencies.MODELS_DEPENDENCIES["database_config"]
+    try:
+        config = install("sqlite+aiosqlite:////nowhere/x.db")
+        assert dependencies.provide_database_interface().database_config is config
+    finally:
+        dependencies.set_database_config(before)
+
+
+def test_begin_mode_is_where_we_expect_it():
+    signature = inspect.signature(AioSqliteConfiguration.begin_transaction)
+    assert list(signature.parameters) == ["self", "session", "with_for_update"]
+    assert "SQLITE_BEGIN_MODE" in inspect.unwrap(AioSqliteConfiguration.begin_transaction).__code__.co_names
+
+
+class Sessions:
+    """Sessions on one throw-away database, and a log of what happened in which order."""
+
+    def __init__(self, config: SerialSqlite, engine) -> None:
+        self.config, self.engine, self.log = config, engine, []
+
+    async def write(self, name: str, *, inside=None, seconds: float = 0.01) -> None:
+        async with AsyncSession(self.engine) as session, self.config.begin_transaction(session):
+            self.log.append(f"{name} {SQLITE_BEGIN_MODE.get()}")
+            if inside is not None:
+                await inside()
+            await asyncio.sleep(seconds)
+            self.log.append(f"{name} end")
+
+
+@pytest.fixture
+async def sessions():
+    engine = create_async_engine("sqlite+aiosqlite://")
+    yield Sessions(SerialSqlite(connection_url="sqlite+aiosqlite://"), engine)
+    await engine.dispose()
+
+
+async def test_writes_take_turns_and_begin_immediate(sessions):
+    await asyncio.gather(*(sessions.write(str(n)) for n in range(5)))
+    assert sessions.log == [entry for n in range(5) for entry in (f"{n} IMMEDIATE", f"{n} end")]
+
+
+async def test_a_transaction_inside_another_does_not_wait_for_it(sessions):
+    await asyncio.wait_for(sessions.write("outer", inside=lambda: sessions.write("inner")), 5)
+    assert sessions.log == ["outer IMMEDIATE", "inner DEFERRED", "inner end", "outer end"]
+
+
+async def test_a_task_left_behind_by_a_transaction_queues_again(sessions):
+    left: list[asyncio.Task] = []
+
+    async def leave() -> None:
+        async def later() -> None:
+            await asyncio.sleep(0.05)
+            await sessions.write("later")
+
+        left.append(asyncio.create_task(later()))
+
+    await sessions.write("outer", inside=leave)
+    await asyncio.gather(sessions.write("other", seconds=0.15), *left)
+    assert sessions.log[2:] == ["other IMMEDIATE", "other end", "later IMMEDIATE", "later end"]
+
+
+# --- the engine -------------------------------------------------------------------------------------------------------
+
+
+def test_engine_is_looked_up_where_we_replace_it():
+    assert "AsyncFlowRunEngine" in flow_engine.run_flow_async.__code__.co_names
+    initialize = inspect.unwrap(flow_engine.AsyncFlowRunEngine.initialize_run)
+    assert "capture_sigterm" in initialize.__code__.co_names
+
+
+def test_engine_is_replaced_and_put_back():
+    stock = flow_engine.AsyncFlowRunEngine, flow_engine.capture_sigterm
+    with warm_engines():
+        assert flow_engine.AsyncFlowRunEngine is WarmEngine
+        assert flow_engine.capture_sigterm is not stock[1]
+    assert stock == (flow_engine.AsyncFlowRunEngine, flow_engine.capture_sigterm)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (flow_engine.AsyncFlowRunEngine, "handle_crash", ["self", "exc"]),
+        (flow_engine.AsyncFlowRunEngine, "handle_cancellation", ["self", "exc"]),
+        (flow_engine.AsyncFlowRunEngine, "start", ["self"]),
+        (flow_engine.AsyncFlowRunEngine, "run_context", ["self"]),
+        (flow_engine.AsyncFlowRunEngine, "call_flow_fn", ["self"]),
+        (flow_engine.AsyncFlowRunEngine, "is_running", ["self"]),
+        (flow_engine.AsyncFlowRunEngine, "setup_flow_run_suspension_request", ["self"]),
+        (flow_engine.AsyncFlowRunEngine, "_get_flow_run_suspension_request", ["self"]),
+        (flow_engine, "_flow_parameters", ["flow", "flow_run", "parameters"]),
+        (FlowRunCancellingObserver, "add_in_flight_flow_run_id", ["self", "flow_run_id"]),
+        (FlowRunCancellingObserver, "remove_in_flight_flow_run_id", ["self", "flow_run_id"]),
+        (BaseWorker, "setup", ["self"]),
+        (BaseWorker, "teardown", ["self", "exc_info"]),
+        (BaseWorker, "get_and_submit_flow_runs", ["self"]),
+        (ProcessWorker, "run", ["self", "flow_run", "configuration", "task_status"]),
+        (
+            ProcessJobConfiguration,
+            "prepare_for_flow_run",
+            ["self", "flow_run", "deployment", "flow", "work_pool", "worker_name", "worker_id"],
+        ),
+    ],
+)
+def test_signatures(owner, name, parameters):
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
+
+
+def test_the_engine_uses_the_methods_that_we_replace():
+    """`handle_crash` on cancellation, and the suspension request on start, or our versions do nothing."""
+    initialize = inspect.unwrap(flow_engine.AsyncFlowRunEngine.initialize_run)
+    start = inspect.unwrap(flow_engine.AsyncFlowRunEngine.start)
+    assert "handle_crash" in initialize.__code__.co_names
+    assert "setup_flow_run_suspension_request" in start.__code__.co_names
+
+
+# --- the worker -------------------------------------------------------------------------------------------------------
+
+
+def test_worker_type_is_registered():
+    import mloc_prefect.collection as collection
+
+    assert BaseWorker.get_worker_class_from_type("mloc-gpu") is collection.MlocGpuWorker
+
+
+def test_job_template_has_a_place_for_every_variable():
+    template = MlocGpuWorker.get_default_base_job_template()
+    assert {"gpu_count", "gpu_type", "gpu_memory", "env", "command"} <= set(template["variables"]["properties"])
+    assert template["job_configuration"]["gpu_count"] == "{{ gpu_count }}"
+
+
+def deployment(entrypoint: str | None, pull_steps: list | None = None) -> SimpleNamespace:
+    return SimpleNamespace(name="d", entrypoint=entrypoint, pull_steps=pull_steps)
+
+
+@flow
+async def some_async_flow() -> None: ...
+
+
+@flow
+def some_sync_flow() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "pull_steps"),
+    [
+        (None, None),
+        ("flows/run_workflow.py:run_workflow", None),
+        ("tests.unit.test_prefect_contract.some_async_flow", None),
+        ("mloc_prefect.fake.some_async_flow", [{"prefect.deployments.steps.git_clone": {}}]),
+        ("mloc_prefect.fake.some_sync_flow", None),
+        ("mloc_prefect.fake.no_such_flow", None),
+        ("mloc_prefect.no_such_module.flow", None),
+        ("mloc_prefectures.flows.flow", None),
+    ],
+)
+def test_every_other_flow_gets_a_process(entrypoint, pull_steps, monkeypatch):
+    fake = SimpleNamespace(some_async_flow=some_async_flow, some_sync_flow=some_sync_flow)
+    monkeypatch.setitem(__import__("sys").modules, "mloc_prefect.fake", fake)
+    assert own_flow(deployment(entrypoint, pull_steps)) is None
+    assert own_flow(deployment("mloc_prefect.fake.some_async_flow")) is some_async_flow
