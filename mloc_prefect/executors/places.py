@@ -1,0 +1,69 @@
+"""Where an executor looks for models and data sets: mirrors, then local paths; what it was told by the request."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.artifacts.mirrors import Mirrors
+from mloc_prefect.errors import ArtifactError
+from mloc_prefect.execution.protocol import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The look-up rules of one request.
+
+    Attributes:
+        mirrors: All mirror lines in force: the file of the setting, then `$MLOC_HOME/mirrors.yaml`.
+        home: State directory; copies of remote models go to `cache/` below it.
+        base: Folder that relative paths of the spec start from.
+        allowed_hosts: Hosts that data may be read from over http(s).
+    """
+
+    mirrors: Mirrors
+    home: Path
+    base: Path
+    allowed_hosts: frozenset[str]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Places:
+        """Read the keys `home`, `mirrors`, `base_dir` and `allowed_hosts` of `ExecutionRequest.settings`.
+
+        Absent ones fall back to the environment (`MLOC_HOME`, `MLOC_MIRRORS`, `MLOC_ALLOWED_HOSTS`) and to the
+        working directory.
+
+        Raises:
+            UserError: A mirrors file is wrong.
+        """
+        home = Path(settings.get("home") or os.environ.get("MLOC_HOME") or "~/.mloc").expanduser()
+        named = settings.get("mirrors") or os.environ.get("MLOC_MIRRORS")
+        chosen = Path(named).expanduser() if named else None
+        prepared = home / "mirrors.yaml"
+        hosts = settings.get("allowed_hosts") or os.environ.get("MLOC_ALLOWED_HOSTS") or ()
+        listed = hosts.split(",") if isinstance(hosts, str) else hosts
+        try:
+            mirrors = Mirrors.load(chosen, prepared if prepared.is_file() else None)
+        except ArtifactError as error:
+            raise user_error(error) from None
+        base = Path(settings.get("base_dir") or Path.cwd())
+        return cls(mirrors, home, base, frozenset(str(h).strip() for h in listed if str(h).strip()))
+
+    @property
+    def mirrors_target(self) -> Path:
+        """The file in which a new mirror belongs."""
+        return self.mirrors.files[0] if self.mirrors.files else self.home / "mirrors.yaml"
+
+    def local(self, identifier: str) -> Path:
+        """Return `identifier` read as a path."""
+        return self.base / Path(identifier).expanduser()
+
+
+def user_error(error: ArtifactError) -> UserError:
+    """Return `error` in the one-line form that crosses the process boundary."""
+    return UserError(f"{error.message} ({error.hint})" if error.hint else error.message)
