@@ -1,0 +1,102 @@
+"""How text is generated: `spec.inference` as decided values, with the defaults of protocol 4.2."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.protocol import UserError
+
+if TYPE_CHECKING:
+    from mloc_prefect.executors.fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Everything that decides which tokens follow a prompt.
+
+    Attributes:
+        max_new_tokens: Longest answer, tokens.
+        temperature: 0 = the most likely token always.
+        top_p: Keep the most likely tokens whose probabilities add up to this.
+        top_k: Keep so many most likely tokens; 0 = all.
+        sample: Draw tokens; False = the most likely one always.
+        repetition_penalty: > 1 makes tokens that already occurred (prompt included) less likely.
+        stop: The answer ends before the first of these texts.
+        seed: Makes draws repeatable; None = different in every attempt.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 50
+    sample: bool = True
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, inference: Fields) -> Sampling:
+        """Read `spec.inference`.
+
+        `max_new_tokens` wins over `max_tokens`. Without `do_sample`, tokens are drawn when temperature > 0 or
+        top_p < 1 or top_k > 0; temperature 0 is greedy in any case, as the division by it has no other meaning.
+
+        Raises:
+            UserError: A value is out of bounds.
+        """
+        limit = "max_tokens" if inference.get("max_new_tokens") is None else "max_new_tokens"
+        temperature = _bounded(inference, "temperature", 0.7, low=0.0)
+        top_p = _bounded(inference, "top_p", 0.95, low=0.0, high=1.0)
+        top_k = inference.integer("top_k", 50, minimum=-1)
+        inferred = temperature > 0 or top_p < 1 or top_k > 0
+        return cls(
+            max_new_tokens=inference.integer(limit, 512, minimum=1),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=max(top_k, 0),
+            sample=inference.flag("do_sample", inferred) and temperature > 0,
+            repetition_penalty=_bounded(inference, "repetition_penalty", 1.0, low=math.ulp(0.0)),
+            stop=_stop(inference),
+            seed=None if inference.get("seed") is None else inference.integer("seed", 0),
+        )
+
+    def key(self) -> dict[str, Any]:
+        """Return the values that decide the text of a row, for `row_key`; unused ones are left out."""
+        common = {"max_new_tokens": self.max_new_tokens, "stop": list(self.stop), "repetition": self.repetition_penalty}
+        if not self.sample:
+            return common
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+        return {**common, **drawn}
+
+    def row_seed(self, index: int) -> int:
+        """Return the seed of row `index`: its draws depend on nothing else, so not on the batch it stands in."""
+        if self.seed is None:
+            return secrets.randbits(63)
+        digest = hashlib.sha256(f"{self.seed}:{index}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+    """Return `text` up to the first stop text that occurs in it, and whether one did."""
+    places = [place for place in (text.find(s) for s in stop) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _stop(inference: Fields) -> tuple[str, ...]:
+    value = inference.get("stop")
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise inference.error("stop", value, "a text or a list of texts")
+    return tuple(text for text in texts if text)
+
+
+def _bounded(inference: Fields, name: str, default: float, low: float, high: float = math.inf) -> float:
+    value = inference.number(name, default)
+    if not low <= value <= high:
+        wanted = f">= {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise UserError(f"{inference.path}.{name} must be {'> 0' if 0 < low < 1e-9 else wanted}, found {value:g}")
+    return value

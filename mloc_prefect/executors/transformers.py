@@ -1,0 +1,169 @@
+"""Inference with Hugging Face transformers: one warm model, rows journalled as they end. [protocol 4.2, 5]."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.execution.rows import row_key
+from mloc_prefect.executors.batching import Budget
+from mloc_prefect.executors.data import load_prompts
+from mloc_prefect.executors.engine import EngineOptions, load_engine
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.models_source import find_model, identifier_of
+from mloc_prefect.executors.places import Places
+from mloc_prefect.executors.rendering import Style
+from mloc_prefect.executors.rows_run import RowsRun
+from mloc_prefect.executors.sampling import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mloc_prefect.execution.context import ExecutionContext
+    from mloc_prefect.execution.protocol import ExecutionRequest
+    from mloc_prefect.execution.rows import RowJournal
+    from mloc_prefect.executors.data import Prompt
+    from mloc_prefect.executors.engine import Engine
+    from mloc_prefect.executors.models_source import ModelPlace
+
+_CPU_BUDGET = (16_384, 32)  # tokens, rows: throughput no longer grows beyond it on a few cores
+_GPU_BUDGET = (131_072, 128)
+
+
+class TransformersExecutor:
+    """Generates one answer for each prompt.
+
+    The model stays loaded between tasks and is replaced when a task names another one, or other options. Rows that an
+    earlier attempt finished are not computed again; when all are there, the model is not even loaded.
+
+    Args:
+        options: Engine options of the host. Not needed: every task brings its own, which also decide what is reused.
+    """
+
+    concurrency: ClassVar[int] = 1
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        del options
+        self._engine: Engine | None = None
+
+    def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
+        """Do one inference task.
+
+        Raises:
+            UserError: The spec, the data or the model is at fault, or more rows than `inference.max_failed_rows`
+                cannot be processed. All finished rows stay in the journal.
+            RuntimeError: More rows than that failed for another reason; another attempt may go better.
+            Cancelled: The client has gone.
+        """
+        spec = Fields(request.spec)
+        _refuse(spec)
+        _note_ignored(spec, context)
+        identifier = identifier_of(spec)
+        sampling, style, options = Sampling.of(spec.child("inference")), Style.of(spec), EngineOptions.of(spec)
+        allowed_failures = spec.child("inference").integer("max_failed_rows", 0)
+        places = Places.of(request.settings)
+        context.phase("reading data")
+        prompts = load_prompts(request.spec, request.upstream, places)
+        context.check()
+        context.phase("finding model")
+        place = find_model(identifier, spec.child("model").child("source").text("revision"), places)
+        named = {**sampling.key(), "dtype": options.dtype, "chat": style.chat}
+        keys = [
+            row_key(prompt=style.render(p.text), model=identifier, revision=place.fingerprint, sampling=named)
+            for p in prompts
+        ]
+        finished = context.rows.completed(keys)
+        if len(finished) < len(prompts):
+            engine = self._engine_for(place, options, context)
+            run = RowsRun(engine, prompts, keys, style, sampling, context)
+            run.compute(set(finished), _budget(spec, engine))
+            run.judge(allowed_failures)
+        return {
+            "ok": True,
+            "model": identifier,
+            "items": _items(context.rows, prompts, style),
+            "usage": _usage(context.rows, len(prompts)),
+            "_summary": self._summary(spec, len(prompts), context.rows),
+        }
+
+    def close(self) -> None:
+        """Drop the model and return the memory of the device."""
+        self._engine = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _engine_for(self, place: ModelPlace, options: EngineOptions, context: ExecutionContext) -> Engine:
+        held = self._engine
+        if held is not None and held.options == options and held.place.fingerprint == place.fingerprint:
+            held.place = place  # the same weights, perhaps by another name
+            return held
+        if held is not None:
+            del held
+            self.close()  # before the next one is loaded: two may not fit
+        context.check()
+        self._engine = load_engine(place, options, context.phase)
+        context.check()
+        return self._engine
+
+    def _summary(self, spec: Fields, total: int, rows: RowJournal) -> dict[str, Any]:
+        engine = self._engine
+        forced = spec.flag("enforce_cpu", default=False)
+        loaded = {"device": engine.device, "dtype": engine.dtype} if engine else {}
+        return {
+            "engine": "transformers",
+            "why": "spec.enforce_cpu asks for it" if forced else "the plan chose it for this task type",
+            **loaded,
+            "rows": total,
+            "reused_rows": rows.reused,
+            "failed_rows": len(rows.failed()),
+        }
+
+
+def _refuse(spec: Fields) -> None:
+    """Refuse what would silently give other answers than asked for."""
+    if spec.child("model").get("adapters"):
+        raise UserError("spec.model.adapters is not read by the transformers engine; use merged weights")
+    if spec.child("checkpoint").get("load"):
+        raise UserError(
+            "spec.checkpoint.load is not read by inference; name the weights in spec.model.source.identifier "
+            "(a local folder is fine)"
+        )
+
+
+def _note_ignored(spec: Fields, context: ExecutionContext) -> None:
+    inference = spec.child("inference")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if inference.number(name, 0.0):
+            context.log(f"{inference.path}.{name} has no effect in the transformers engine", "warning")
+
+
+def _budget(spec: Fields, engine: Engine) -> Budget:
+    """Return the batch budget: `model.transformers.batch_tokens` and `batch_size`, else by the kind of device."""
+    tokens, rows = _CPU_BUDGET if engine.device == "cpu" else _GPU_BUDGET
+    options = spec.child("model").child("transformers")
+    return Budget(options.integer("batch_tokens", tokens, minimum=1), options.integer("batch_size", rows, minimum=1))
+
+
+def _items(journal: RowJournal, prompts: Sequence[Prompt], style: Style) -> Iterator[dict[str, Any]]:
+    for row in journal.items(len(prompts)):
+        prompt = prompts[row["index"]]
+        rendered = row.pop("rendered_prompt", None) or style.render(prompt.text)
+        metadata = {**prompt.metadata, "prompt": prompt.text, "rendered_prompt": rendered}
+        yield {**row, "prompt": prompt.text, "metadata": metadata}
+
+
+def _usage(journal: RowJournal, total: int) -> dict[str, int]:
+    """Return the counts of all rows, those of earlier attempts included; padding is not counted."""
+    sums = journal.usage(total)
+    read, written = int(sums.get("prompt_tokens", 0)), int(sums.get("completion_tokens", 0))
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "num_requests": total,
+    }
