@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 
+from mloc_prefect.orchestrate.dispatch import use_dispatcher
 from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, engine_for, warm_engines
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
+
+    from mloc_prefect.orchestrate.dispatch import StageDispatcher
 
 logger = logging.getLogger("prefect.mloc.worker")
 
@@ -46,9 +49,14 @@ def own_flow(deployment: DeploymentResponse) -> Flow[..., Any] | None:
 
 
 class WarmRuns:
-    """The runs in this loop, and the watch for those that are to be cancelled; an async context manager."""
+    """The runs in this loop, and the watch for those that are to be cancelled; an async context manager.
 
-    def __init__(self) -> None:
+    Args:
+        dispatcher: Where the runs dispatch their stages to.
+    """
+
+    def __init__(self, dispatcher: StageDispatcher) -> None:
+        self._dispatcher = dispatcher
         self._runs: dict[UUID, tuple[asyncio.Task[None], CancelSwitch]] = {}
         self._stack = AsyncExitStack()
         self._observer: FlowRunCancellingObserver | None = None
@@ -75,7 +83,7 @@ class WarmRuns:
         """Run `flow` to its end, whatever that is; the engine reports it to the API."""
         assert self._observer is not None, "enter the context first"
         switch = CancelSwitch()
-        task = asyncio.create_task(engine_for(flow, flow_run, switch), name=f"run {flow_run.name}")
+        task = asyncio.create_task(self._go(flow, flow_run, switch), name=f"run {flow_run.name}")
         self._runs[flow_run.id] = (task, switch)
         self._observer.add_in_flight_flow_run_id(flow_run.id)
         try:
@@ -84,6 +92,10 @@ class WarmRuns:
         finally:
             self._observer.remove_in_flight_flow_run_id(flow_run.id)
             del self._runs[flow_run.id]
+
+    async def _go(self, flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
+        with use_dispatcher(self._dispatcher):
+            await engine_for(flow, flow_run, switch)
 
     def cancel(self, flow_run_id: UUID) -> None:
         """Cancel a run of this loop, once: the engine itself says Cancelling again, and that must not interrupt it."""

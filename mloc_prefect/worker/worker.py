@@ -96,13 +96,14 @@ class MlocGpuWorker(ProcessWorker):
 
     async def setup(self) -> None:
         """Connect, then take up the hosts, the leases and the watch for cancellations."""
+        from mloc_prefect.orchestrate.dispatch import local_dispatcher
+        from mloc_prefect.settings import get_settings
         from mloc_prefect.worker.engine import WarmRuns
-        from mloc_prefect.worker.place import worker_place
         from mloc_prefect.worker.wake import Waker
 
         await super().setup()
-        await self._warm_stack.enter_async_context(worker_place())
-        self._warm = await self._warm_stack.enter_async_context(WarmRuns())
+        dispatcher = await self._warm_stack.enter_async_context(local_dispatcher(get_settings()))
+        self._warm = await self._warm_stack.enter_async_context(WarmRuns(dispatcher))
         self._waker = Waker(self._poll, lambda: self._work_pool.id if self._work_pool else None)
         await self._warm_stack.enter_async_context(self._waker.running())
 
