@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import SpecError
-from mloc_prefect.plan.edges import MAX_TASKS, find_edges
+from mloc_prefect.plan.edges import MAX_TASKS, find_edges, key_of
 from mloc_prefect.plan.model import StagePlan, WorkflowPlan
 from mloc_prefect.plan.references import Names, ReferenceCheck
 from mloc_prefect.plan.resources import request_of
@@ -87,14 +87,14 @@ def _compile(workflow: Workflow, names: Names, *, faulty: bool) -> tuple[Workflo
         return None, [workflow.diagnostic(("spec",), severity="error", code="too-many-tasks", message=message)]
     edges, found = find_edges(workflow)
     checker = ReferenceCheck(workflow, edges, names, found)
-    references = {
-        key: checker.check(node, key, task_type(node.task_type).required_references)
-        for node, key in zip(workflow.nodes, edges.keys, strict=True)
-    }
+    references = {}
+    for node in workflow.nodes:
+        key = key_of(workflow, node)
+        references[key] = checker.check(node, key, task_type(node.task_type).required_references)
     if faulty or errors(found):
         return None, found
-    by_key = dict(zip(edges.keys, workflow.nodes, strict=True))
-    stages = tuple(_stage(by_key[key], key, edges, references[key]) for key in edges.order)
+    nodes = {key_of(workflow, node): node for node in workflow.nodes}
+    stages = tuple(_stage(nodes[key], key, edges, references[key]) for key in edges.order)
     digest = hashlib.sha256(workflow.source.text.encode()).hexdigest()
     return WorkflowPlan(workflow.name, workflow.kind, workflow.source.file, digest, stages), found
 
@@ -143,7 +143,8 @@ def _judged(found: Iterable[Diagnostic], strict: bool) -> tuple[Diagnostic, ...]
     first: dict[tuple[object, ...], Diagnostic] = {}
     for one in sorted(found, key=lambda d: (d.line, d.column, d.severity, d.code, d.message)):
         shown = replace(one, severity="error") if strict and one.severity == "warning" else one
-        first.setdefault((one.line, one.column, one.code, one.message), shown)
+        path = None if one.line else one.path  # values given with --set have no other place
+        first.setdefault((one.line, one.column, one.code, one.message, path), shown)
     return tuple(first.values())
 
 

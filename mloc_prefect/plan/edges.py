@@ -69,18 +69,25 @@ def is_task_id(text: str) -> bool:
     return _TASK_ID.fullmatch(text) is not None
 
 
+def key_of(workflow: Workflow, node: TaskNode) -> str:
+    """Return the key of `node` in the plan: its name, or the workflow's for a single task."""
+    return workflow.name if node.node is None else node.node
+
+
 def find_edges(workflow: Workflow) -> tuple[Edges, list[Diagnostic]]:
     """Return the dependencies of `workflow` and what is wrong with them.
 
     Stages form a chain unless a stage has a `dependsOn` list of its own, which then replaces the implicit edge; graph
     nodes depend only on what they name; a single task depends on task ids of other submissions.
     """
-    keys = tuple(node.node if node.node is not None else workflow.name for node in workflow.nodes)
-    edges = Edges(keys)
+    keys = tuple(key_of(workflow, node) for node in workflow.nodes)
+    edges = Edges(tuple(dict.fromkeys(keys)))
     found: list[Diagnostic] = []
     known = frozenset(keys) if workflow.kind != "single" else frozenset()
     for index, node in enumerate(workflow.nodes):
         key = keys[index]
+        if key in edges.depends_on:
+            continue  # a second one of that name: the loader has refused it
         if node.depends_on is None:
             chained = workflow.kind == "stages" and index > 0
             edges.depends_on[key], edges.external[key] = ((keys[index - 1],) if chained else ()), ()
@@ -92,7 +99,7 @@ def find_edges(workflow: Workflow) -> tuple[Edges, list[Diagnostic]]:
         if workflow.kind == "stages" and index > 0 and edges.external[key] and not edges.depends_on[key]:
             note = f"does not wait for '{keys[index - 1]}': its dependsOn names only tasks of other submissions"
             edges.notes.setdefault(key, []).append(note)
-    edges.order = emission_order(keys, edges.depends_on)
+    edges.order = emission_order(edges.keys, edges.depends_on)
     if edges.cyclic:
         found.append(_cycle(workflow, edges))
     found += _ignored_base_list(workflow)
@@ -163,10 +170,9 @@ def _cycle(workflow: Workflow, edges: Edges) -> Diagnostic:
 
 def _closing_entry(workflow: Workflow, edges: Edges, unplaced: Iterable[str]) -> tuple[TaskNode, str]:
     stuck = set(unplaced)
-    for node, key in zip(workflow.nodes, edges.keys, strict=True):
-        if key not in stuck or node.depends_on is None:
-            continue
-        for entry in edges.depends_on[key]:
+    for node in workflow.nodes:
+        key = key_of(workflow, node)
+        for entry in node.depends_on if key in stuck and node.depends_on else ():
             if entry in stuck and edges.reaches(entry, key, execution=False):
                 return node, entry
     raise AssertionError("a cycle without an explicit edge: implicit edges only lead back")
