@@ -31,7 +31,10 @@ def default_home() -> Path:
 class MlocSettings(BaseSettings):
     """All settings of the project."""
 
-    model_config = SettingsConfigDict(extra="ignore", populate_by_name=True, env_ignore_empty=True, validate_default=True)
+    # Field names are for arguments and config.toml; the prefix keeps $HOME, $TOKEN or $PYTHON from being read by them.
+    model_config = SettingsConfigDict(
+        extra="ignore", populate_by_name=True, env_prefix="MLOC_", env_ignore_empty=True, validate_default=True
+    )
 
     home: Path = Field(
         default_factory=default_home, validation_alias=_names("HOME"), description="State directory of embedded servers, warm hosts and models."
