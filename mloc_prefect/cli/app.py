@@ -1,0 +1,71 @@
+"""The command tree of `mloc`. Commands import what they need when they run, so that help and version are quick."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from mloc_prefect.cli import check, doctor, gc, models, ps, run, schema, templates
+from mloc_prefect.cli.boundary import examples, guarded
+
+app = typer.Typer(
+    name="mloc",
+    help="MLOC task YAML as Prefect flows: check it, see its plan, run it.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog=examples("mloc models prepare smollm2", "mloc templates quickstart > task.yaml", "mloc run task.yaml"),
+)
+
+_CHECK = "Specs"
+_STATE = "This machine"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mloc_prefect import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; the same as MLOC_DEBUG=1.")] = False,
+    _show: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """MLOC task YAML as Prefect flows: check it, see its plan, run it."""
+    if debug:
+        os.environ["MLOC_DEBUG"] = "1"
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def version() -> None:
+    """Print the version."""
+    from mloc_prefect import __version__
+
+    print(__version__)
+
+
+_MODELS = typer.Typer(help="Small models for first steps and tests.", no_args_is_help=True)
+_MODELS.command(name="prepare", epilog=models.PREPARE_EXAMPLES)(guarded(models.prepare_model))
+_MODELS.command(name="list", epilog=models.LIST_EXAMPLES)(guarded(models.list_models))
+
+app.command(epilog=check.VALIDATE_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.validate))
+app.command(epilog=check.PLAN_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.plan))
+app.command(name="run", epilog=run.EXAMPLES, rich_help_panel=_CHECK)(guarded(run.run_spec))
+app.command(epilog=schema.EXAMPLES, rich_help_panel=_CHECK)(guarded(schema.schema))
+app.command(name="templates", epilog=templates.EXAMPLES, rich_help_panel=_CHECK)(guarded(templates.templates))
+app.add_typer(_MODELS, name="models", rich_help_panel=_STATE)
+app.command(epilog=doctor.EXAMPLES, rich_help_panel=_STATE)(guarded(doctor.doctor))
+app.command(epilog=ps.PS_EXAMPLES, rich_help_panel=_STATE)(guarded(ps.ps))
+app.command(epilog=ps.DOWN_EXAMPLES, rich_help_panel=_STATE)(guarded(ps.down))
+app.command(name="gc", epilog=gc.EXAMPLES, rich_help_panel=_STATE)(guarded(gc.gc))
+app.command(epilog=examples("mloc version"), rich_help_panel=_STATE)(guarded(version))

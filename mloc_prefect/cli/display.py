@@ -1,0 +1,191 @@
+"""Displays of a run: a live stage table on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mloc_prefect.cli.console import is_interactive
+from mloc_prefect.cli.progress import RunProgress, StageView, duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TextIO
+
+    from rich.console import RenderableType
+
+_MARKS = {"PENDING": ("·", "dim"), "RUNNING": ("▶", "bold cyan"), "WAITING": ("↻", "yellow"),
+          "DONE": ("✓", "bold green"), "FAILED": ("✗", "bold red"), "CANCELLED": ("■", "yellow")}  # fmt: skip
+
+
+class Display(Protocol):
+    """Shows a `RunProgress` while a run is under way."""
+
+    progress: RunProgress
+
+    def say(self, text: str) -> None:
+        """Show one line that stays."""
+
+
+class LiveDisplay:
+    """A stage table that is drawn again and again in place."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.progress = RunProgress(clock=clock)
+        self._console = console
+        self._head = ""
+
+    @contextmanager
+    def showing(self) -> Iterator[LiveDisplay]:
+        """Draw until the block ends; the last table stays on the screen."""
+        with Live(
+            get_renderable=self.render, console=self._console, refresh_per_second=8, redirect_stderr=False
+        ) as live:
+            yield self
+            live.refresh()
+
+    def say(self, text: str) -> None:
+        """Print a line above the table."""
+        self._console.print(text)
+
+    def step(self, text: str) -> None:
+        """Show what is being prepared, until the table is there."""
+        self._head = text
+
+    def render(self) -> RenderableType:
+        """Return the table of this moment."""
+        progress = self.progress
+        if not progress.stages:
+            return Text(f"… {self._head}", "cyan") if self._head else Text()
+        now = progress.clock()
+        table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+        for name in ("", "stage", "type", "state", "rows", "", "tokens/s", "ETA", "time"):
+            table.add_column(
+                name, no_wrap=True, justify="right" if name in {"rows", "tokens/s", "ETA", "time"} else "left"
+            )
+        table.add_column("", overflow="fold", ratio=1)
+        for view in progress.stages.values():
+            table.add_row(*_cells(view, now))
+        return Group(table)
+
+
+class PlainDisplay:
+    """One timestamped line for each thing that happens; progress at most every few seconds.
+
+    Args:
+        stream: Where to write.
+        every: Least seconds between two progress lines of one stage.
+        clock: Seconds, monotonic.
+        now: Local time of day in text.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        every: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
+    ) -> None:
+        self.progress = RunProgress(self._changed, clock=clock)
+        self._stream = stream
+        self._every = every
+        self._now = now
+        self._last: dict[str, float] = {}
+        self._phase: dict[str, str] = {}
+
+    @contextmanager
+    def showing(self) -> Iterator[PlainDisplay]:
+        """Nothing to draw between the lines."""
+        yield self
+
+    def say(self, text: str) -> None:
+        """Write one line with the time of day."""
+        self._stream.write(f"{self._now()}  {text}\n")
+        self._stream.flush()
+
+    def step(self, text: str) -> None:
+        """Say what is being prepared."""
+        self.say(text)
+
+    def _changed(self, key: str | None, what: str) -> None:
+        if key is None or what in {"metric"}:
+            return
+        view = self.progress.stages[key]
+        if what in {"progress", "phase"} and not self._due(view, what):
+            return
+        self.say(f"{key}: {self._words(view, what)}")
+
+    def _due(self, view: StageView, what: str) -> bool:
+        now = self.progress.clock()
+        if what == "phase":
+            stem = view.note.rstrip("0123456789 %")
+            fresh = self._phase.get(view.key) != stem
+            self._phase[view.key] = stem
+            if fresh:
+                return True
+        complete = what == "progress" and view.done == view.total
+        if not complete and now - self._last.get(view.key, -self._every) < self._every:
+            return False
+        self._last[view.key] = now
+        return True
+
+    def _words(self, view: StageView, what: str) -> str:
+        now = self.progress.clock()
+        if what == "started":
+            return f"started {view.task_type}" if view.attempt == 1 else f"started, attempt {view.attempt}"
+        if what == "progress":
+            return ", ".join(filter(None, (_rows(view), _rate(view, now), _eta(view, now))))
+        if what == "log":
+            return self.progress.log
+        if what == "ended":
+            reason = f": {view.note}" if view.note else ""
+            return f"{view.state} in {duration(view.elapsed(now))}{reason}"
+        return view.note
+
+
+def choose(stream: TextIO) -> LiveDisplay | PlainDisplay:
+    """Return the live display when `stream` is a terminal that can draw it, else the plain one."""
+    if is_interactive(stream):
+        return LiveDisplay(Console(file=stream, highlight=False, markup=False, emoji=False))
+    return PlainDisplay(stream)
+
+
+def _cells(view: StageView, now: float) -> tuple[RenderableType, ...]:
+    mark, style = _MARKS.get(view.state, ("?", ""))
+    state = view.state if view.attempt < 2 else f"{view.state} #{view.attempt}"
+    bar: RenderableType = ProgressBar(total=view.total, completed=view.done, width=12) if view.total else Text()
+    rate, eta = view.tokens_per_second(now), view.eta(now)
+    return (
+        Text(mark, style),
+        Text(view.key, "bold"),
+        Text(view.task_type, "dim"),
+        Text(state, style),
+        Text(f"{view.done}/{view.total}" if view.total else ""),
+        bar,
+        Text("" if rate is None else f"{rate:.0f}"),
+        Text("" if eta is None else duration(eta)),
+        Text("" if view.started is None else duration(view.elapsed(now))),
+        Text(view.note, "red" if view.state == "FAILED" else "dim"),
+    )
+
+
+def _rows(view: StageView) -> str:
+    return f"{view.done}/{view.total} rows" if view.total else f"{view.done} rows"
+
+
+def _rate(view: StageView, now: float) -> str:
+    rate = view.tokens_per_second(now)
+    return "" if rate is None else f"{rate:.0f} tokens/s"
+
+
+def _eta(view: StageView, now: float) -> str:
+    eta = view.eta(now)
+    return "" if eta is None or view.done == view.total else f"about {duration(eta)} left"

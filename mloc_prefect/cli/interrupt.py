@@ -1,0 +1,98 @@
+"""An event loop that Ctrl-C and SIGTERM end in good order.
+
+The loop runs in a thread of its own: Prefect's engine installs a SIGTERM handler when it runs in the main thread, and
+that handler raises at any place of the loop instead of cancelling the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import FrameType
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WAKE = 0.25  # seconds; a signal that another thread received waits for the main thread to wake
+_PATIENCE = 3  # signals after which the process leaves at once
+
+
+def run_interruptible(main: Callable[[], Coroutine[Any, Any, T]], *, on_interrupt: Callable[[], None]) -> T:
+    """Run `main()` to its end; the first SIGINT or SIGTERM cancels it, the third leaves the process.
+
+    Args:
+        main: Makes the coroutine; an interrupt reaches it as `asyncio.CancelledError`; it may await while it
+            cleans up.
+        on_interrupt: Called once, in the main thread, when the first signal arrives.
+
+    Raises:
+        KeyboardInterrupt: A signal came and `main` did not return a value of its own.
+    """
+    runner = _LoopThread(main)
+    received = 0
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received == 1:
+            on_interrupt()
+            runner.cancel()
+        elif received >= _PATIENCE:
+            os._exit(130)
+
+    before = [(number, signal.signal(number, handle)) for number in _SIGNALS]
+    try:
+        runner.start()
+        while runner.is_alive():
+            runner.join(_WAKE)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    return runner.result()
+
+
+class _LoopThread(threading.Thread, Generic[T]):
+    def __init__(self, main: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        super().__init__(name="mloc-loop", daemon=True)
+        self._main = main
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[T] | None = None
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                self._value = runner.run(self._watched())
+        except BaseException as error:  # boundary: carried over to the main thread
+            self._error = error
+
+    async def _watched(self) -> T:
+        task = asyncio.ensure_future(self._main())
+        with self._lock:
+            self._loop, self._task = asyncio.get_running_loop(), task
+            if self._cancelled:
+                task.cancel()
+        return await task
+
+    def cancel(self) -> None:
+        """Cancel the coroutine, also when it has not begun yet."""
+        with self._lock:
+            self._cancelled = True
+            if self._loop is not None and self._task is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def result(self) -> T:
+        if isinstance(self._error, asyncio.CancelledError):
+            raise KeyboardInterrupt from None
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # T may itself be None

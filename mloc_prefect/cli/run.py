@@ -1,0 +1,91 @@
+"""`mloc run`: its options; the work is in `session`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from mloc_prefect.cli.boundary import examples
+from mloc_prefect.cli.check import Overrides
+from mloc_prefect.errors import MlocError
+
+EXAMPLES = examples(
+    "mloc run task.yaml",
+    "mloc run task.yaml --set spec.inference.max_tokens=32 --results-dir out",
+    "mloc run task.yaml --param topic=tides    # for ${param.topic} in the spec",
+    "mloc run task.yaml --resume 2f6c0b3e-6d0e-4d0e-9f3b-0a4f6d1c9b11",
+)
+
+
+def run_spec(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Spec file; `-` reads standard input.")],
+    *,
+    overrides: Overrides = None,
+    results_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Root of results.")] = None,
+    ignore_resources: Annotated[
+        bool, typer.Option("--ignore-resources", help="Run here even if the spec asks for more than this machine has.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, last; progress goes to stderr.")
+    ] = False,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Go on with an earlier run: what it finished is reused.")
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A value for ${param.NAME}; may be given again.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Prefect's own log lines too.")] = False,
+) -> None:
+    """Run a spec here as a Prefect flow and show its progress, answers and results.
+
+    Uses the Prefect server of PREFECT_API_URL or of the active profile; without one it starts its own.
+    Exit: 0 all stages DONE, 2 spec, 3 plan, 4 no place to run, 5 a stage failed, 6 files, 7 missing extra, 130 Ctrl-C.
+    """
+    from mloc_prefect.cli.session import RunSettings, run_command
+
+    wanted = RunSettings(
+        file=file,
+        overrides=tuple(overrides or ()),
+        results_dir=results_dir,
+        ignore_resources=ignore_resources,
+        as_json=as_json,
+        resume=run_id(resume),
+        params=parameters(param or []),
+        strict=strict,
+        verbose=verbose,
+    )
+    raise typer.Exit(run_command(wanted))
+
+
+def parameters(pairs: list[str]) -> dict[str, str]:
+    """Return `NAME=VALUE` texts as a mapping; the last one of a name wins.
+
+    Raises:
+        MlocError: A text has no `=` or no name.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.strip():
+            raise MlocError(f"--param {pair!r} is not NAME=VALUE", hint="for example --param topic=tides")
+        found[name.strip()] = value
+    return found
+
+
+def run_id(text: str | None) -> str | None:
+    """Return a run id in its usual spelling.
+
+    Raises:
+        MlocError: Not the id of a run.
+    """
+    if text is None:
+        return None
+    try:
+        return str(UUID(text))
+    except ValueError:
+        hint = "it is shown at the start of a run and in its address in the web pages"
+        raise MlocError(f"--resume {text!r} is not the id of a flow run", hint=hint) from None
