@@ -1,8 +1,8 @@
 """YAML nodes to plain JSON data and the places of all values, in one pass.
 
 The result equals `yaml.safe_load` wherever JSON can carry it. What JSON cannot carry is converted with a warning
-(dates, keys that are not text) or refused (non-finite numbers, binary data, sets). Aliases are expanded, so nothing in the
-result is shared; the number of values after expansion is bounded.
+(dates, keys that are not text) or refused (non-finite numbers, binary data, sets). Aliases are expanded, so nothing in
+the result is shared; the number of values after expansion is bounded.
 """
 
 from __future__ import annotations

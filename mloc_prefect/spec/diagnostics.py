@@ -17,8 +17,8 @@ class Diagnostic:
     """One finding in a spec file.
 
     Attributes:
-        file: Name of the file as the user gave it (`<text>` for text without a file).
-        line: Line of the value (or of the key when the key is at fault), from 1.
+        file: Name of the file as the user gave it (`<text>` for text without a file; `--set` for line 0).
+        line: Line of the value (or of the key when the key is at fault), from 1; 0 for a value given with `--set`.
         column: Column in characters, from 1.
         severity: `error` stops the submission, `warning` does not (unless strict).
         code: Stable kebab-case name of the rule, e.g. `unknown-field`.
@@ -39,7 +39,8 @@ class Diagnostic:
     suggestion: str | None = None
 
     def __str__(self) -> str:
-        head = f"{self.file}:{self.line}:{self.column}: {self.severity}[{self.code}]: {self.message}"
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        head = f"{place}: {self.severity}[{self.code}]: {self.message}"
         where = [f"at {self.path}"] if self.path else []
         if self.found is not None:
             where.append(f"found {self.found}")

@@ -1,4 +1,4 @@
-"""One document to one effective document for each task: single, `stages` or `graph`. [protocol 2.5]"""
+"""One document to one effective document for each task: single, `stages` or `graph` [protocol 2.5]."""
 
 from __future__ import annotations
 

@@ -116,17 +116,13 @@ def _report_unknown(unknown: list[_Unknown], drafts: Sequence[Draft], places: Po
     """Warn of names that no task reads; a field of the base is fine when some stage's task type knows it."""
     from mloc_prefect.spec.unknown import unknown_field_help
 
-    times: dict[int, int] = {}
-    for draft, _, path, _ in unknown:
-        spot = id(draft.positions.find(("spec", *path)))
-        times[spot] = times.get(spot, 0) + 1
+    unread = {(draft.origin, path) for draft, _, path, _ in unknown}
     for draft, kind, path, table in unknown:
         full = ("spec", *path)
-        spot = draft.positions.find(full)
-        holders = sum(1 for other in drafts if other.positions.find(full) is spot)
-        if holders > times[id(spot)]:
+        where, shown_path = locate(draft, places, full)
+        in_base = shown_path == full
+        if in_base and any(_value(d.effective, full)[0] and (d.origin, path) not in unread for d in drafts):
             continue
-        place, shown_path = locate(draft, places, full)
         fix = unknown_field_help(path, table, kind)
-        at = (place.key_line, place.key_column)
+        at = (where.key_line, where.key_column)
         report.warning("unknown-field", f"Unknown field '{path[-1]}'", at, path=shown_path, suggestion=fix)

@@ -1,4 +1,4 @@
-"""Deep copy and deep merge of plain data, and of the places that belong to it. [protocol 2.5]"""
+"""Deep copy and deep merge of plain data, and of the places that belong to it [protocol 2.5]."""
 
 from __future__ import annotations
 

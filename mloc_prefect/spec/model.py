@@ -95,9 +95,11 @@ class Workflow:
             suggestion: The fix.
         """
         from mloc_prefect.spec.diagnostics import Diagnostic
+        from mloc_prefect.spec.places import locate
         from mloc_prefect.spec.positions import path_text
+        from mloc_prefect.spec.report import OVERRIDE_FILE
 
-        place = (node.positions if node else self.positions).find(path)
+        place, shown = locate(node, self.positions, path) if node else (self.positions.find(path), path)
         line, column = (place.key_line, place.key_column) if at_key else (place.line, place.column)
-        shown = (*node.origin, *path) if node else path
-        return Diagnostic(self.source.file, line, column, severity, code, message, path_text(shown), found, suggestion)
+        file = self.source.file if line else OVERRIDE_FILE
+        return Diagnostic(file, line, column, severity, code, message, path_text(shown), found, suggestion)

@@ -1,4 +1,4 @@
-"""Fields that the base document must have, with MLOC's own wording. [protocol 1.3]"""
+"""Fields that the base document must have, with MLOC's own wording [protocol 1.3]."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def _check_envelope(document: dict[str, Any], places: Positions, report: Report)
     metadata = document.get("metadata")
     for key in metadata if isinstance(metadata, dict) else ():
         # Other metadata is the user's own; only what looks like a slip is worth a line.
-        near = None if key in _METADATA else did_you_mean(key, _METADATA)
-        if near:
+        slip = None if key in _METADATA else did_you_mean(key, _METADATA)
+        if slip:
             place = places.find(("metadata", key))
             at = (place.key_line, place.key_column)
-            report.warning("unknown-field", f"Unknown field '{key}'", at, path=("metadata", key), suggestion=near)
+            report.warning("unknown-field", f"Unknown field '{key}'", at, path=("metadata", key), suggestion=slip)

@@ -66,7 +66,7 @@ class _Composer(CParser):
 
 def decode(data: str | bytes, report: Report, max_bytes: int) -> str | None:
     """Return `data` as text without a byte order mark, or None after reporting why that is impossible."""
-    if len(data) > max_bytes or (isinstance(data, str) and len(data.encode("utf-8", "replace")) > max_bytes):
+    if _size(data, max_bytes) > max_bytes:
         report.error(
             "too-large",
             f"The spec is larger than {max_bytes} bytes",
@@ -82,6 +82,13 @@ def decode(data: str | bytes, report: Report, max_bytes: int) -> str | None:
     except UnicodeDecodeError as error:
         _report_bad_bytes(data, error, report)
         return None
+
+
+def _size(data: str | bytes, max_bytes: int) -> int:
+    """Return the size in bytes; texts far below the limit are not encoded to measure them."""
+    if isinstance(data, bytes) or len(data) * 4 <= max_bytes:
+        return len(data)
+    return len(data.encode("utf-8", "replace"))
 
 
 def compose(text: str, report: Report) -> Node | None:
@@ -114,10 +121,10 @@ def _depth_is_fine(text: str, report: Report) -> bool:
     parser: Any = _Composer(text)
     depth = 0
     while True:
-        event: Any = parser.get_event()
+        event = parser.get_event()
         if isinstance(event, CollectionStartEvent):
             depth += 1
-            if depth > MAX_DEPTH:
+            if depth > MAX_DEPTH and event.start_mark is not None:
                 report_too_deep(report, (event.start_mark.line + 1, event.start_mark.column + 1))
                 return False
         elif isinstance(event, CollectionEndEvent):

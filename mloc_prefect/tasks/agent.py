@@ -1,4 +1,4 @@
-"""`agent`: an LLM agent works on one task, or on many. [protocol 4.6]"""
+"""`agent`: an LLM agent works on one task, or on many [protocol 4.6]."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AgentSpec(CommonSpec):
     config_name: Text = Field("default", alias="configName")
     task: Text | None = None
     data: Annotated[AgentData | None, block()] = None
-    agent: Free = {}
+    agent: Free = Field(default_factory=dict)
 
     def problems(self) -> Iterator[Problem]:
         """Yield what MLOC's worker would refuse."""

@@ -40,7 +40,7 @@ class SpecModel(BaseModel):
 
 
 class TaskSpec(SpecModel):
-    """Base of the typed reading of `spec`; `tasks.common` adds the fields that all types share. [protocol 4.1]"""
+    """Base of the typed reading of `spec`; `tasks.common` adds the fields that all types share [protocol 4.1]."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong between fields: what is missing, what does not fit together."""

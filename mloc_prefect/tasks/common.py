@@ -1,4 +1,4 @@
-"""Fields of `spec` that every task type has. [protocol 4.1, 4.8, 4.9]"""
+"""Fields of `spec` that every task type has [protocol 4.1, 4.8, 4.9]."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Gpu(SpecModel):
 
 
 class Hardware(SpecModel):
-    """`resources.hardware`: texts as MLOC's scheduler reads them. [protocol 2.4]"""
+    """`resources.hardware`: texts as MLOC's scheduler reads them [protocol 2.4]."""
 
     cpu: Text | None = None
     memory: Text | None = None
@@ -55,20 +55,20 @@ class Resources(SpecModel):
 
 
 class Parallel(SpecModel):
-    """`parallel`: data-parallel shards. [protocol 2.7]"""
+    """`parallel`: data-parallel shards [protocol 2.7]."""
 
     enabled: Flag = False
     max_shards: Annotated[int, whole(ge=1, lenient=True)] = 8
 
 
 class Destination(SpecModel):
-    """`output.destination`. [protocol 4.8]"""
+    """`output.destination` [protocol 4.8]."""
 
     type: Text = "local"
     path: Text | None = None
     url: Text | None = None
     method: Text = "POST"
-    headers: Annotated[dict[str, Any], block()] = {}
+    headers: Annotated[dict[str, Any], block()] = Field(default_factory=dict)
     timeout_sec: Positive | None = Field(None, alias="timeoutSec")
 
     def problems(self, path: tuple[str, ...]) -> Iterator[Problem]:
@@ -89,11 +89,11 @@ class Output(SpecModel):
     """`output`."""
 
     destination: Annotated[Destination, block()] = Destination()
-    artifacts: Annotated[list[Text], rows()] = []
+    artifacts: Annotated[list[Text], rows()] = Field(default_factory=list)
 
 
 class CheckpointLoad(SpecModel):
-    """`checkpoint.load`: weights that training goes on from. [protocol 4.9]"""
+    """`checkpoint.load`: weights that training goes on from [protocol 4.9]."""
 
     type: Text = "local"
     path: Text | None = None
@@ -102,7 +102,7 @@ class CheckpointLoad(SpecModel):
     base_url: Text | None = Field(None, alias="baseUrl")
     task_id: Text | None = Field(None, alias="taskId")
     filename: Text | None = None
-    headers: Annotated[dict[str, Any], block()] = {}
+    headers: Annotated[dict[str, Any], block()] = Field(default_factory=dict)
     timeout_sec: Positive = Field(60.0, alias="timeoutSec")
     archive_format: Text = "auto"
     subdir: Text | None = None
@@ -142,7 +142,7 @@ class ModelSource(SpecModel):
 
 
 class VllmOptions(SpecModel):
-    """`model.vllm`. [protocol 4.2]"""
+    """`model.vllm` [protocol 4.2]."""
 
     tensor_parallel_size: Count | None = None
     gpu_memory_utilization: Annotated[float, number(gt=0, le=1)] = 0.9
@@ -153,7 +153,7 @@ class VllmOptions(SpecModel):
 
 
 class TransformersOptions(SpecModel):
-    """`model.transformers`. [protocol 4.2]"""
+    """`model.transformers` [protocol 4.2]."""
 
     device_map: Text | None = None
     dtype: Text = "auto"
@@ -174,7 +174,7 @@ class Adapter(SpecModel):
     path: Text | None = None
     url: Text | None = None
     task_id: Text | None = Field(None, alias="taskId")
-    headers: Annotated[dict[str, Any], block()] = {}
+    headers: Annotated[dict[str, Any], block()] = Field(default_factory=dict)
     archive_format: Text = "auto"
     scale: Annotated[float, number()] = 1.0
     apply: Text = "runtime"
@@ -186,8 +186,8 @@ class ModelBlock(SpecModel):
     source: Annotated[ModelSource, block()] = ModelSource()
     vllm: Annotated[VllmOptions, block()] = VllmOptions()
     transformers: Annotated[TransformersOptions, block()] = TransformersOptions()
-    adapters: Annotated[list[Annotated[Adapter, block()]], rows()] = []
-    config: Free = {}
+    adapters: Annotated[list[Annotated[Adapter, block()]], rows()] = Field(default_factory=list)
+    config: Free = Field(default_factory=dict)
 
 
 class CommonSpec(TaskSpec):
@@ -202,7 +202,9 @@ class CommonSpec(TaskSpec):
     resources: Annotated[Resources, block()] = Resources()
     parallel: Annotated[Parallel, block()] = Parallel()
     enforce_cpu: Flag = False
-    model: Annotated[ModelBlock, block()] = ModelBlock()
+    model: Annotated[ModelBlock, block(message="must be a mapping; the name goes into model.source.identifier")] = (
+        ModelBlock()
+    )
     output: Annotated[Output, block()] = Output()
     checkpoint: Annotated[Checkpoint, block()] = Checkpoint()
     timeout_sec: Positive | None = Field(None, alias="timeoutSec")

@@ -1,4 +1,4 @@
-"""`dpo`: direct preference optimisation. [protocol 4.5]"""
+"""`dpo`: direct preference optimisation [protocol 4.5]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`echo`: returns its spec; for tests of pipelines. [protocol 4.6]"""
+"""`echo`: returns its spec; for tests of pipelines [protocol 4.6]."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def fault(code: str, message: str) -> NoReturn:
     Raises:
         PydanticCustomError: Always.
     """
-    raise PydanticCustomError(code, message)  # type: ignore[arg-type]  # the stub asks for literals
+    raise PydanticCustomError(code, message)
 
 
 def _absent(value: Any, info: core_schema.ValidationInfo) -> None:
@@ -80,7 +80,8 @@ class Numeric:
         if self.ge is not None and self.le is not None:
             return f"must be {kind} from {self.ge:g} to {self.le:g}"
         limits = " and ".join(f"{_SIZES[name]} {bound:g}" for name, bound in self.bounds().items())
-        return f"must be {kind}, {limits}" if limits else f"must be {kind}"
+        rule = f"must be {kind}, {limits}" if limits else f"must be {kind}"
+        return f"{rule}; it is ignored, as in MLOC" if self.lenient else rule
 
     def read(self, value: Any, info: core_schema.ValidationInfo) -> float:
         """Read what the fast path did not take.

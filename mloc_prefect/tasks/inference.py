@@ -1,4 +1,4 @@
-"""`inference`: prompts in, texts out. [protocol 4.2]"""
+"""`inference`: prompts in, texts out [protocol 4.2]."""
 
 from __future__ import annotations
 

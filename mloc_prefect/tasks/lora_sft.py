@@ -1,8 +1,10 @@
-"""`lora_sft`: supervised fine-tuning of low-rank adapters. [protocol 4.4]"""
+"""`lora_sft`: supervised fine-tuning of low-rank adapters [protocol 4.4]."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
@@ -23,12 +25,9 @@ class LoraOptions(SpecModel):
     alpha: Positive = 32
     dropout: Annotated[float, number(ge=0, lt=1)] = 0.05
     bias: Text = "none"
-    target_modules: Annotated[list[ExactText], rows("lora.target_modules must be a list of module names")] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    ]
+    target_modules: Annotated[list[ExactText], rows("lora.target_modules must be a list of module names")] = Field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
     task_type: Text = "CAUSAL_LM"
     use_rslora: Flag = False
 

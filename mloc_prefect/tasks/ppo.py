@@ -1,4 +1,4 @@
-"""`ppo`: reinforcement learning with a reward model. [protocol 4.5]"""
+"""`ppo`: reinforcement learning with a reward model [protocol 4.5]."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""`spec.data` of task types that answer prompts: dataset, list, graph_template. [protocol 4.2, 4.7]"""
+"""`spec.data` of task types that answer prompts: dataset, list, graph_template [protocol 4.2, 4.7]."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import Problem, SpecModel
@@ -147,8 +149,8 @@ class JsonlExport(SpecModel):
     """`postprocess.jsonl_export`."""
 
     path: Text | None = None
-    fields: Free = {}
-    required_fields: Annotated[list[Text], rows()] = []
+    fields: Free = Field(default_factory=dict)
+    required_fields: Annotated[list[Text], rows()] = Field(default_factory=list)
 
 
 class Postprocess(SpecModel):

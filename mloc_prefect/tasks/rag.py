@@ -1,4 +1,4 @@
-"""`rag`: passages from Qdrant for each query. [protocol 4.6]"""
+"""`rag`: passages from Qdrant for each query [protocol 4.6]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sft`: supervised fine-tuning of all weights. [protocol 4.3]"""
+"""`sft`: supervised fine-tuning of all weights [protocol 4.3]."""
 
 from __future__ import annotations
 

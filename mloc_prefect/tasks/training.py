@@ -1,8 +1,10 @@
-"""What training task types share. [protocol 4.3-4.5]"""
+"""What training task types share [protocol 4.3-4.5]."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from mloc_prefect.tasks.base import ExecutorRef, Problem, SpecModel
 from mloc_prefect.tasks.common import CommonSpec
@@ -76,7 +78,7 @@ class SftTraining(TrainingOptions):
     gradient_checkpointing: Flag = True
     packing: Flag = False
     fsdp: Any = None
-    fsdp_config: Free = {}
+    fsdp_config: Free = Field(default_factory=dict)
 
 
 class Jsonl(SpecModel):
