@@ -33,7 +33,6 @@ from mloc_prefect.orchestrate.runtime_wire import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from io import TextIOWrapper
 
     from mloc_prefect.execution.hosts import HostExit
 
@@ -194,8 +193,7 @@ def main() -> None:
     files = RuntimeFiles.below(Path(config.home))
     os.chdir(config.home)
     os.umask(0o077)
-    lock = _take(files.lock)
-    if lock is None:
+    if _take(files.lock) is None:
         os.write(ready, b"taken")
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
@@ -203,21 +201,22 @@ def main() -> None:
         asyncio.run(_run(config, files, ready))
     finally:
         files.socket.unlink(missing_ok=True)
-        lock.close()
 
 
-def _take(path: Path) -> TextIOWrapper | None:
-    """Return the locked lock file with our process id in it, or None when another runtime has it."""
-    file = path.open("a+")
+def _take(path: Path) -> int | None:
+    """Return the locked lock file with our process id in it, or None when another runtime has it.
+
+    It is a bare descriptor, never closed: the lock must last until this process is gone.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(descriptor)
         return None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+    os.truncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
 
 
 async def _run(config: RuntimeConfig, files: RuntimeFiles, ready: int) -> None:
@@ -227,7 +226,9 @@ async def _run(config: RuntimeConfig, files: RuntimeFiles, ready: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, runtime.finished.set)
         files.socket.unlink(missing_ok=True)
+        os.umask(0o177)
         listener = await asyncio.start_unix_server(runtime.serve, files.socket, limit=LINE_BYTES)
+        os.umask(0o077)
         os.write(ready, b"ready")
         os.close(ready)
         logger.info("ready, process %d", os.getpid())
