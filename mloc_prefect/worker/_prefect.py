@@ -7,8 +7,7 @@ one fails there and not at a user's.
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow_engine
@@ -22,26 +21,26 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.flows import Flow
 
-__all__ = ["CancelSwitch", "FlowRunCancellingObserver", "WarmEngine", "engine_for", "warm_engines"]
+__all__ = ["CancelSwitch", "FlowRunCancellingObserver", "WarmEngine", "run_warm", "signals_left_alone"]
 
 
 @dataclass(slots=True)
 class CancelSwitch:
-    """Says that the end of a run, subflows included, was asked for and is no crash."""
+    """Says that the end of a run was asked for and is no crash."""
 
     requested: bool = False
 
 
-_switch: ContextVar[CancelSwitch | None] = ContextVar("mloc_cancel_switch", default=None)
-
-
+@dataclass
 class WarmEngine(AsyncFlowRunEngine[Any, Any]):
-    """Prefect's async engine for runs that share a process with others.
+    """Prefect's async engine for a run that shares a process with others.
 
     Two things differ from the stock engine. A run that is cancelled ends Cancelled, not Crashed: nobody outside the
-    process is there to say so. And no run starts the suspension observer, a thread with a websocket on which the stock
-    engine blocks the event loop for every run with a deployment.
+    process is there to say so. And it starts no suspension observer, a thread with a websocket on which the stock
+    engine blocks the event loop for every run of a deployment.
     """
+
+    switch: CancelSwitch = field(default_factory=CancelSwitch)
 
     @contextlib.contextmanager
     def setup_flow_run_suspension_request(self) -> Iterator[Any]:
@@ -54,42 +53,35 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def handle_crash(self, exc: BaseException) -> None:
         """Report the end that was asked for as a cancellation."""
-        switch = _switch.get()
-        if switch is not None and switch.requested:
+        if self.switch.requested:
             await self.handle_cancellation(exc)
         else:
             await super().handle_crash(exc)
 
 
 @contextlib.contextmanager
-def warm_engines() -> Iterator[None]:
-    """Make Prefect use `WarmEngine` for every async flow and subflow of this process, and leave its signals alone.
+def signals_left_alone() -> Iterator[None]:
+    """Keep Prefect's engines from taking SIGTERM for themselves while a flow runs.
 
-    The stock engine takes SIGTERM for itself while a flow runs: right for a process of one run, but here the signal
-    means the worker.
+    That is right for a process of one run, but here the signal means the worker, and would end its loop anywhere.
     """
-    ours = {"AsyncFlowRunEngine": WarmEngine, "capture_sigterm": contextlib.nullcontext}
-    stock = {name: getattr(flow_engine, name) for name in ours}
-    vars(flow_engine).update(ours)
+    stock = {"capture_sigterm": vars(flow_engine)["capture_sigterm"]}
+    vars(flow_engine).update(capture_sigterm=contextlib.nullcontext)
     try:
         yield
     finally:
         vars(flow_engine).update(stock)
 
 
-async def engine_for(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
+async def run_warm(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
     """Run `flow` for `flow_run` in this loop; every outcome is reported to the API before this returns.
 
     Cancel the task that awaits this at most once, after setting `switch`: a second cancellation would interrupt the
     report of the first.
     """
-    _switch.set(switch)
-    engine = WarmEngine(
-        flow=flow,
-        flow_run=flow_run,
-        parameters=flow_engine._flow_parameters(flow, flow_run, None),
-    )
+    parameters = flow_engine._flow_parameters(flow, flow_run, None)
+    engine = WarmEngine(flow=flow, flow_run=flow_run, parameters=parameters, switch=switch)
     async with engine.start():
         while engine.is_running():
             async with engine.run_context():
-                await engine.call_flow_fn()  # type: ignore[unused-coroutine] # its annotation is one Coroutine too many
+                await engine.call_flow_fn()  # type: ignore[unused-coroutine] # its annotation is a Coroutine too many

@@ -12,7 +12,7 @@ from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 
 from mloc_prefect.orchestrate.dispatch import use_dispatcher
-from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, engine_for, warm_engines
+from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, run_warm, signals_left_alone
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -62,7 +62,7 @@ class WarmRuns:
         self._observer: FlowRunCancellingObserver | None = None
 
     async def __aenter__(self) -> Self:
-        self._stack.enter_context(warm_engines())
+        self._stack.enter_context(signals_left_alone())
         self._observer = await self._stack.enter_async_context(
             FlowRunCancellingObserver(on_cancelling=self.cancel, polling_interval=_CANCEL_POLL_SECONDS)
         )
@@ -95,7 +95,7 @@ class WarmRuns:
 
     async def _go(self, flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
         with use_dispatcher(self._dispatcher):
-            await engine_for(flow, flow_run, switch)
+            await run_warm(flow, flow_run, switch)
 
     def cancel(self, flow_run_id: UUID) -> None:
         """Cancel a run of this loop, once: the engine itself says Cancelling again, and that must not interrupt it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from mloc_prefect.orchestrate.sqlite import SerialSqlite, install
-from mloc_prefect.worker._prefect import FlowRunCancellingObserver, WarmEngine, warm_engines
+from mloc_prefect.worker._prefect import FlowRunCancellingObserver, signals_left_alone
 from mloc_prefect.worker.engine import own_flow
 from mloc_prefect.worker.worker import MlocGpuWorker
 
@@ -88,18 +89,18 @@ async def test_a_task_left_behind_by_a_transaction_queues_again(sessions):
 # --- the engine -------------------------------------------------------------------------------------------------------
 
 
-def test_engine_is_looked_up_where_we_replace_it():
-    assert "AsyncFlowRunEngine" in flow_engine.run_flow_async.__code__.co_names
+def test_signal_handler_is_looked_up_where_we_replace_it():
     initialize = inspect.unwrap(flow_engine.AsyncFlowRunEngine.initialize_run)
     assert "capture_sigterm" in initialize.__code__.co_names
 
 
-def test_engine_is_replaced_and_put_back():
-    stock = flow_engine.AsyncFlowRunEngine, flow_engine.capture_sigterm
-    with warm_engines():
-        assert flow_engine.AsyncFlowRunEngine is WarmEngine
-        assert flow_engine.capture_sigterm is not stock[1]
-    assert stock == (flow_engine.AsyncFlowRunEngine, flow_engine.capture_sigterm)
+def test_signals_are_left_alone_and_given_back():
+    before, stock = signal.getsignal(signal.SIGTERM), flow_engine.capture_sigterm
+    with signals_left_alone(), flow_engine.capture_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert flow_engine.capture_sigterm is stock
+    with flow_engine.capture_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is not before
 
 
 @pytest.mark.parametrize(
