@@ -62,8 +62,8 @@ def breaks_host(error: BaseException) -> bool:
 
 
 def looks_out_of_memory(text: str) -> bool:
-    """Return whether the last lines of a log say that memory ran out."""
-    return _OUT_OF_MEMORY.search("\n".join(text.splitlines()[-5:])) is not None
+    """Return whether the last lines of a host's log say that memory ran out."""
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def _ours(error: MlocError) -> ExecutionFailure:

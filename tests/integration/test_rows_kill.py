@@ -1,0 +1,83 @@
+"""A host killed in the middle of a batch: the next attempt does not redo what was finished."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from mloc_prefect.errors import ExecutionError
+from mloc_prefect.execution.dirs import run_dir
+from mloc_prefect.execution.hosts import HostPool
+from tests.support.counts import count
+from tests.support.hosts import Runner, echo_request, host_spec, read_json, until
+
+ROWS = 40
+SPEC = {"data": {"type": "list", "items": [f"row {n}" for n in range(ROWS)]}, "echo": {"row_delay": 0.01}}
+
+
+@pytest.mark.parametrize("number", range(count("rows_kill", 2, 50)))
+async def test_killed_in_mid_batch(tmp_path: Path, number: int) -> None:
+    stop_at = random.Random(number).randrange(2, ROWS - 8)
+    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+        run = Runner(pool, tmp_path)
+        request = echo_request(tmp_path, attempt=1, **SPEC)
+        host = await pool.acquire(host_spec())
+
+        def kill_late(event) -> None:
+            if event.data.get("done", 0) >= stop_at:
+                os.kill(host.pid, signal.SIGKILL)
+
+        with pytest.raises(ExecutionError) as caught:
+            await run(request, host_spec(), on_event=kill_late)
+        assert caught.value.failure.kind == "killed"
+        first = finished(tmp_path, 1)
+        assert stop_at <= len(first) < ROWS
+
+        result = await run(echo_request(tmp_path, attempt=2, **SPEC), host_spec())
+        second = finished(tmp_path, 2)
+        assert sorted([*first, *second]) == list(range(ROWS))  # every row once
+        assert result.reused_rows == len(first)
+        assert [item["output"] for item in read_json(result.path)["items"]] == SPEC["data"]["items"]
+
+
+async def test_attempts_may_be_cut_anywhere(tmp_path: Path) -> None:
+    """Several kills, a torn line and a foreign file on the way: each row is still computed once."""
+    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+        run = Runner(pool, tmp_path)
+        for attempt in range(1, 4):
+            seen: list[int] = []
+            request = echo_request(tmp_path, attempt=attempt, **SPEC)
+            task = asyncio.create_task(run(request, host_spec(), on_event=lambda e: seen.append(e.data["done"])))
+            await until(lambda: seen and seen[-1] >= 8 * attempt)  # noqa: B023  # awaited in this round
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        journal = tmp_path / "task" / "attempts" / "1-3" / "items.jsonl"
+        cut = journal.read_bytes()[:-5]  # as a power cut leaves it
+        journal.write_bytes(cut)
+        kept = [index for attempt in range(1, 4) for index in finished(tmp_path, attempt)]
+        assert 0 < len(kept) < ROWS
+        result = await run(echo_request(tmp_path, attempt=4, **SPEC), host_spec())
+        assert sorted([*kept, *finished(tmp_path, 4)]) == list(range(ROWS))
+        assert len(read_json(result.path)["items"]) == ROWS
+
+
+async def test_changed_input_is_computed_again(tmp_path: Path) -> None:
+    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+        run = Runner(pool, tmp_path)
+        await run(echo_request(tmp_path, attempt=1, data={"items": ["a", "b", "c"]}), host_spec())
+        result = await run(echo_request(tmp_path, attempt=2, data={"items": ["a", "B", "c"]}), host_spec())
+        assert finished(tmp_path, 2) == [1]
+        assert [item["output"] for item in read_json(result.path)["items"]] == ["a", "B", "c"]
+
+
+def finished(root: Path, attempt: int) -> list[int]:
+    """Return the indices of the whole lines in a journal."""
+    text = (root / "task" / "attempts" / f"1-{attempt}" / "items.jsonl").read_text()
+    return [json.loads(line)["index"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
