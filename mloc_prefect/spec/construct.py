@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from mloc_prefect.spec.positions import Positions
-from mloc_prefect.spec.scalars import MERGE, STR, RefusedError, key_text, scalar_value, short_tag
+from mloc_prefect.spec.report import shown
+from mloc_prefect.spec.scalars import MERGE, STR, RefusedError, foreign_tag, key_text, scalar_value
 from mloc_prefect.spec.syntax import MAX_DEPTH, report_too_deep
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class _Builder:
         try:
             value, note = scalar_value(node, is_key=is_key)
         except RefusedError as refused:
-            found = repr(node.value) if node.value else None
+            found = shown(node.value) if node.value else None
             self.report.error(
                 refused.code, refused.message, place, path=self.path, found=found, suggestion=refused.help
             )
@@ -186,10 +187,8 @@ class _Builder:
 
     def foreign_tag(self, node: Node) -> None:
         """Report a mapping or list with a tag that is not its own; it is read as if it had none."""
-        short = short_tag(node.tag)
-        kind = "mapping" if type(node) is MappingNode else "list"
-        message = f"Invalid YAML: the tag {short} cannot be used on a {kind}"
-        self.report.error("unknown-tag", message, _place(node), path=self.path, suggestion=f"remove {short}")
+        refused = foreign_tag(node.tag, "mapping" if type(node) is MappingNode else "list")
+        self.report.error(refused.code, refused.message, _place(node), path=self.path, suggestion=refused.help)
 
     def duplicate(self, name: str, place: tuple[int, int], first_line: int) -> None:
         """Report a key that stands twice in one mapping."""

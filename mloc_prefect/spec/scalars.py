@@ -25,6 +25,7 @@ _READERS = {
     f"{_PREFIX}timestamp": _RULES.construct_yaml_timestamp,
 }
 _NAMES = {"bool": "true/false value", "int": "whole number", "float": "number", "timestamp": "date"}
+_PLAIN = frozenset({"map", "seq", "str", "null", "bool", "int", "float", "timestamp"})
 _NO_JSON = {"binary": "binary data", "set": "a set", "omap": "an ordered mapping", "pairs": "pairs"}
 
 
@@ -65,9 +66,8 @@ def scalar_value(node: ScalarNode, *, is_key: bool = False) -> tuple[Any, Note |
     except (ValueError, KeyError, IndexError, AttributeError, OverflowError, TypeError, ConstructorError):
         # PyYAML's readers fail in all these ways on text that fits their pattern but is no such value.
         name = _NAMES.get(tag.removeprefix(_PREFIX), "value")
-        raise RefusedError(
-            "bad-scalar", f"Invalid YAML: {text!r} is not a {name}", "quote it if text is meant"
-        ) from None
+        message = f"Invalid YAML: {shortened(text)!r} is not a {name}"
+        raise RefusedError("bad-scalar", message, "quote it if text is meant") from None
     if type(value) is bool or value is None:
         return value, None
     if type(value) is int:
@@ -88,42 +88,39 @@ def key_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def short_tag(tag: str) -> str:
-    """Return `!!set` for `tag:yaml.org,2002:set`; other tags as they are."""
-    return f"!!{tag.removeprefix(_PREFIX)}" if tag.startswith(_PREFIX) else tag
+def shortened(text: str) -> str:
+    """Return the start of a long text, as diagnostics are one line."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def foreign_tag(tag: str, kind: str) -> RefusedError:
+    """Return the error for `tag` on a node of `kind`: scalar, mapping or list."""
+    name = tag.removeprefix(_PREFIX)
+    short = shortened(f"!!{name}" if tag != name else tag)
+    if name in _NO_JSON and tag != name:
+        message = f"The tag {short} is not supported: JSON cannot carry {_NO_JSON[name]}"
+        return RefusedError("unsupported-tag", message, "write plain text, lists and mappings")
+    if name in _PLAIN and tag != name:
+        message = f"Invalid YAML: the tag {short} cannot be used on a {kind}"
+        return RefusedError("unknown-tag", message, f"remove {short}")
+    fix = "remove the tag; quote a text that starts with '!'"
+    return RefusedError("unknown-tag", f"Invalid YAML: unknown tag {short}", fix)
 
 
 def _foreign(tag: str, text: str) -> RefusedError:
-    short = short_tag(tag)
-    name = tag.removeprefix(_PREFIX)
-    if name in {"value", "merge"} and text in {"=", "<<"}:
+    if tag in {MERGE, f"{_PREFIX}value"} and text in {"=", "<<"}:
         return RefusedError("unknown-tag", f"Invalid YAML: a bare '{text}' cannot be a value", f"quote it: '{text}'")
-    if name in _NO_JSON:
-        return RefusedError(
-            "unsupported-tag",
-            f"The tag {short} is not supported: JSON cannot carry {_NO_JSON[name]}",
-            "write it as text",
-        )
-    if name in {"map", "seq"}:
-        return RefusedError(
-            "unknown-tag", f"Invalid YAML: the tag {short} cannot be used on a scalar", f"remove {short}"
-        )
-    return RefusedError(
-        "unknown-tag", f"Invalid YAML: unknown tag {short}", "remove the tag; quote a text that starts with '!'"
-    )
+    return foreign_tag(tag, "scalar")
 
 
 def _number_note(text: str, value: float) -> Note | None:
-    if text[0].isdecimal() and text[-1] != ":" and ":" not in text and not (text[0] == "0" and text[1:2].isdecimal()):
-        return None
     if ":" in text:
-        return Note(
-            "base-60-number", f"{text} is read as the number {value} (base 60)", "quote it if text or a time is meant"
-        )
-    if text.lstrip("+-")[:1] == "0" and text.lstrip("+-")[1:2].isdecimal() and type(value) is int:
-        return Note(
-            "octal-number", f"{text} is read as the number {value} (base 8)", "quote it, or remove the leading 0"
-        )
+        message = f"{text} is read as the number {value} (base 60)"
+        return Note("base-60-number", message, "quote it if text or a time is meant")
+    digits = text.lstrip("+-")
+    if type(value) is int and digits[0] == "0" and digits.isdecimal() and int(digits) != abs(value):
+        message = f"{text} is read as the number {value} (base 8)"
+        return Note("octal-number", message, "quote it, or remove the leading 0")
     return None
 
 

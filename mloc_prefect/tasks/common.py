@@ -13,10 +13,12 @@ from mloc_prefect.tasks.fields import (
     Count,
     Flag,
     Free,
+    ItemText,
     Positive,
     Text,
     block,
     is_deferred,
+    item,
     number,
     rows,
     whole,
@@ -89,7 +91,7 @@ class Output(SpecModel):
     """`output`."""
 
     destination: Annotated[Destination, block()] = Destination()
-    artifacts: Annotated[list[Text], rows()] = Field(default_factory=list)
+    artifacts: Annotated[list[ItemText], rows()] = Field(default_factory=list)
 
 
 class CheckpointLoad(SpecModel):
@@ -186,7 +188,7 @@ class ModelBlock(SpecModel):
     source: Annotated[ModelSource, block()] = ModelSource()
     vllm: Annotated[VllmOptions, block()] = VllmOptions()
     transformers: Annotated[TransformersOptions, block()] = TransformersOptions()
-    adapters: Annotated[list[Annotated[Adapter, block()]], rows()] = Field(default_factory=list)
+    adapters: Annotated[list[Annotated[Adapter, item()]], rows()] = Field(default_factory=list)
     config: Free = Field(default_factory=dict)
 
 

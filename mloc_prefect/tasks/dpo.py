@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
-from mloc_prefect.tasks.fields import Count, Positive, Text, block, number, rows, whole
+from mloc_prefect.tasks.fields import Count, Positive, Text, block, item, number, rows, whole
 from mloc_prefect.tasks.training import TrainingData, TrainingOptions, TrainSpec, train_executor, train_model
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class DpoData(TrainingData):
     """`data` of dpo; without any source MLOC trains on four pairs of its own."""
 
     preferences: Annotated[
-        list[Annotated[Preference, block(message="must be a mapping with prompt, chosen and rejected")]] | None,
+        list[Annotated[Preference, item("must be a mapping with prompt, chosen and rejected")]] | None,
         rows("must be a list of mappings with prompt, chosen and rejected"),
     ] = None
     prompt_column: Text | None = None

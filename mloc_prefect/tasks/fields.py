@@ -171,10 +171,12 @@ class Textual:
     Attributes:
         exact: Take nothing else; otherwise a number is read as its text (`revision: 1.0`).
         message: Said instead of "must be text".
+        item: An entry of a list, which cannot be null.
     """
 
     exact: bool = False
     message: str = "must be text"
+    item: bool = False
 
     def read(self, value: Any, info: core_schema.ValidationInfo) -> str:
         """Read what the fast path did not take.
@@ -183,7 +185,8 @@ class Textual:
             PydanticUseDefault: The value is null.
             PydanticCustomError: It is no text.
         """
-        _absent(value, info)
+        if not self.item:
+            _absent(value, info)
         if self.exact or isinstance(value, bool) or not isinstance(value, (int, float)):
             fault("invalid-type", self.message)
         return str(value)
@@ -203,11 +206,13 @@ class _Part:
         kind: The Python type that the value must have.
         message: Said when it has another one.
         falsy: Take every empty value (`{}`, 0, "") as not given, as MLOC does for `gpu`.
+        item: An entry of a list, which cannot be null and has no default to keep.
     """
 
     kind: type
     message: str
     falsy: bool = False
+    item: bool = False
 
     def read(
         self, value: Any, handler: core_schema.ValidatorFunctionWrapHandler, info: core_schema.ValidationInfo
@@ -220,7 +225,10 @@ class _Part:
         """
         if isinstance(value, self.kind) and (value or not self.falsy):
             return handler(value)
-        _absent(value, info)
+        if self.item and is_deferred(value, info):
+            return handler({})
+        if not self.item:
+            _absent(value, info)
         if self.falsy and not value:
             raise PydanticUseDefault
         fault("invalid-type", self.message)
@@ -234,7 +242,12 @@ class _Part:
 
 def block(*, falsy: bool = False, message: str = "must be a mapping") -> _Part:
     """Return the marker of a nested mapping."""
-    return _Part(dict, message, falsy)
+    return _Part(dict, message, falsy=falsy)
+
+
+def item(message: str = "must be a mapping") -> _Part:
+    """Return the marker of a mapping in a list."""
+    return _Part(dict, message, item=True)
 
 
 def rows(message: str = "must be a list") -> _Part:
@@ -262,6 +275,7 @@ class _OneOrMore:
 Flag = Annotated[bool, _Truth()]
 Text = Annotated[str, Textual()]
 ExactText = Annotated[str, Textual(exact=True)]
+ItemText = Annotated[str, Textual(item=True)]
 Texts = Annotated[str | list[str], _OneOrMore()]
 Count = Annotated[int, whole(ge=1)]
 NotNegative = Annotated[int, whole(ge=0)]

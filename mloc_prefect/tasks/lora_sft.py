@@ -8,13 +8,14 @@ from pydantic import Field
 
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
-from mloc_prefect.tasks.fields import Count, ExactText, Flag, Positive, Text, block, is_deferred, number, rows
+from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Textual, block, is_deferred, number, rows
 from mloc_prefect.tasks.training import SftData, TrainingOptions, TrainSpec, train_executor, train_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+_MODULES = "lora.target_modules must be a list of module names"
 _BIAS = ("none", "all", "lora_only")
 
 
@@ -25,9 +26,9 @@ class LoraOptions(SpecModel):
     alpha: Positive = 32
     dropout: Annotated[float, number(ge=0, lt=1)] = 0.05
     bias: Text = "none"
-    target_modules: Annotated[list[ExactText], rows("lora.target_modules must be a list of module names")] = Field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
-    )
+    target_modules: Annotated[
+        list[Annotated[str, Textual(exact=True, item=True)]], rows("lora.target_modules must be a list of module names")
+    ] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     task_type: Text = "CAUSAL_LM"
     use_rslora: Flag = False
 

@@ -13,11 +13,13 @@ from mloc_prefect.tasks.fields import (
     ExactText,
     Flag,
     Free,
+    ItemText,
     Text,
     Texts,
     Textual,
     block,
     is_deferred,
+    item,
     rows,
     whole,
 )
@@ -60,7 +62,7 @@ class GraphTemplate(SpecModel):
     name: Text = BRIEFING
     text: Text | None = None
     columns: Annotated[
-        list[Annotated[TemplateColumn, block(message="Each column definition must be a mapping.")]] | None,
+        list[Annotated[TemplateColumn, item("Each column definition must be a mapping.")]] | None,
         rows("graph_template.template.columns must be a non-empty list."),
     ] = None
     options: Annotated[TemplateOptions, block()] = TemplateOptions()
@@ -102,7 +104,7 @@ class PromptData(SpecModel):
     revision: Text | None = None
     trust_remote_code: Flag = False
     # list
-    items: Annotated[list[Annotated[str, Textual(exact=True, message=_ITEMS)]] | None, rows(_ITEMS)] = None
+    items: Annotated[list[Annotated[str, Textual(exact=True, message=_ITEMS, item=True)]] | None, rows(_ITEMS)] = None
     # graph_template
     template: Annotated[GraphTemplate | None, block()] = None
     # Values that travel beside each prompt into the result.
@@ -150,7 +152,7 @@ class JsonlExport(SpecModel):
 
     path: Text | None = None
     fields: Free = Field(default_factory=dict)
-    required_fields: Annotated[list[Text], rows()] = Field(default_factory=list)
+    required_fields: Annotated[list[ItemText], rows()] = Field(default_factory=list)
 
 
 class Postprocess(SpecModel):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mloc_prefect.tasks.base import TaskSpec
 
 _PROMPTS = "spec.data.prompts must be a non-empty list of strings"
-Prompts = Annotated[list[Annotated[str, Textual(exact=True, message=_PROMPTS)]] | None, rows(_PROMPTS)]
+Prompts = Annotated[list[Annotated[str, Textual(exact=True, message=_PROMPTS, item=True)]] | None, rows(_PROMPTS)]
 """`data.prompts`: MLOC refuses anything but texts, with one wording."""
 
 
