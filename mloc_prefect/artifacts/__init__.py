@@ -1,0 +1,1 @@
+"""Files of tasks: atomic writes, manifests, stores, delivery, mirrors."""

@@ -123,11 +123,12 @@ def new_attempt_dir(directory: Path, run_count: int, attempt: int) -> Path:
 
 def attempt_dirs(directory: Path) -> list[Path]:
     """Return the attempt directories of a task, newest run and attempt first."""
-    found = [(_attempt_number(p), p) for p in (directory / "attempts").glob("*-*") if p.is_dir()]
+    found = [(attempt_number(p), p) for p in (directory / "attempts").glob("*-*") if p.is_dir()]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _attempt_number(path: Path) -> tuple[int, int]:
+def attempt_number(path: Path) -> tuple[int, int]:
+    """Return run count and attempt of an attempt directory; zeros for another name."""
     run, _, attempt = path.name.partition("-")
     return (int(run), int(attempt)) if run.isdigit() and attempt.isdigit() else (0, 0)
 

@@ -1,0 +1,162 @@
+"""The end of a stage: deliver, commit, publish; and finding what an earlier run already finished.
+
+`responses.json` is written before an http delivery (protocol 4.8). The exclusive creation of `manifest.json` is the
+commit; whoever created it then publishes, so that a late writer changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination, deliver
+from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs
+from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, read_manifest, supersede, survey
+from mloc_prefect.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mloc_prefect.orchestrate.fence import RunFence
+
+_COMPUTED = "computed.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """A result that was computed but perhaps not committed yet.
+
+    Attributes:
+        spec_sha256: Digest of what it is the result of.
+        attempt_dir: Name of the attempt's directory below `attempts/`.
+        attempt: Attempt of the stage.
+        run_count: Start of the root run.
+        path: Absolute path of the result object.
+        summary: Facts for displays.
+    """
+
+    spec_sha256: str
+    attempt_dir: str
+    attempt: int
+    run_count: int
+    path: str
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committer:
+    """Commits one stage.
+
+    Attributes:
+        directory: Task directory.
+        task_id: Id of the task.
+        required: `spec.output.artifacts`.
+        destination: Where else the result goes, or None.
+        allowed: Hosts that may be named.
+        fence: Says whether we still may.
+        worker_id: Who did the work, for the delivery.
+    """
+
+    directory: Path
+    task_id: str
+    required: Sequence[str]
+    destination: HttpDestination | None
+    allowed: AllowedHosts
+    fence: RunFence
+    worker_id: str
+
+    def finished(self, spec_sha256: str) -> Manifest | None:
+        """Return the manifest when the stage is done for this very spec; set aside that of another one.
+
+        Raises:
+            ArtifactError: The manifest cannot be read.
+        """
+        manifest = read_manifest(self.directory)
+        if manifest is None:
+            return None
+        if manifest.spec_sha256 != spec_sha256 or not self._restored(manifest):
+            supersede(self.directory)
+            return None
+        return manifest
+
+    def keep(self, computed: Computed) -> None:
+        """Note that a result is there, so that a failed delivery does not make it be computed again."""
+        if self.destination is not None:
+            atomic.write_json(self.directory / "attempts" / computed.attempt_dir / _COMPUTED, asdict(computed))
+
+    def kept(self, spec_sha256: str) -> Computed | None:
+        """Return the newest result of an earlier attempt at this very spec that only has to be delivered."""
+        for attempt in attempt_dirs(self.directory) if self.destination is not None else ():
+            try:
+                found = Computed(**atomic.read_json(attempt / _COMPUTED))
+            except (FileNotFoundError, TypeError):
+                continue
+            if found.spec_sha256 == spec_sha256 and Path(found.path).is_file():
+                return found
+        return None
+
+    async def commit(self, computed: Computed) -> Manifest:
+        """Deliver and commit; return the manifest that counts (another process may have been first).
+
+        Raises:
+            DeliveryError: The destination did not take the result.
+            StaleRunError: The run was started again.
+            ArtifactError: Files cannot be written.
+        """
+        result = Path(computed.path)
+        await self.fence.check()
+        digest: tuple[int, str] | None = None
+        if self.destination is not None:
+            digest = self._publish(result)
+            await deliver(
+                self.destination,
+                task_id=self.task_id,
+                result=result,
+                worker_id=self.worker_id,
+                allowed=self.allowed,
+            )
+            await self.fence.check()
+        manifest = self._manifest(computed, digest or atomic.digest(result))
+        if not commit_manifest(self.directory, manifest):
+            return self._other(computed.spec_sha256)
+        if digest is None:
+            self._publish(result)
+        return manifest
+
+    def _publish(self, result: Path) -> tuple[int, str]:
+        return atomic.copy(result, self.directory / RESPONSES)
+
+    def _manifest(self, computed: Computed, digest: tuple[int, str]) -> Manifest:
+        return Manifest(
+            task_id=self.task_id,
+            generated_at=datetime.now(UTC).isoformat(),
+            entries=survey(self.directory, result=digest, required=self.required),
+            spec_sha256=computed.spec_sha256,
+            attempt=computed.attempt,
+            run_count=computed.run_count,
+            attempt_dir=f"attempts/{computed.attempt_dir}",
+            engine=computed.summary.get("engine"),
+            summary=computed.summary,
+        )
+
+    def _other(self, spec_sha256: str) -> Manifest:
+        manifest = read_manifest(self.directory)
+        if manifest is None or manifest.spec_sha256 != spec_sha256:
+            raise ArtifactError(f"another run committed task {self.task_id} with another spec at the same time")
+        return manifest
+
+    def _restored(self, manifest: Manifest) -> bool:
+        """Whether `responses.json` is as committed; its process may have ended just before publishing it."""
+        entry, path = manifest.entry(RESPONSES), self.directory / RESPONSES
+        if entry is None:
+            return False
+        if path.is_file() and path.stat().st_size == entry.size:
+            return True
+        source = self.directory / manifest.attempt_dir / "result.json"
+        if not source.is_file() or atomic.digest(source) != (entry.size, entry.sha256):
+            return False
+        self._publish(source)
+        return True

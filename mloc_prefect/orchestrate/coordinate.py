@@ -1,0 +1,231 @@
+"""Inside the root run: each stage starts as a subflow when those above it have ended, all others at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from prefect import Flow
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException, PrefectSignal
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Failed
+
+from mloc_prefect import __version__
+from mloc_prefect.errors import MlocError
+from mloc_prefect.orchestrate import report
+from mloc_prefect.orchestrate.dispatch import current_dispatcher, local_dispatcher
+from mloc_prefect.orchestrate.engine import RunIdentity, run_as
+from mloc_prefect.orchestrate.fence import ApiFence, NoFence, RunFence
+from mloc_prefect.orchestrate.observer import NullObserver
+from mloc_prefect.orchestrate.outcome import StageOutcome, WorkflowOutcome
+from mloc_prefect.orchestrate.stage import RunScope, run_stage
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+    from mloc_prefect.orchestrate.dispatch import StageDispatcher
+    from mloc_prefect.orchestrate.options import RunOptions
+    from mloc_prefect.plan.model import StagePlan, WorkflowPlan
+
+_log = logging.getLogger(__name__)
+
+
+async def coordinate(plan: WorkflowPlan, options: RunOptions) -> WorkflowOutcome:
+    """Run all stages of `plan` as subflows of the flow run of this context; failures are in the outcome.
+
+    Raises:
+        RuntimeError: There is no flow run in this context.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.client is None:
+        raise RuntimeError("a plan is coordinated inside a flow run")
+    run: FlowRun = context.flow_run
+    client: PrefectClient = context.client  # type: ignore[assignment]  # async flows have the async client
+    async with AsyncExitStack() as stack:
+        dispatcher = options.dispatcher or current_dispatcher()
+        if dispatcher is None:
+            dispatcher = await stack.enter_async_context(local_dispatcher(options.settings))
+        return await _Coordinator(plan, options, run, client, dispatcher).run()
+
+
+def root_identity(plan: WorkflowPlan, options: RunOptions) -> RunIdentity:
+    """Return how the root run of `plan` shows in Prefect."""
+    tags = ("mloc", *((f"mloc-submission:{options.submission_id}",) if options.submission_id else ()))
+    return RunIdentity(name=plan.name, tags=tags, labels={"mloc.kind": plan.kind})
+
+
+class _Coordinator:
+    def __init__(
+        self, plan: WorkflowPlan, options: RunOptions, run: FlowRun, client: PrefectClient, dispatcher: StageDispatcher
+    ) -> None:
+        self.plan, self.options, self.run_, self.client = plan, options, run, client
+        self.submission = options.submission_id or str(run.id)
+        self.task_ids = options.ids(plan, str(run.id))
+        self.scope = RunScope(
+            options=options,
+            dispatcher=dispatcher,
+            observer=options.observer or NullObserver(),
+            fence=_fence(client, run),
+            run_count=max(run.run_count, 1),
+            task_ids=self.task_ids,
+        )
+        self.tasks: dict[str, asyncio.Task[StageOutcome]] = {}
+        self.stage_runs: dict[str, UUID] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+
+    async def run(self) -> WorkflowOutcome:
+        """Run everything and report it."""
+        self.scope.observer.run_started(str(self.run_.id), self.plan, self.task_ids)
+        shown = asyncio.create_task(self._show_plan())
+        # All tasks exist before the first one runs, so that each can wait for any other.
+        self.tasks = {s.key: asyncio.create_task(self._stage(s), name=f"stage {s.key}") for s in self.plan.stages}
+        try:
+            ended = await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        finally:
+            await shown
+        broken = next((e for e in ended if isinstance(e, BaseException)), None)
+        if broken is not None:
+            raise broken
+        tasks = tuple(e for e in ended if isinstance(e, StageOutcome))
+        outcome = WorkflowOutcome(
+            ok=all(t.ok for t in tasks), flow_run_id=str(self.run_.id), name=self.plan.name, tasks=tasks
+        )
+        text = await asyncio.to_thread(report.result_markdown, outcome, self.seconds)
+        await report.publish(self.client, self.run_.id, report.RESULT_KEY, text, f"result of {self.plan.name}")
+        return outcome
+
+    async def _stage(self, stage: StagePlan) -> StageOutcome:
+        above = [self.tasks[k] for k in stage.upstream]
+        upstream = {o.key: o for o in await asyncio.gather(*(asyncio.shield(t) for t in above))} if above else {}
+        start = time.monotonic()
+        try:
+            outcome = await self._subflow(stage, upstream)
+        except asyncio.CancelledError:
+            outcome = self._ended(stage, "CANCELLED", "cancelled")
+            raise
+        finally:
+            self.seconds[stage.key] = time.monotonic() - start
+        return outcome
+
+    async def _subflow(self, stage: StagePlan, upstream: dict[str, StageOutcome]) -> StageOutcome:
+        """Run one stage as a subflow; its state and the returned outcome say the same."""
+        outcomes: list[StageOutcome] = []
+
+        # One parameter only: Prefect's graph query repeats a parent for each parameter that it has itself.
+        async def body(upstream: dict[str, Any]) -> Any:
+            del upstream  # shown in the UI; the runner reads results from their files
+            outcome = await self._body(stage, above)
+            outcomes.append(outcome)
+            return self._state(stage, outcome)
+
+        above = upstream
+        flow: Flow[..., Any] = Flow(
+            fn=body,
+            name=f"mloc-{''.join(c if c.isalnum() or c in '-_.' else '-' for c in stage.task_type)}",
+            version=__version__,
+            validate_parameters=False,
+            persist_result=False,
+        )
+        parameters = {"upstream": {k: self.rows[k] for k in upstream}}
+        try:
+            state, _ = await run_as(flow, parameters, self._identity(stage))
+        except (httpx.HTTPError, PrefectException, PrefectSignal) as error:
+            return self._ended(stage, "FAILED", f"Prefect did not run it: {error or type(error).__name__}")
+        if outcomes:
+            return outcomes[0]
+        return self._ended(stage, "FAILED", f"ended as {state.name} before it started: {state.message or ''}")
+
+    async def _body(self, stage: StagePlan, upstream: dict[str, StageOutcome]) -> StageOutcome:
+        context = FlowRunContext.get()
+        assert context is not None and context.flow_run is not None
+        run_id = context.flow_run.id
+        self.stage_runs[stage.key] = run_id
+        log = get_run_logger()
+        bad = [o for o in upstream.values() if not o.ok]
+        if bad:
+            return self._not_run(stage, bad)
+        async with report.ProgressArtifact(self.client, run_id, stage.name) as progress:
+            try:
+                outcome = await run_stage(stage, self.scope, log=log, on_event=progress.event)
+            except MlocError as error:
+                return self._ended(stage, "FAILED", str(error))
+            except Exception as error:
+                # boundary: one stage's defect must not take the others down; the traceback is in the run's log
+                log.exception("stage %r met an unexpected error", stage.key)
+                return self._ended(stage, "FAILED", f"unexpected {type(error).__name__}: {error}")
+        self._note(outcome)
+        return outcome
+
+    def _state(self, stage: StagePlan, outcome: StageOutcome) -> Any:
+        """Return what the subflow returns. The very object goes on to later stages: Prefect draws edges by identity."""
+        if outcome.ok:
+            return self.rows[stage.key]
+        state = Cancelled if outcome.status == "CANCELLED" else Failed
+        return state(message=outcome.error)
+
+    def _not_run(self, stage: StagePlan, bad: list[StageOutcome]) -> StageOutcome:
+        blamed = tuple(dict.fromkeys(k for o in bad for k in (o.blamed or (o.key,))))
+        ends = {k: self.tasks[k].result().status for k in blamed}
+        why = ", ".join(f"stage {k!r} {'failed' if s == 'FAILED' else 'was cancelled'}" for k, s in ends.items())
+        status = "FAILED" if "FAILED" in ends.values() else "CANCELLED"
+        return self._ended(stage, status, f"not run: {why}", blamed=blamed)
+
+    def _ended(self, stage: StagePlan, status: Any, error: str, *, blamed: tuple[str, ...] = ()) -> StageOutcome:
+        outcome = StageOutcome(
+            key=stage.key,
+            node=stage.node,
+            task_id=self.task_ids[stage.key],
+            status=status,
+            error=error,
+            blamed=blamed,
+        )
+        self._note(outcome)
+        return outcome
+
+    def _note(self, outcome: StageOutcome) -> None:
+        self.rows[outcome.key] = outcome.to_dict()
+        self.scope.observer.stage_ended(outcome.key, outcome)
+
+    def _identity(self, stage: StagePlan) -> RunIdentity:
+        task_id = self.task_ids[stage.key]
+        labels = {"mloc.task-type": stage.task_type, "mloc.task-id": task_id, "mloc.stage": stage.key}
+        return RunIdentity(
+            name=stage.name,
+            tags=(
+                "mloc",
+                f"mloc-task:{task_id}",
+                f"mloc-submission:{self.submission}",
+                f"mloc-type:{stage.task_type}",
+            ),
+            labels=labels | ({"mloc.model": stage.model} if stage.model else {}),
+            key=stage.key,
+            after=tuple(self.stage_runs[k] for k in stage.upstream if k in self.stage_runs),
+        )
+
+    async def _show_plan(self) -> None:
+        """Publish the plan, and name the root run when another engine created it. Runs beside the stages."""
+        text = report.plan_markdown(self.plan, self.task_ids)
+        await report.publish(self.client, self.run_.id, report.PLAN_KEY, text, f"plan of {self.plan.name}")
+        identity = root_identity(self.plan, self.options)
+        tags = {*self.run_.tags, *identity.tags, f"mloc-submission:{self.submission}"}
+        try:
+            if self.run_.name != identity.name or tags != set(self.run_.tags):
+                await self.client.update_flow_run(self.run_.id, name=identity.name, tags=sorted(tags))
+            if not set(identity.labels.items()) <= set(self.run_.labels.items()):
+                await self.client.update_flow_run_labels(self.run_.id, dict(identity.labels))
+        except httpx.HTTPError as error:  # a name must not fail the run
+            _log.warning("the root run could not be named: %s", error)
+
+
+def _fence(client: PrefectClient, run: FlowRun) -> RunFence:
+    """Only a run with a deployment can be started again while an old process of it still lives."""
+    return ApiFence(client, run.id, run.run_count) if run.deployment_id else NoFence()

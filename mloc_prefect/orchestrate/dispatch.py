@@ -1,0 +1,193 @@
+"""Where a stage's attempt is executed: the `StageDispatcher` protocol and the dispatchers of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.errors import ExecutionError
+from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionResult, UserError
+from mloc_prefect.worker.inventory import matching_gpus, read_inventory, wanted_gpus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    from mloc_prefect.execution.hosts import HostProvider
+    from mloc_prefect.execution.protocol import ExecutionRequest
+    from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.settings import MlocSettings
+    from mloc_prefect.tasks.base import ExecutorRef
+    from mloc_prefect.worker.inventory import Inventory
+    from mloc_prefect.worker.leases import Lease, LeaseBook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageJob:
+    """One attempt, with what is needed to find a place for it.
+
+    Attributes:
+        request: What crosses to the executor.
+        executor: The code that runs it.
+        engine_options: What makes a warm host reusable.
+        resources: What it asks of a machine.
+        timeout: Seconds it may run (`spec.timeoutSec`), or None.
+        stall: Seconds without any sign of life after which it is ended.
+        holder: Name for people who look at leases.
+    """
+
+    request: ExecutionRequest
+    executor: ExecutorRef
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    resources: ResourceRequest
+    timeout: float | None = None
+    stall: float = 1800.0
+    holder: str = ""
+
+
+class StageDispatcher(Protocol):
+    """Runs one attempt somewhere."""
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        """Run the attempt and return its result; cancelling the call cancels the attempt.
+
+        Raises:
+            ExecutionError: It failed; `.retryable` says whether another attempt may go better.
+            DispatchError: No place could be had.
+        """
+
+
+class InProcessDispatcher:
+    """Runs attempts on executor hosts of this machine, each engine under a lease.
+
+    Args:
+        settings: For the interpreters of executors.
+        hosts: Who owns the executor processes.
+        leases: Who hands out devices.
+        inventory: What the machine has; requests beyond it (`--ignore-resources`) are cut down to it.
+    """
+
+    def __init__(self, *, settings: MlocSettings, hosts: HostProvider, leases: LeaseBook, inventory: Inventory) -> None:
+        self._settings = settings
+        self._hosts = hosts
+        self._leases = leases
+        self._inventory = inventory
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        """See `StageDispatcher`."""
+        if not job.executor.engine:
+            return await self._execute(job, (), on_event)
+        async with self._lease(job, on_event) as lease:
+            return await self._execute(job, lease.devices, on_event)
+
+    async def _execute(
+        self, job: StageJob, devices: tuple[str, ...], on_event: Callable[[ExecutionEvent], None]
+    ) -> ExecutionResult:
+        from mloc_prefect.execution.client import execute
+        from mloc_prefect.execution.hosts import HostSpec
+
+        spec = HostSpec(
+            executor=job.executor.path,
+            python=interpreter(job.executor, self._settings),
+            options=dict(job.engine_options),
+            devices=devices,
+        )
+        return await execute(job.request, spec, self._hosts, on_event=on_event, timeout=job.timeout, stall=job.stall)
+
+    @asynccontextmanager
+    async def _lease(self, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> AsyncIterator[Lease]:
+        def waiting(why: str) -> None:
+            on_event(ExecutionEvent("phase", {"text": why}, time.time()))
+
+        request = clamped(job.resources, self._inventory)
+        lease = await self._leases.acquire(request, holder=job.holder or job.request.name, on_wait=waiting)
+        try:
+            yield lease
+        finally:
+            await asyncio.shield(self._leases.release(lease))
+
+
+class MemoryDispatcher:
+    """Runs attempts as calls of a function in this process: the twin for tests.
+
+    Args:
+        run: Gets the request and `emit(kind, **data)`; returns the result object, or raises.
+    """
+
+    def __init__(self, run: Callable[[ExecutionRequest, Callable[..., None]], Any]) -> None:
+        self._run = run
+        self.requests: list[ExecutionRequest] = []
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        """See `StageDispatcher`."""
+
+        def emit(kind: Any, **data: Any) -> None:
+            on_event(ExecutionEvent(kind, data, time.time()))
+
+        self.requests.append(job.request)
+        try:
+            result = self._run(job.request, emit)
+            result = await result if asyncio.iscoroutine(result) else result
+        except UserError as error:
+            failure = ExecutionFailure(str(error), kind="user", error_type=type(error).__name__)
+            raise ExecutionError(failure.message, retryable=False, failure=failure) from error
+        path = Path(job.request.attempt_dir) / "result.json"
+        atomic.write_json(path, result)
+        return ExecutionResult(str(path), summary={"engine": "memory"})
+
+
+_in_force: ContextVar[StageDispatcher | None] = ContextVar("mloc_dispatcher", default=None)
+
+
+@contextmanager
+def use_dispatcher(dispatcher: StageDispatcher) -> Iterator[None]:
+    """Make `dispatcher` the one that flows started in this context use when their options name none."""
+    token = _in_force.set(dispatcher)
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
+
+
+def current_dispatcher() -> StageDispatcher | None:
+    """Return the dispatcher in force, or None."""
+    return _in_force.get()
+
+
+@asynccontextmanager
+async def local_dispatcher(settings: MlocSettings) -> AsyncIterator[StageDispatcher]:
+    """Yield a dispatcher with a host pool of its own, which ends with the block."""
+    from mloc_prefect.execution.dirs import run_dir
+    from mloc_prefect.execution.hosts import HostPool
+
+    pool = HostPool(run_dir(settings.home), settings.host_idle_seconds, settings.host_start_seconds)
+    async with pool:
+        yield on_hosts(settings, pool)
+
+
+def on_hosts(settings: MlocSettings, hosts: HostProvider) -> InProcessDispatcher:
+    """Return the dispatcher of this machine for `hosts`, with the lease book that all its processes share."""
+    from mloc_prefect.worker.leases import FileLeaseBook
+
+    inventory = read_inventory(settings)
+    leases = FileLeaseBook(settings.home, inventory, settings.engines_per_device)
+    return InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=inventory)
+
+
+def interpreter(executor: ExecutorRef, settings: MlocSettings) -> str:
+    """Return the Python that runs an executor: the configured one of its environment, else this one."""
+    return str(settings.python.get(executor.environment) or sys.executable)
+
+
+def clamped(request: ResourceRequest, inventory: Inventory) -> ResourceRequest:
+    """Return `request` cut down to what the machine has: fewer GPUs, any type, or the CPU."""
+    if wanted_gpus(request) <= len(matching_gpus(request, inventory.gpus)):
+        return request
+    count = min(request.gpu_count, len(inventory.gpus))
+    return replace(request, gpu_count=count, gpu_type=None, gpu_memory_bytes=None)

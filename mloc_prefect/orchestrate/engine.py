@@ -1,0 +1,146 @@
+"""Prefect's async flow engine with what our runs need; what it relies on is named in `INHERITED` and tested.
+
+Beside the stock engine: name, tags and labels are set when the run is created (the stock engine renames it afterwards
+and knows no labels); edges of the UI graph are given as run ids, so that a failed stage has them too; the tracking task
+of a stage has a key of its own, so that a second start of the parent finds each stage again whatever the order; a
+cancelled asyncio task ends as Cancelled instead of Crashed; stages send no heartbeats of their own (a thread each).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from prefect.client.schemas.actions import FlowRunCreate
+from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, FlowRunResult
+from prefect.context import FlowRunContext, TagsContext
+from prefect.flow_engine import AsyncFlowRunEngine
+from prefect.states import Pending, to_state_create
+from prefect.tasks import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from prefect import Flow, State
+    from prefect.client.orchestration import PrefectClient
+
+INHERITED = ("create_flow_run", "load_subflow_run", "handle_crash", "handle_cancellation", "heartbeat_seconds")
+"""Methods of the stock engine that are overridden or called; a test checks that they are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """How a run shows in Prefect.
+
+    Attributes:
+        name: Run name.
+        tags: Tags, beside those of the context.
+        labels: Labels, set at creation.
+        key: Key of the stage among its siblings; None for a root.
+        after: Flow runs of the upstream stages: edges of the graph.
+    """
+
+    name: str
+    tags: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None
+    after: tuple[UUID, ...] = ()
+
+
+async def run_as(flow: Flow[..., Any], parameters: dict[str, Any], identity: RunIdentity) -> tuple[State[Any], FlowRun]:
+    """Run an async flow in this event loop under `identity`; return its final state and its run.
+
+    Inside another flow run it becomes a subflow of that one.
+    """
+    engine = MlocEngine(flow=flow, parameters=parameters, identity=identity)
+    async with engine.start():
+        while engine.is_running():
+            async with engine.run_context():
+                call: Any = engine.call_flow_fn()  # annotated as a coroutine of a coroutine
+                await call
+    assert engine.flow_run is not None
+    return engine.state, engine.flow_run
+
+
+@dataclass
+class MlocEngine(AsyncFlowRunEngine[Any, Any]):
+    """See the module."""
+
+    identity: RunIdentity | None = None
+
+    @property
+    def heartbeat_seconds(self) -> int | None:
+        """Seconds between heartbeats; none for stages, whose root has one."""
+        return None if self.identity and self.identity.key else super().heartbeat_seconds
+
+    async def create_flow_run(self, client: PrefectClient) -> FlowRun:
+        """Create the run, and the tracking task when it is a subflow."""
+        assert self.identity is not None
+        parent: FlowRunContext | None = FlowRunContext.get()
+        tracking: UUID | None = None
+        if parent is not None:
+            task_run = await _tracking_task(self.flow, self.identity).create_run(
+                client=client,
+                flow_run_context=parent,
+                parameters=self.parameters,
+                extra_task_inputs=self._edges(),
+            )
+            tracking = task_run.id
+            started_before = parent.flow_run is not None and parent.flow_run.run_count > 1
+            if started_before and (known := await self.load_subflow_run(task_run, client, parent)):
+                return known
+        self._flow_run_name_set = True
+        return await _create(client, self.flow, self.parameters or {}, self.identity, tracking)
+
+    async def handle_crash(self, exc: BaseException) -> None:
+        """Take a cancelled asyncio task for what it is."""
+        if isinstance(exc, asyncio.CancelledError):
+            await self.handle_cancellation(exc)
+        else:
+            await super().handle_crash(exc)
+
+    def _edges(self) -> dict[str, set[Any]] | None:
+        after = self.identity.after if self.identity else ()
+        return {"upstream": {FlowRunResult(id=i) for i in after}} if after else None
+
+
+def _tracking_task(flow: Any, identity: RunIdentity) -> Task[..., Any]:
+    task: Task[..., Any] = Task(fn=flow.fn, name=identity.key or flow.name, version=flow.version)
+    if identity.key:
+        task.task_key = f"mloc-stage-{identity.key}"
+    task._is_subflow_tracking_task = True  # type: ignore[attr-defined]  # as the stock engine marks it
+    return task
+
+
+_flow_ids: WeakKeyDictionary[PrefectClient, dict[str, asyncio.Task[UUID]]] = WeakKeyDictionary()
+
+
+async def _create(
+    client: PrefectClient, flow: Any, parameters: dict[str, Any], identity: RunIdentity, tracking: UUID | None
+) -> FlowRun:
+    create = FlowRunCreate(
+        flow_id=await _flow_id(client, flow),
+        flow_version=flow.version,
+        name=identity.name,
+        parameters=flow.serialize_parameters(parameters),
+        tags=sorted({*TagsContext.get().current_tags, *identity.tags}),
+        labels=dict(identity.labels),
+        parent_task_run_id=tracking,
+        state=to_state_create(Pending()),
+        empirical_policy=FlowRunPolicy(retries=0, retry_delay=0),
+    )
+    response = await client.request("POST", "/flow_runs/", json=create.model_dump(mode="json", exclude_unset=True))
+    run = FlowRun.model_validate(response.json())
+    run.parameters = parameters
+    return run
+
+
+async def _flow_id(client: PrefectClient, flow: Any) -> UUID:
+    """Return the id of a flow by its name, asked for once for each client, also by stages that start at once."""
+    known = _flow_ids.setdefault(client, {})
+    if flow.name not in known:
+        known[flow.name] = asyncio.ensure_future(client.create_flow(flow))
+    return await asyncio.shield(known[flow.name])

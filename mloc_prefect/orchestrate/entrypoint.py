@@ -1,0 +1,55 @@
+"""`run-workflow`: the generic flow that deployments name; it gets a spec and runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.states import Failed
+
+from mloc_prefect import __version__
+from mloc_prefect.errors import MlocError, SpecError
+from mloc_prefect.orchestrate import specs
+from mloc_prefect.orchestrate.coordinate import coordinate
+from mloc_prefect.orchestrate.flow import end_state
+from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.orchestrate.preflight import check_runnable
+from mloc_prefect.plan import WorkflowPlan, check
+from mloc_prefect.spec.diagnostics import errors
+from mloc_prefect.worker.inventory import read_inventory
+
+
+@flow(name="run-workflow", version=__version__, persist_result=False)
+async def run_workflow(
+    spec: str,
+    parameters: dict[str, str] | None = None,
+    submission_id: str | None = None,
+    file: str = "<submitted>",
+) -> Any:
+    """Run an MLOC spec: each of its tasks is a subflow of this run.
+
+    Args:
+        spec: The YAML text, or `sha256:<hex>` of a text kept below the results root (`orchestrate.specs`).
+        parameters: Values of `${param.NAME}`.
+        submission_id: Id under which finished stages are found again; default: the id of this flow run.
+        file: Name that messages show.
+
+    Returns:
+        `{"ok", "flow_run_id", "tasks": [...]}` as `mloc run --json` prints it. The run fails with one sentence for each
+        stage that failed, or with all diagnostics when the spec is not valid.
+    """
+    options = RunOptions(params=parameters or {}, submission_id=submission_id)
+    try:
+        plan = _plan(spec, file, options)
+        check_runnable(plan, options, read_inventory(options.settings), ignore_resources=False)
+    except MlocError as error:  # a mistake of the user: a sentence, no traceback
+        return Failed(message=str(error))
+    return end_state(await coordinate(plan, options))
+
+
+def _plan(spec: str, file: str, options: RunOptions) -> WorkflowPlan:
+    text = specs.unpack(spec, options.root)
+    plan, diagnostics = check(text, file, params=options.params)
+    if plan is None or errors(diagnostics):
+        raise SpecError(errors(diagnostics))
+    return plan

@@ -1,0 +1,60 @@
+"""Fencing: a run that was given up and started again must not commit what its old process still computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from mloc_prefect.errors import ExecutionError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+
+
+class StaleRunError(ExecutionError):
+    """This process belongs to a start of the run that is over."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=False)
+
+
+class RunFence(Protocol):
+    """Says whether this start of the root run is still the current one."""
+
+    async def check(self) -> None:
+        """Return when it is.
+
+        Raises:
+            StaleRunError: It is not.
+        """
+
+
+class NoFence:
+    """For runs that nobody can start again."""
+
+    async def check(self) -> None:
+        """See `RunFence`."""
+
+
+class ApiFence:
+    """Asks the Prefect API for the run count of the root run.
+
+    Args:
+        client: Open client.
+        flow_run_id: The root run.
+        run_count: Its count when this process started it.
+    """
+
+    def __init__(self, client: PrefectClient, flow_run_id: UUID, run_count: int) -> None:
+        self._client = client
+        self._flow_run_id = flow_run_id
+        self._run_count = run_count
+
+    async def check(self) -> None:
+        """See `RunFence`."""
+        run = await self._client.read_flow_run(self._flow_run_id)
+        if run.run_count != self._run_count:
+            raise StaleRunError(f"the run was started again (start {run.run_count}, this is {self._run_count})")
+        if run.state is not None and run.state.is_final():
+            raise StaleRunError(f"the run has already ended ({run.state.name})")

@@ -1,0 +1,156 @@
+"""What is looked at before anything is started: hardware, libraries, the results root, tasks of other submissions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.layout import destination_dir, task_dir
+from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
+from mloc_prefect.orchestrate.dispatch import interpreter
+from mloc_prefect.worker.inventory import misfit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mloc_prefect.orchestrate.options import RunOptions
+    from mloc_prefect.plan.model import StagePlan, WorkflowPlan
+    from mloc_prefect.tasks.base import ExecutorRef
+    from mloc_prefect.worker.inventory import Inventory
+
+_PROBE_SECONDS = 60.0
+_PROBE = """
+import importlib.util, json, sys
+def there(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+print(json.dumps([n for n in sys.argv[1:] if not there(n)]))
+"""
+
+
+def check_runnable(plan: WorkflowPlan, options: RunOptions, inventory: Inventory, *, ignore_resources: bool) -> None:
+    """Return when every stage of `plan` can run here; nothing was started.
+
+    Args:
+        plan: The plan.
+        options: How it will be run.
+        inventory: What this machine has.
+        ignore_resources: Run here even what asks for more than that.
+
+    Raises:
+        PlanError: A stage asks for more than this machine has, or waits for a task that is not done.
+        MissingExtraError: An executor or its libraries are not installed; the hint is the exact command.
+        ArtifactError: Results cannot be written where they should be.
+    """
+    _check_external(plan.stages, options.root)
+    if not ignore_resources:
+        _check_resources(plan.stages, inventory)
+    _check_executors(plan.stages, options)
+    _check_results(plan.stages, options)
+
+
+def _check_resources(stages: Iterable[StagePlan], inventory: Inventory) -> None:
+    reasons = [f"stage {s.key!r} {why}" for s in stages if (why := misfit(s.resources, inventory))]
+    if reasons:
+        raise PlanError("; ".join(reasons), hint="--ignore-resources runs it here anyway (on the CPU if need be)")
+
+
+def _check_external(stages: Iterable[StagePlan], root: Path) -> None:
+    missing = [f"{i!r} (of stage {s.key!r})" for s in stages for i in s.external if not _is_done(root, i)]
+    if missing:
+        raise PlanError(
+            f"depends on tasks that are not done below {root}: {', '.join(missing)}",
+            hint="run them first, or name a stage of this spec in dependsOn",
+        )
+
+
+def _is_done(root: Path, task_id: str) -> bool:
+    manifest = read_manifest(task_dir(root, task_id))
+    return manifest is not None and manifest.status == "DONE"
+
+
+def _check_executors(stages: Iterable[StagePlan], options: RunOptions) -> None:
+    missing: dict[str, list[str]] = {}
+    known: dict[tuple[ExecutorRef, str], list[str]] = {}
+    extras: dict[str, str] = {}
+    for stage in stages:
+        python = interpreter(stage.executor, options.settings)
+        place = (stage.executor, python)
+        if place not in known:
+            known[place] = _absent(stage.executor, python)
+        if known[place]:
+            missing.setdefault(_lack(stage.executor, python, known[place]), []).append(stage.key)
+            if stage.executor.extra:
+                extras[stage.executor.extra] = python
+    if missing:
+        text = "; ".join(f"{_stages(keys)} cannot run: {why}" for why, keys in missing.items())
+        raise MissingExtraError(text, hint="; ".join(_install(e, p) for e, p in extras.items()) or None)
+
+
+def _absent(executor: ExecutorRef, python: str) -> list[str]:
+    """Return the modules that the executor needs and its interpreter does not find."""
+    names = [executor.path.partition(":")[0], *executor.imports]
+    if python == sys.executable:
+        return [n for n in names if not _there(n)]
+    try:
+        done = subprocess.run(
+            [python, "-c", _PROBE, *names], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+        )
+        answer: Any = json.loads(done.stdout.strip().rsplit("\n", 1)[-1])
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise MissingExtraError(
+            f"the interpreter {python} of environment {executor.environment!r} does not work: {error}",
+            hint="correct MLOC_PYTHON",
+        ) from error
+    return [str(n) for n in answer]
+
+
+def _there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
+
+
+def _lack(executor: ExecutorRef, python: str, absent: list[str]) -> str:
+    module = executor.path.partition(":")[0]
+    where = "" if python == sys.executable else f" in {python}"
+    if module in absent:
+        return f"its executor {module} is not part of this installation{where}"
+    return f"{', '.join(absent)} not installed{where}"
+
+
+def _install(extra: str, python: str) -> str:
+    pip = "pip" if python == sys.executable else f"{python} -m pip"
+    return f"{pip} install 'mloc-prefect[{extra}]'"
+
+
+def _stages(keys: list[str]) -> str:
+    return f"stage{'s' if len(keys) > 1 else ''} {', '.join(map(repr, keys))}"
+
+
+def _check_results(stages: Iterable[StagePlan], options: RunOptions) -> None:
+    root = options.root
+    try:
+        atomic.write_bytes(root / ".writable", b"")
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"the results directory {root} is not writable: {error.message}",
+            hint="use --results-dir, or set RESULTS_DIR",
+        ) from error
+    (root / ".writable").unlink(missing_ok=True)
+    for stage in stages:
+        spec = stage.effective.get("spec")
+        output = spec.get("output") if isinstance(spec, dict) else None
+        destination = output.get("destination") if isinstance(output, dict) else None
+        if isinstance(destination, dict) and "${" not in str(destination.get("path")):
+            allow = options.settings.allow_outside_results
+            destination_dir(root, "task", destination, allow_outside=allow)

@@ -1,0 +1,184 @@
+"""What a run shows in Prefect's UI beside its graph: a plan, a result, and the progress of long stages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+from mloc_prefect.plan.resources import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+
+    from mloc_prefect.execution.protocol import ExecutionEvent
+    from mloc_prefect.orchestrate.outcome import StageOutcome, WorkflowOutcome
+    from mloc_prefect.plan.model import WorkflowPlan
+
+_log = logging.getLogger(__name__)
+PLAN_KEY, RESULT_KEY = "mloc-plan", "mloc-result"
+PROGRESS_AFTER = 2.0  # seconds: shorter stages get no progress artifact
+PROGRESS_EVERY = 2.0  # seconds between its updates
+_SAMPLES = 3
+_SAMPLE_LENGTH = 300
+_READABLE = 4 << 20  # bytes: larger results are not opened for samples
+
+
+async def publish(client: PrefectClient, flow_run_id: UUID, key: str, markdown: str, description: str) -> None:
+    """Create one markdown artifact on a run: one request; a failure is logged, as a display must not fail the run."""
+    create = ArtifactCreate(key=key, type="markdown", description=description, data=markdown, flow_run_id=flow_run_id)
+    try:
+        await client.create_artifact(create)
+    except httpx.HTTPError as error:
+        _log.warning("artifact %s could not be made: %s", key, error)
+
+
+def plan_markdown(plan: WorkflowPlan, task_ids: Mapping[str, str]) -> str:
+    """Return the plan as a table; it holds no part of the documents, which may have secrets in them."""
+    rows = [
+        (
+            s.key,
+            s.task_type,
+            s.model or "",
+            ", ".join(s.upstream) or "-",
+            describe(s.resources),
+            f"`{task_ids.get(s.key, '')}`",
+        )
+        for s in plan.stages
+    ]
+    lines = [f"# {plan.name}", "", f"{len(plan.stages)} stages ({plan.kind}), from `{plan.file}`", ""]
+    lines += _table(("stage", "task type", "model", "after", "resources", "task id"), rows)
+    notes = [f"* {s.key}: {note}" for s in plan.stages for note in s.notes]
+    warnings = [f"* {w.code}: {w.message}" for w in plan.warnings]
+    for title, found in (("Notes", notes), ("Warnings", warnings)):
+        lines += ["", f"## {title}", "", *found] if found else []
+    return "\n".join(lines)
+
+
+def result_markdown(outcome: WorkflowOutcome, seconds: Mapping[str, float]) -> str:
+    """Return the end of a run: a table, then sample outputs of each finished stage.
+
+    Args:
+        outcome: The end of the run.
+        seconds: Wall time of each stage key.
+    """
+    rows = [
+        (
+            t.key,
+            t.status + (" (reused)" if t.reused else ""),
+            f"{seconds.get(t.key, 0.0):.1f} s",
+            str(t.summary.get("engine") or ""),
+            _usage(t.summary),
+            f"`{t.result_path}`" if t.result_path else (t.error or "").split("\n", 1)[0],
+        )
+        for t in outcome.tasks
+    ]
+    lines = [f"# {outcome.name}: {'done' if outcome.ok else 'failed'}", "", outcome.message, ""]
+    lines += _table(("stage", "status", "time", "engine", "usage", "result or error"), rows)
+    for task in outcome.tasks:
+        samples = list(_samples(task))
+        if samples:
+            lines += ["", f"## Samples of {task.key}", "", *(_quoted(s) for s in samples)]
+    return "\n".join(lines)
+
+
+class ProgressArtifact:
+    """The progress artifact of one stage: made after `PROGRESS_AFTER` seconds, then updated when something changed.
+
+    Use as an async context manager around the stage; `event` takes what the executor says.
+    """
+
+    def __init__(self, client: PrefectClient, flow_run_id: UUID, name: str) -> None:
+        self._client, self._flow_run_id, self._name = client, flow_run_id, name
+        self._done, self._total, self._text = 0, 0, ""
+        self._id: UUID | None = None
+        self._shown: tuple[float, str] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._start = time.monotonic()
+
+    async def __aenter__(self) -> ProgressArtifact:
+        self._task = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        if self._id is not None:
+            await self._show()
+
+    def event(self, event: ExecutionEvent) -> None:
+        """Take in one event."""
+        if event.kind == "progress":
+            self._done, self._total = int(event.data.get("done") or 0), int(event.data.get("total") or 0)
+        elif event.kind == "phase":
+            self._text = str(event.data.get("text") or "")
+
+    async def _keep(self) -> None:
+        await asyncio.sleep(PROGRESS_AFTER)
+        while True:
+            # An update that was begun is finished, so that the run does not end with a request in the air.
+            await asyncio.shield(asyncio.ensure_future(self._show()))
+            await asyncio.sleep(PROGRESS_EVERY)
+
+    async def _show(self) -> None:
+        percent = 100.0 * self._done / self._total if self._total else 0.0
+        counts = f"{self._done} of {self._total} rows" if self._total else self._text or "running"
+        now = (percent, f"{self._name}: {counts}")
+        if now == self._shown:
+            return
+        self._shown = now
+        try:
+            await self._send(percent, now[1])
+        except httpx.HTTPError as error:  # a display must not fail the stage
+            _log.warning("progress of %s could not be shown: %s", self._name, error)
+
+    async def _send(self, percent: float, text: str) -> None:
+        if self._id is None:
+            create = ArtifactCreate(type="progress", data=percent, description=text, flow_run_id=self._flow_run_id)
+            self._id = (await self._client.create_artifact(create)).id
+        else:
+            await self._client.update_artifact(self._id, ArtifactUpdate(data=percent, description=text))
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(_cell(c) for c in row) + " |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _usage(summary: Mapping[str, Any]) -> str:
+    usage = summary.get("usage")
+    if not isinstance(usage, dict):
+        return f"{summary['rows']} rows" if summary.get("rows") else ""
+    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in usage.items() if isinstance(v, int | float))
+
+
+def _samples(task: StageOutcome) -> Iterable[str]:
+    path = Path(task.result_path) if task.ok and task.result_path else None
+    if path is None or not path.is_file() or path.stat().st_size > _READABLE:
+        return
+    content = json.loads(path.read_bytes())
+    items = content.get("items") if isinstance(content, dict) else None
+    for item in (items if isinstance(items, list) else [])[:_SAMPLES]:
+        if isinstance(item, dict) and isinstance(item.get("output"), str):
+            yield item["output"]
+
+
+def _quoted(text: str) -> str:
+    short = text if len(text) <= _SAMPLE_LENGTH else text[: _SAMPLE_LENGTH - 1] + "…"
+    return "> " + short.strip().replace("\n", "\n> ") + "\n"
