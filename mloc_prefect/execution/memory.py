@@ -70,10 +70,10 @@ class MemoryHosts:
         running = self._hosts.pop(key, None)
         if running is None:
             return self._exits.get(key)
+        how = self._exits[key] = HostExit(None, "SIGKILL")
         running.server.abort()
         await asyncio.to_thread(running.threads[0].join, 5.0)
-        self._exits[key] = HostExit(None, "SIGKILL")
-        return self._exits[key]
+        return how
 
     async def exit_of(self, key: str, *, pid: int | None = None) -> HostExit | None:
         """Return how the host ended; see `HostProvider`."""

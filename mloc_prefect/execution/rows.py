@@ -229,7 +229,7 @@ def _earlier(task_dir: Path, own: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield offset and object of every whole line."""
+    """Yield offset and object of every line that is whole; an object cut short anywhere is no JSON."""
     try:
         handle = path.open("rb")
     except FileNotFoundError:
@@ -238,8 +238,6 @@ def _read(path: Path) -> Iterator[tuple[int, Row]]:
         offset = 0
         for line in handle:
             here, offset = offset, offset + len(line)
-            if not line.endswith(b"\n"):
-                return
             try:
                 row = json.loads(line)
             except ValueError:

@@ -22,6 +22,7 @@ from tests.support.hosts import (
     echo_request,
     host_spec,
     is_alive,
+    names,
     read_json,
     read_pids,
     trouble_request,
@@ -60,7 +61,7 @@ class TestAnswers:
         ]
         assert result.summary == {"rows": 2}
         assert run.events[-1].data == {"done": 2, "total": 2}
-        assert sorted(os.listdir(request.attempt_dir)) == ["items.jsonl", "result.json"]
+        assert names(request.attempt_dir) == ["items.jsonl", "result.json"]
 
     async def test_second_task_meets_the_same_process(self, run: Runner, tmp_path: Path) -> None:
         pids = {(await run(echo_request(tmp_path), host_spec())).host_pid for _ in range(3)}
@@ -95,7 +96,7 @@ class TestAnswers:
         assert environment["CUDA_VISIBLE_DEVICES"] == "1,3"
         assert environment["MLOC_EXTRA"] == "yes"
         first = environment["PYTHONPATH"].split(":")[0]
-        assert os.listdir(first) == ["mloc_prefect"]  # our package, and nothing else of our environment
+        assert names(first) == ["mloc_prefect"]  # our package, and nothing else of our environment
         assert "MLOC_HOST_CONFIG" not in environment
 
     async def test_noise_stays_off_the_protocol(self, run: Runner) -> None:
@@ -111,7 +112,7 @@ class TestAnswers:
         answer = read_json(result.path)
         assert answer["upstream_bytes"] > 3_000_000
         assert len(answer["items"]) == 20_000
-        assert os.listdir(request.attempt_dir) == ["result.json"]
+        assert names(request.attempt_dir) == ["result.json"]
 
     async def test_an_event_that_is_too_large_becomes_a_note(self, run: Runner) -> None:
         await run.trouble(["big_event", 6_000_000])
@@ -329,8 +330,7 @@ class TestPlaces:
         async with HostPool(directory, idle_seconds=60, start_seconds=30) as pool:
             result = await Runner(pool, tmp_path)(echo_request(tmp_path), host_spec())
             assert Path(result.path).is_file()
-        for path in (directory / f for f in os.listdir(directory)):
-            assert not path.is_socket()
+        assert not list(directory.glob("*.sock*"))
 
     async def test_pool_leaves_nothing(self, tmp_path: Path) -> None:
         async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:

@@ -14,8 +14,9 @@ import pytest
 from mloc_prefect.errors import ExecutionError
 from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
+from mloc_prefect.execution.protocol import ExecutionRequest
 from tests.support.counts import count
-from tests.support.hosts import Runner, echo_request, host_spec, read_json, until
+from tests.support.hosts import Runner, echo_request, host_spec, read_json
 
 ROWS = 40
 SPEC = {"data": {"type": "list", "items": [f"row {n}" for n in range(ROWS)]}, "echo": {"row_delay": 0.01}}
@@ -51,13 +52,7 @@ async def test_attempts_may_be_cut_anywhere(tmp_path: Path) -> None:
     async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         run = Runner(pool, tmp_path)
         for attempt in range(1, 4):
-            seen: list[int] = []
-            request = echo_request(tmp_path, attempt=attempt, **SPEC)
-            task = asyncio.create_task(run(request, host_spec(), on_event=lambda e: seen.append(e.data["done"])))
-            await until(lambda: seen and seen[-1] >= 8 * attempt)  # noqa: B023  # awaited in this round
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            await cancelled_after(run, echo_request(tmp_path, attempt=attempt, **SPEC), rows=8 * attempt)
         journal = tmp_path / "task" / "attempts" / "1-3" / "items.jsonl"
         cut = journal.read_bytes()[:-5]  # as a power cut leaves it
         journal.write_bytes(cut)
@@ -75,6 +70,18 @@ async def test_changed_input_is_computed_again(tmp_path: Path) -> None:
         result = await run(echo_request(tmp_path, attempt=2, data={"items": ["a", "B", "c"]}), host_spec())
         assert finished(tmp_path, 2) == [1]
         assert [item["output"] for item in read_json(result.path)["items"]] == ["a", "B", "c"]
+
+
+async def cancelled_after(run: Runner, request: ExecutionRequest, rows: int) -> None:
+    """Run the request and cancel it when `rows` rows are done."""
+    enough = asyncio.Event()
+    task = asyncio.create_task(
+        run(request, host_spec(), on_event=lambda event: enough.set() if event.data["done"] >= rows else None)
+    )
+    await asyncio.wait_for(enough.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def finished(root: Path, attempt: int) -> list[int]:

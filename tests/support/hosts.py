@@ -84,6 +84,11 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text())
 
 
+def names(directory: str | Path) -> list[str]:
+    """Return the names in a directory, sorted."""
+    return sorted(path.name for path in Path(directory).iterdir())
+
+
 def read_pids(path: Path) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
