@@ -33,6 +33,7 @@ class Edges:
         depends_on: Upstream keys of each key, without the unknown ones.
         external: Task ids of other submissions of each key.
         waits_for: Keys that a task only reads from; filled by the reference check.
+        unresolved: Keys with a dependency that does not exist; what follows from it is not reported again.
         order: Keys in emission order; tasks in a cycle are missing.
         notes: Sentences about one task's edges, by key.
     """
@@ -41,6 +42,7 @@ class Edges:
     depends_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
     external: dict[str, tuple[str, ...]] = field(default_factory=dict)
     waits_for: dict[str, list[str]] = field(default_factory=dict)
+    unresolved: set[str] = field(default_factory=set)
     order: tuple[str, ...] = ()
     notes: dict[str, list[str]] = field(default_factory=dict)
 
@@ -95,7 +97,10 @@ def find_edges(workflow: Workflow) -> tuple[Edges, list[Diagnostic]]:
         entries = dict.fromkeys(node.depends_on)
         edges.depends_on[key] = tuple(e for e in entries if e in known)
         edges.external[key] = tuple(e for e in entries if e not in known and is_task_id(e))
-        found += [_unknown(workflow, node, e, keys) for e in entries if e not in known and not is_task_id(e)]
+        unknown = [e for e in entries if e not in known and not is_task_id(e)]
+        if unknown:
+            edges.unresolved.add(key)
+            found += [_unknown(workflow, node, entry, keys) for entry in unknown]
         if workflow.kind == "stages" and index > 0 and edges.external[key] and not edges.depends_on[key]:
             note = f"does not wait for '{keys[index - 1]}': its dependsOn names only tasks of other submissions"
             edges.notes.setdefault(key, []).append(note)

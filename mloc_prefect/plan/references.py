@@ -99,6 +99,8 @@ class ReferenceCheck:
             message = f"{spot.shown} reads from '{stage}', which itself waits for '{key}'"
             self._add(node, spot, "error", "reference-cycle", message, "read from an earlier task")
             return
+        if key in self.edges.unresolved:
+            return  # it follows from the dependency that does not exist
         waits = self.edges.waits_for.setdefault(key, [])
         if stage not in waits:
             waits.append(stage)
@@ -156,7 +158,7 @@ class ReferenceCheck:
         before = len(self.found)
         judged = [] if alone else [self._judge(node, key, spot) for spot in columns(data)]
         upstream = self.edges.depends_on[key] or self.edges.external[key] or self.edges.waits_for.get(key)
-        if not upstream and len(self.found) == before:
+        if not upstream and key not in self.edges.unresolved and len(self.found) == before:
             path = ("spec", "data", "type")
             message = "No upstream results available for graph template prompts."
             fix = "make it a stage after another one, or a graph node with dependsOn"
