@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+import yaml
 from prefect.blocks.core import Block
 
 import mloc_prefect
+from flows.run_workflow import run_workflow
+from mloc_prefect.worker.engine import own_flow
 
 
 def test_entry_point_has_the_name_of_the_package():
@@ -28,3 +34,40 @@ def test_registration_by_module_finds_the_block():
     """`prefect block register -m mloc_prefect` looks through the members of the package."""
     found = [member for _, member in inspect.getmembers(mloc_prefect) if Block.is_block_class(member)]
     assert mloc_prefect.MlocArtifactStore in found
+
+
+# --- prefect.yaml -----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def deployments() -> dict[str, dict]:
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    assert document["pull"] == []  # `null` would make Prefect add a step, and the worker start a process for it
+    return {deployment["name"]: deployment for deployment in document["deployments"]}
+
+
+def test_generic_deployment_has_the_fixed_names(deployments):
+    generic = deployments["mloc"]
+    assert generic["entrypoint"] == "mloc_prefect.orchestrate.entrypoint.run_workflow"
+    assert generic["work_pool"] == {"name": "gpu", "work_queue_name": "coordinator"}
+
+
+def test_every_deployment_runs_warm(deployments):
+    for deployment in deployments.values():
+        found = own_flow(SimpleNamespace(name="", entrypoint=deployment["entrypoint"], pull_steps=[]))
+        assert found is mloc_prefect.run_workflow
+        assert found.name == "run-workflow"
+
+
+def test_example_deployment_is_the_template(deployments):
+    parameters = deployments["echo-example"]["parameters"]
+    assert parameters["spec"] == (ROOT / parameters["file"]).read_text()
+    mloc_prefect.run_workflow.validate_parameters(parameters)
+
+
+def test_entry_points_are_thin():
+    for file in (ROOT / "flows").glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 20
+    assert run_workflow is mloc_prefect.run_workflow
