@@ -10,6 +10,7 @@ from mloc_prefect.plan.edges import SUGGESTION_NAMES
 from mloc_prefect.plan.expressions import Expression, ExpressionError, parse, root_of
 from mloc_prefect.plan.spots import columns, place_of, placeholders
 from mloc_prefect.spec.diagnostics import did_you_mean
+from mloc_prefect.tasks.prompts import PromptData
 
 if TYPE_CHECKING:
     from mloc_prefect.plan.edges import Edges
@@ -62,7 +63,8 @@ class ReferenceCheck:
         spec = node.effective.get("spec")
         judged = [self._judge(node, key, spot) for spot in placeholders(spec, required)]
         data = spec.get("data") if isinstance(spec, Mapping) else None
-        if isinstance(data, Mapping) and data.get("type") == "graph_template":
+        prompts = isinstance(getattr(node.spec, "data", None), PromptData)  # elsewhere `data` is free of meaning
+        if prompts and isinstance(data, Mapping) and data.get("type") == "graph_template":
             judged += self._graph_template(node, key, data)
         return tuple(reference for reference in judged if reference is not None)
 

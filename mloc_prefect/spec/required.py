@@ -78,10 +78,11 @@ def _check_gpu(document: dict[str, Any], places: Positions, report: Report) -> N
         return
     for name, example in (("count", "1"), ("type", "any")):
         if gpu.get(name) is None:
-            place = places.find(path)
+            where = (*path, name) if name in gpu else path
+            place = places.find(where)
+            at = (place.line, place.column) if name in gpu else (place.key_line, place.key_column)
             message = f"Missing spec.resources.hardware.gpu.{name}"
-            fix = f"add {name}: {example}"
-            report.error("missing-gpu-field", message, (place.key_line, place.key_column), path=path, suggestion=fix)
+            report.error("missing-gpu-field", message, at, path=where, suggestion=f"add {name}: {example}")
 
 
 def _check_name(document: dict[str, Any], places: Positions, report: Report) -> None:
