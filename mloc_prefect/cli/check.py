@@ -94,8 +94,17 @@ def plan(
     _leave(checked)
 
 
-def check_file(file: str, *, strict: bool = False, overrides: Sequence[str] = ()) -> Checked:
-    """Read and plan one file; a file that cannot be read is a finding like any other."""
+def check_file(
+    file: str, *, strict: bool = False, overrides: Sequence[str] = (), params: Sequence[str] = ()
+) -> Checked:
+    """Read and plan one file; a file that cannot be read is a finding like any other.
+
+    Args:
+        file: Its name, or `-` for standard input.
+        strict: Treat warnings as errors.
+        overrides: `PATH=VALUE` texts.
+        params: Names that `${param.NAME}` may read.
+    """
     from mloc_prefect.plan import check
     from mloc_prefect.spec.diagnostics import Diagnostic
 
@@ -106,7 +115,7 @@ def check_file(file: str, *, strict: bool = False, overrides: Sequence[str] = ()
         reason = getattr(error, "strerror", None) or str(error)
         lost = Diagnostic(name, 1, 1, "error", "unreadable-file", f"cannot read the file: {reason}")
         return Checked(file=name, text="", plan=None, errors=(lost,), warnings=())
-    found_plan, found = check(data, name, strict=strict, overrides=overrides)
+    found_plan, found = check(data, name, strict=strict, overrides=overrides, params=params)
     errors = tuple(d for d in found if strict or d.severity == "error")
     warnings = tuple(d for d in found if d not in errors)
     text = data.decode("utf-8-sig", errors="replace")

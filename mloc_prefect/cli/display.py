@@ -124,16 +124,14 @@ class PlainDisplay:
         self.say(f"{key}: {self._words(view, what)}")
 
     def _due(self, view: StageView, what: str) -> bool:
+        """Return whether a line may be written now: at a new phase, at the last row, else when the time has come."""
         now = self.progress.clock()
-        if what == "phase":
-            stem = view.note.rstrip("0123456789 %")
-            fresh = self._phase.get(view.key) != stem
-            self._phase[view.key] = stem
-            if fresh:
-                return True
-        complete = what == "progress" and view.done == view.total
-        if not complete and now - self._last.get(view.key, -self._every) < self._every:
+        stem = view.note.rstrip("0123456789 %")
+        first = what == "phase" and self._phase.get(view.key) != stem
+        last = what == "progress" and view.done == view.total
+        if not (first or last) and now - self._last.get(view.key, -self._every) < self._every:
             return False
+        self._phase[view.key] = stem
         self._last[view.key] = now
         return True
 

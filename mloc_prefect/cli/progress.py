@@ -23,6 +23,7 @@ class StageView:
     Attributes:
         key: Key of the stage in the plan.
         task_type: `spec.taskType`.
+        node: Stage or node name; None for a single task.
         state: `PENDING`, `RUNNING`, `WAITING`, then MLOC's `DONE`, `FAILED` or `CANCELLED`.
         attempt: Attempt now running, from 1; 0 before the first.
         done: Rows finished.
@@ -36,6 +37,7 @@ class StageView:
 
     key: str
     task_type: str
+    node: str | None = None
     state: str = "PENDING"
     attempt: int = 0
     done: int = 0
@@ -93,12 +95,15 @@ class RunProgress:
         self.task_ids: dict[str, str] = {}
         self.stages: dict[str, StageView] = {}
         self.log = ""
+        self.announce: Callable[[str], None] = _nothing
 
     def run_started(self, flow_run_id: str, plan: WorkflowPlan, task_ids: Mapping[str, str]) -> None:
-        """Take over the stages of the plan."""
+        """Take over the stages of the plan; time counts from here, not from the start of servers."""
+        self.began = self.clock()
         self.flow_run_id, self.name, self.task_ids = flow_run_id, plan.name, dict(task_ids)
-        self.stages = {stage.key: StageView(stage.key, stage.task_type) for stage in plan.stages}
+        self.stages = {stage.key: StageView(stage.key, stage.task_type, stage.node) for stage in plan.stages}
         self.changed(None, "run")
+        self.announce(flow_run_id)
 
     def stage_started(self, key: str, attempt: int) -> None:
         """Begin an attempt: counts start again, the time does not."""
@@ -128,7 +133,8 @@ class RunProgress:
         """Keep the outcome."""
         view = self.stages[key]
         view.state, view.outcome, view.ended = outcome.status, outcome, self.clock()
-        view.note = one_line(outcome.error) if outcome.error else "reused" if outcome.reused else ""
+        reason = one_line(outcome.error or "")
+        view.note = "reused" if outcome.reused else "" if reason == outcome.status.lower() else reason
         self.changed(key, "ended")
 
 
@@ -154,6 +160,10 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _nothing(_flow_run_id: str) -> None:
+    return
 
 
 def _count(view: StageView, data: Mapping[str, Any], now: float) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mloc_prefect.cli.boundary import examples
+from mloc_prefect.cli.units import age_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +53,7 @@ def status_lines(status: Mapping[str, Any] | None) -> list[str]:
     server = status["server"]
     lines.append(f"server   {server['ui_url']}, process {server['pid']}" if server else "server   none")
     for host in status["hosts"]:
-        state = "working" if host.get("tasks") else "warm"
-        devices = ", ".join(host.get("devices") or ()) or "no device"
-        lines.append(f"host     {host['executor']}, {state}, {devices}, process {host['pid']}")
+        devices = ", ".join(host["devices"])
+        place = f"{host['executor']} on {devices}" if devices else host["executor"]
+        lines.append(f"host     {place}, used {age_text(host['last_used_seconds'])} ago, process {host['pid']}")
     return lines

@@ -8,9 +8,8 @@ from uuid import UUID
 
 import typer
 
-from mloc_prefect.cli.boundary import examples
+from mloc_prefect.cli.boundary import UsageError, examples
 from mloc_prefect.cli.check import Overrides
-from mloc_prefect.errors import MlocError
 
 EXAMPLES = examples(
     "mloc run task.yaml",
@@ -65,13 +64,13 @@ def parameters(pairs: list[str]) -> dict[str, str]:
     """Return `NAME=VALUE` texts as a mapping; the last one of a name wins.
 
     Raises:
-        MlocError: A text has no `=` or no name.
+        UsageError: A text has no `=` or no name.
     """
     found: dict[str, str] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name.strip():
-            raise MlocError(f"--param {pair!r} is not NAME=VALUE", hint="for example --param topic=tides")
+            raise UsageError(f"--param {pair!r} is not NAME=VALUE", hint="for example --param topic=tides")
         found[name.strip()] = value
     return found
 
@@ -80,7 +79,7 @@ def run_id(text: str | None) -> str | None:
     """Return a run id in its usual spelling.
 
     Raises:
-        MlocError: Not the id of a run.
+        UsageError: Not the id of a run.
     """
     if text is None:
         return None
@@ -88,4 +87,4 @@ def run_id(text: str | None) -> str | None:
         return str(UUID(text))
     except ValueError:
         hint = "it is shown at the start of a run and in its address in the web pages"
-        raise MlocError(f"--resume {text!r} is not the id of a flow run", hint=hint) from None
+        raise UsageError(f"--resume {text!r} is not the id of a flow run", hint=hint) from None

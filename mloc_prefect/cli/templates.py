@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mloc_prefect.cli.boundary import examples
-from mloc_prefect.errors import MlocError
+from mloc_prefect.cli.boundary import UsageError, examples
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -31,7 +30,7 @@ def templates(
         from mloc_prefect.spec.diagnostics import did_you_mean
 
         near = did_you_mean(wanted, found)
-        raise MlocError(f"there is no template {name!r}", hint=near or f"one of: {', '.join(found)}")
+        raise UsageError(f"there is no template {name!r}", hint=near or f"one of: {', '.join(found)}")
     print(found[wanted].read_text(encoding="utf-8"), end="")
 
 
@@ -43,14 +42,17 @@ def available() -> dict[str, Traversable]:
 
 
 def summary(text: str) -> str:
-    """Return the first comment line of a spec that says something, or an empty text."""
+    """Return the first sentence of the comment that a spec begins with, or an empty text."""
+    words: list[str] = []
     for line in text.splitlines():
         if not line.startswith("#"):
-            return ""
-        words = line.lstrip("# ").strip()
-        if words:
-            return words
-    return ""
+            break
+        comment = line.lstrip("# ").strip()
+        if not comment and words:
+            break
+        words.append(comment)
+    sentence, stop, _ = " ".join(filter(None, words)).partition(". ")
+    return sentence + stop.strip()
 
 
 def _list(found: dict[str, Traversable]) -> None:

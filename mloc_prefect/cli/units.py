@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mloc_prefect.errors import MlocError
+from mloc_prefect.cli.boundary import UsageError
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -14,11 +14,11 @@ def parse_age(text: str) -> float:
     """Return the seconds in `30d`, `12h`, `90m`, `45s` or `2w`.
 
     Raises:
-        MlocError: Another form.
+        UsageError: Another form.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", text)
     if match is None:
-        raise MlocError(f"{text!r} is not a time", hint="write a number and s, m, h, d or w, for example 30d")
+        raise UsageError(f"{text!r} is not a time", hint="write a number and s, m, h, d or w, for example 30d")
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -26,13 +26,13 @@ def parse_size(text: str) -> int:
     """Return the bytes in `50GiB` (spellings of protocol 4.1).
 
     Raises:
-        MlocError: Another form.
+        UsageError: Another form.
     """
     from mloc_prefect.plan.resources import parse_memory
 
     size = parse_memory(text)
     if size is None:
-        raise MlocError(f"{text!r} is not a size", hint="write a whole number and a unit, for example 50GiB")
+        raise UsageError(f"{text!r} is not a size", hint="write a whole number and a unit, for example 50GiB")
     return size
 
 

@@ -22,7 +22,11 @@ class Clock:
 
 
 PLAN = SimpleNamespace(
-    name="pair", stages=(SimpleNamespace(key="a", task_type="echo"), SimpleNamespace(key="b", task_type="inference"))
+    name="pair",
+    stages=(
+        SimpleNamespace(key="a", node="a", task_type="echo"),
+        SimpleNamespace(key="b", node="b", task_type="inference"),
+    ),
 )
 
 

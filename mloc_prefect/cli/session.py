@@ -1,0 +1,192 @@
+"""What `mloc run` does: check, preflight, runtime, server, flow, display, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.cli.boundary import EXIT_INTERRUPTED, EXIT_SPEC, show_error
+from mloc_prefect.cli.check import check_file, show_findings
+from mloc_prefect.cli.console import print_json
+from mloc_prefect.cli.display import choose
+from mloc_prefect.cli.interrupt import run_interruptible
+from mloc_prefect.cli.prefect_api import (
+    configured_api_url,
+    mark_cancelled,
+    quiet_prefect,
+    reachable,
+    run_page,
+    using_api,
+)
+from mloc_prefect.errors import ExecutionError, MlocError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mloc_prefect.cli.display import LiveDisplay, PlainDisplay
+    from mloc_prefect.cli.progress import RunProgress
+    from mloc_prefect.execution.hosts import HostProvider
+    from mloc_prefect.orchestrate.options import RunOptions
+    from mloc_prefect.orchestrate.outcome import WorkflowOutcome
+    from mloc_prefect.plan.model import WorkflowPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What the user asked for; see the options of `mloc run`."""
+
+    file: str
+    overrides: tuple[str, ...] = ()
+    results_dir: Path | None = None
+    ignore_resources: bool = False
+    as_json: bool = False
+    resume: str | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+    verbose: bool = False
+
+
+def run_command(wanted: RunSettings) -> int:
+    """Run the spec and return the exit code; with `--json` the last line of stdout is always the result object."""
+    if not wanted.verbose:
+        quiet_prefect()
+    display = choose(sys.stderr if wanted.as_json else sys.stdout)
+    code = 1
+    try:
+        code = _run(wanted, display)
+    except MlocError as error:
+        show_error(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        display.say("cancelled")
+        code = EXIT_INTERRUPTED
+    finally:
+        if wanted.as_json:
+            print_json(result_object(display.progress, ok=code == 0))
+    return code
+
+
+def _run(wanted: RunSettings, display: LiveDisplay | PlainDisplay) -> int:
+    checked = check_file(wanted.file, strict=wanted.strict, overrides=wanted.overrides, params=tuple(wanted.params))
+    show_findings(checked)
+    if checked.plan is None:
+        return EXIT_SPEC
+    session = _Session(wanted, checked.plan, display)
+    with display.showing():
+        outcome = run_interruptible(session.run, on_interrupt=lambda: display.say("cancelling the run …"))
+    show_failures(outcome)
+    if not wanted.as_json:
+        session.show_end(outcome)
+    return 0 if outcome.ok else ExecutionError.exit_code
+
+
+def result_object(progress: RunProgress, *, ok: bool) -> dict[str, Any]:
+    """Return what `--json` prints; `tasks` is empty when nothing was started."""
+    tasks = [
+        {
+            "node": view.node,
+            "task_id": progress.task_ids.get(view.key),
+            "status": view.outcome.status if view.outcome else "CANCELLED",
+            "result_path": view.outcome.result_path if view.outcome else None,
+            "error": view.outcome.error if view.outcome else None,
+        }
+        for view in progress.stages.values()
+    ]
+    return {"ok": ok, "flow_run_id": progress.flow_run_id, "tasks": tasks}
+
+
+class _Session:
+    def __init__(self, wanted: RunSettings, plan: WorkflowPlan, display: LiveDisplay | PlainDisplay) -> None:
+        self._wanted, self._plan, self._display = wanted, plan, display
+        self._page: str | None = None
+
+    async def run(self) -> WorkflowOutcome:
+        """Run the plan and return what came of each stage.
+
+        Raises:
+            MlocError: Nothing was started.
+            asyncio.CancelledError: Interrupted; the run is Cancelled in Prefect.
+        """
+        from mloc_prefect.orchestrate.runtime_client import ensure_runtime
+
+        options = self._preflight()
+        self._display.step("loading Prefect")
+        url = await asyncio.to_thread(configured_api_url)
+        runtime = await ensure_runtime(options.settings, server=url is None, on_progress=self._display.step)
+        async with runtime:
+            with using_api(url or runtime.api_url):
+                await reachable()
+                self._display.progress.announce = self._announce
+                return await self._flow(options, runtime.hosts)
+
+    def _preflight(self) -> RunOptions:
+        from mloc_prefect.orchestrate.options import RunOptions
+        from mloc_prefect.orchestrate.preflight import check_runnable
+        from mloc_prefect.settings import get_settings
+        from mloc_prefect.worker.inventory import read_inventory
+
+        options = RunOptions(
+            settings=get_settings(results_dir=self._wanted.results_dir),
+            observer=self._display.progress,
+            params=self._wanted.params,
+            submission_id=self._wanted.resume,
+        )
+        inventory = read_inventory(options.settings)
+        check_runnable(self._plan, options, inventory, ignore_resources=self._wanted.ignore_resources)
+        return options
+
+    async def _flow(self, options: RunOptions, hosts: HostProvider) -> WorkflowOutcome:
+        from mloc_prefect.orchestrate.dispatch import on_hosts
+        from mloc_prefect.orchestrate.flow import run_plan
+
+        dispatcher = on_hosts(options.settings, hosts)
+        try:
+            return await run_plan(self._plan, options=replace(options, dispatcher=dispatcher))
+        except asyncio.CancelledError:
+            await mark_cancelled(self._display.progress.flow_run_id)
+            raise
+
+    def _announce(self, flow_run_id: str) -> None:
+        self._page = run_page(flow_run_id)
+        self._display.say(f"run {flow_run_id} of {self._plan.name}: {self._page}")
+
+    def show_end(self, outcome: WorkflowOutcome) -> None:
+        """Print answers, result paths and one last line that says how it went."""
+        from rich.text import Text
+
+        from mloc_prefect.cli.answers import show_answers
+        from mloc_prefect.cli.console import stdout
+        from mloc_prefect.cli.progress import duration
+
+        progress, console = self._display.progress, stdout()
+        show_answers(console, progress.stages)
+        console.print()
+        if self._page:
+            console.print(Text.assemble(("run: ", "dim"), self._page))
+        done, count = sum(task.ok for task in outcome.tasks), len(outcome.tasks)
+        word = ("done", "bold green") if outcome.ok else ("failed", "bold red")
+        console.print(
+            Text.assemble(word, f": {done} of {count} stages in {duration(progress.clock() - progress.began)}")
+        )
+        if not outcome.ok and self._wanted.file != "-":
+            again = f"mloc run {self._wanted.file} --resume {self._wanted.resume or outcome.flow_run_id}"
+            console.print(Text.assemble(("go on with: ", "dim"), again))
+
+
+def show_failures(outcome: WorkflowOutcome) -> None:
+    """Print an `error:` line for each stage that failed, then those that therefore did not run."""
+    from mloc_prefect.cli.console import labelled, stderr
+
+    console = stderr()
+    for task in outcome.tasks:
+        if not task.ok:
+            name = f"stage {task.key!r}: " if len(outcome.tasks) > 1 else ""
+            style = "yellow" if task.blamed else "bold red"
+            console.print(labelled("not run" if task.blamed else "error", name + _without_lead(task.error), style))
+
+
+def _without_lead(error: str | None) -> str:
+    return (error or "no reason given").removeprefix("not run: ")
