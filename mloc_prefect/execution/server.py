@@ -38,7 +38,7 @@ def listen(path: Path) -> socket.socket:
     fresh.unlink(missing_ok=True)
     listener.bind(str(fresh))
     fresh.chmod(0o600)
-    listener.listen(256)
+    listener.listen(1024)
     listener.setblocking(False)
     fresh.replace(path)
     return listener

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH123, PTH208  # pathlib would be a third of the start time of this script
+# ruff: noqa: PTH123, PTH202, PTH208  # pathlib would be a third of the start time of this script
 """Stands between an owner and one host: when either ends, every descendant of the host ends.
 
 Run by path (`python -I -S supervisor.py CONFIG`), so it imports nothing but the standard library, and not even this
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MARK = "MLOC_HOST_ID"
+
+LOG_LIMIT = 64 << 20
+"""Bytes of a host's log above which its beginning is dropped."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -122,18 +125,35 @@ def kill_family(
         session: As in `family`.
         seconds: How long to try.
         on_round: Called after each round of kills, to reap children.
+
+    A process that took another user's identity cannot be killed and is left.
     """
     deadline = time.monotonic() + seconds
     pause = 0.001
-    while members := family(mark, ancestor=ancestor, session=session):
-        for pid in members:
-            _kill(pid)
+    foreign: set[int] = set()
+    while members := family(mark, ancestor=ancestor, session=session) - foreign:
+        foreign |= {pid for pid in members if not _kill(pid)}
         if time.monotonic() > deadline:
             return False
         on_round()
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
     return True
+
+
+def trim_log(path: str, *, limit: int = LOG_LIMIT, keep: int = 1 << 20) -> None:
+    """Cut a log that has grown beyond `limit` bytes to its last `keep`; whoever writes to it appends, and goes on."""
+    try:
+        if os.path.getsize(path) <= limit:
+            return
+        with open(path, "rb+") as log:
+            log.seek(-keep, os.SEEK_END)
+            tail = log.read()
+            log.truncate(0)
+        with open(path, "ab") as log:
+            log.write(b"mloc: the lines before were dropped, the log had grown too long\n" + tail)
+    except OSError:  # removed, or the disk is full: the host matters more
+        return
 
 
 def main() -> None:
@@ -222,6 +242,7 @@ class _Supervisor:
             self._reap_all()
             if not readable:
                 self._sample()
+                trim_log(self._log)
 
     def _reap_all(self) -> None:
         while (ended := _next_ended()) is not None:
@@ -285,11 +306,15 @@ def _marked(pid: int, mark: str) -> bool:
         return False
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int) -> bool:
+    """Kill `pid`; return False if that is not allowed."""
     try:
         os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def _next_ended() -> tuple[int, int] | None:

@@ -82,6 +82,15 @@ async def test_supervisor_killed(tmp_path: Path, _round: int) -> None:
         assert is_alive(again.pid)
 
 
+async def test_supervisor_that_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mloc_prefect.execution.supervised.END_SECONDS", 0.3)
+    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+        _, host, supervisor, grandchildren = await begin(pool, tmp_path)
+        os.kill(supervisor, signal.SIGSTOP)
+        await pool.discard(host_spec(TROUBLE).key)
+        await until_dead([host, supervisor, *grandchildren], 5)
+
+
 @pytest.mark.parametrize("_round", ROUNDS)
 async def test_pool_closed(tmp_path: Path, _round: int) -> None:
     async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:

@@ -150,6 +150,32 @@ class TestSupervisor:
         assert first != second
         assert first.split(".")[2] == str(os.getpid())
 
+    def test_long_logs_lose_their_beginning(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        with path.open("ab", buffering=0) as log:  # as the host has it open
+            log.write(b"".join(b"%09d\n" % n for n in range(1000)))
+            supervisor.trim_log(str(path), limit=20_000, keep=100)
+            assert path.stat().st_size == 10_000
+            supervisor.trim_log(str(path), limit=5_000, keep=100)
+            log.write(b"goes on\n")
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("mloc: the lines before were dropped")
+        assert lines[1:] == [f"{n:09d}" for n in range(990, 1000)] + ["goes on"]
+        supervisor.trim_log(str(tmp_path / "absent"), limit=1, keep=1)
+
+    def test_a_process_that_may_not_be_killed_does_not_hold_up_the_rest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        alive = {11, 12}
+        monkeypatch.setattr(supervisor, "family", lambda *_args, **_options: set(alive))
+
+        def kill(pid: int, number: int) -> None:
+            if pid == 11:
+                raise PermissionError
+            alive.discard(pid)
+
+        monkeypatch.setattr(os, "kill", kill)
+        assert supervisor.kill_family("m")
+        assert alive == {11}
+
     def test_signals_have_names(self) -> None:
         assert supervisor._signal_name(signal.SIGKILL) == "SIGKILL"
 
