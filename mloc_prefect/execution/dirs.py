@@ -12,7 +12,7 @@ from mloc_prefect.errors import DispatchError
 SOCKET_LIMIT = 107
 """Bytes of a unix socket's path on Linux (sun_path, without the final zero)."""
 
-_ROOM = 40  # bytes for "/<key>-<token>.sock.new" and its like
+_ROOM = 24  # bytes for "/<8 digits>.sock.new" and its like
 
 
 def run_dir(home: Path) -> Path:

@@ -51,7 +51,7 @@ class SupervisedHost:
         self.last_used = time.monotonic()
         self._run_dir = run_dir
         self._idle_seconds = idle_seconds
-        self._socket = run_dir / f"{key[:20]}-{secrets.token_hex(3)}.sock"
+        self._socket = run_dir / f"{secrets.token_hex(4)}.sock"  # short: 107 bytes is all that a path may have
         self._log = run_dir / f"{key}.log"
         self._mark = new_mark(run_dir)
         self._lifeline: int | None = None

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from mloc_prefect.errors import ExecutionError
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
 from tests.support.counts import count
 from tests.support.hosts import (
@@ -20,6 +19,7 @@ from tests.support.hosts import (
     host_spec,
     is_alive,
     read_pids,
+    run_dir_of,
     trouble_request,
     until,
     until_dead,
@@ -45,7 +45,7 @@ async def begin(pool: HostPool, root: Path, *more: list) -> tuple[asyncio.Task, 
 
 @pytest.mark.parametrize("_round", ROUNDS)
 async def test_discard(tmp_path: Path, _round: int) -> None:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         stranger = tmp_path / "stranger"
         task, host, supervisor, grandchildren = await begin(pool, tmp_path, ["start_unmarked_stranger", str(stranger)])
         await until(stranger.exists)
@@ -59,7 +59,7 @@ async def test_discard(tmp_path: Path, _round: int) -> None:
 
 @pytest.mark.parametrize("_round", ROUNDS)
 async def test_host_killed(tmp_path: Path, _round: int) -> None:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         stranger = tmp_path / "stranger"
         task, host, supervisor, grandchildren = await begin(pool, tmp_path, ["start_unmarked_stranger", str(stranger)])
         await until(stranger.exists)
@@ -72,7 +72,7 @@ async def test_host_killed(tmp_path: Path, _round: int) -> None:
 
 @pytest.mark.parametrize("_round", ROUNDS)
 async def test_supervisor_killed(tmp_path: Path, _round: int) -> None:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         task, host, supervisor, grandchildren = await begin(pool, tmp_path)
         os.kill(supervisor, signal.SIGKILL)
         with pytest.raises(ExecutionError, match="killed by SIGKILL"):
@@ -84,7 +84,7 @@ async def test_supervisor_killed(tmp_path: Path, _round: int) -> None:
 
 async def test_supervisor_that_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mloc_prefect.execution.supervised.END_SECONDS", 0.3)
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         _, host, supervisor, grandchildren = await begin(pool, tmp_path)
         os.kill(supervisor, signal.SIGSTOP)
         await pool.discard(host_spec(TROUBLE).key)
@@ -93,7 +93,7 @@ async def test_supervisor_that_does_not_move(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("_round", ROUNDS)
 async def test_pool_closed(tmp_path: Path, _round: int) -> None:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         task, host, supervisor, grandchildren = await begin(pool, tmp_path)
     assert not [pid for pid in [host, supervisor, *grandchildren] if is_alive(pid)]
     with pytest.raises(ExecutionError):
@@ -130,21 +130,21 @@ async def test_owner_and_supervisor_killed_at_once(tmp_path: Path, _round: int) 
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
     await until_dead([host], 5)  # by its death signal
-    async with HostPool(run_dir(tmp_path / "other"), idle_seconds=60, start_seconds=30):
+    async with HostPool(run_dir_of(tmp_path / "other"), idle_seconds=60, start_seconds=30):
         assert [pid for pid in grandchildren if is_alive(pid)]  # of another directory: not ours to end
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30):
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30):
         marked = [pid for pid in grandchildren if is_alive(pid) and b"MLOC_HOST_ID" in _environ(pid)]
         assert not marked
-        assert not list(run_dir(tmp_path).glob("*.sock"))
+        assert not list(run_dir_of(tmp_path).glob("*.sock"))
     for pid in grandchildren:  # the one that dropped the mark cannot be told from any other process
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)
 
 
 async def test_hosts_of_a_living_owner_are_left_alone(tmp_path: Path) -> None:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as first:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as first:
         host = await first.acquire(host_spec())
-        async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as second:
+        async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as second:
             other = await second.acquire(host_spec())
             assert other.pid != host.pid
         assert is_alive(host.pid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -25,6 +26,7 @@ from tests.support.hosts import (
     names,
     read_json,
     read_pids,
+    run_dir_of,
     trouble_request,
     until,
     until_dead,
@@ -33,7 +35,7 @@ from tests.support.hosts import (
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[HostPool]:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         yield pool
 
 
@@ -179,7 +181,7 @@ class TestFailures:
         with pytest.raises(DispatchError, match="ended before it listened: this is no interpreter"):
             await run(echo_request(tmp_path), HostSpec("x:Y", str(python)))
         python.write_text("#!/bin/sh\nsleep 300\n")
-        hosts = HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=0.3)
+        hosts = HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=0.3)
         with pytest.raises(DispatchError, match=r"did not listen within 0\.3 s"):
             await Runner(hosts, tmp_path)(echo_request(tmp_path), HostSpec("x:Y", str(python)))
         await hosts.close()
@@ -261,7 +263,7 @@ class TestLimits:
 class TestIdle:
     async def test_warm_host_leaves_when_idle(self, tmp_path: Path) -> None:
         closed = tmp_path / "closed"
-        async with HostPool(run_dir(tmp_path), idle_seconds=0.3, start_seconds=30) as pool:
+        async with HostPool(run_dir_of(tmp_path), idle_seconds=0.3, start_seconds=30) as pool:
             run = Runner(pool, tmp_path)
             spec = host_spec(TROUBLE, closed_file=str(closed))
             result = await run(trouble_request(tmp_path), spec)
@@ -274,14 +276,14 @@ class TestIdle:
 
     async def test_hosts_that_leave_are_replaced_unseen(self, tmp_path: Path) -> None:
         """With an idle time as short as the pauses between tasks, clients meet hosts that are just leaving."""
-        async with HostPool(run_dir(tmp_path), idle_seconds=0.05, start_seconds=30) as pool:
+        async with HostPool(run_dir_of(tmp_path), idle_seconds=0.05, start_seconds=30) as pool:
             run = Runner(pool, tmp_path)
             for pause in range(12):
                 await run(echo_request(tmp_path), host_spec())
                 await asyncio.sleep(0.04 + 0.002 * pause)
 
     async def test_one_shot_hosts_serve_one_task_each(self, tmp_path: Path) -> None:
-        async with HostPool(run_dir(tmp_path), idle_seconds=0, start_seconds=30) as pool:
+        async with HostPool(run_dir_of(tmp_path), idle_seconds=0, start_seconds=30) as pool:
             run = Runner(pool, tmp_path)
             results = await asyncio.gather(*(run(echo_request(tmp_path), host_spec()) for _ in range(3)))
             pids = [result.host_pid for result in results]
@@ -305,7 +307,7 @@ class TestIdle:
         assert not is_alive(pids[2])
 
     async def test_number_of_warm_hosts_is_bounded(self, tmp_path: Path) -> None:
-        async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30, warm_limit=2) as pool:
+        async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30, warm_limit=2) as pool:
             run = Runner(pool, tmp_path)
             pids = [(await run(echo_request(tmp_path), host_spec(n=n))).host_pid for n in range(3)]
             assert [is_alive(pid) for pid in pids] == [False, True, True]
@@ -331,15 +333,16 @@ class TestPlaces:
             result = await Runner(pool, tmp_path)(echo_request(tmp_path), host_spec())
             assert Path(result.path).is_file()
         assert not list(directory.glob("*.sock*"))
+        shutil.rmtree(directory)
 
     async def test_pool_leaves_nothing(self, tmp_path: Path) -> None:
-        async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+        async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
             run = Runner(pool, tmp_path)
             pids = [(await run(echo_request(tmp_path), host_spec(n=n))).host_pid for n in range(2)]
             starting = asyncio.create_task(pool.acquire(host_spec(n=3)))
             await asyncio.sleep(0.02)
         assert not any(is_alive(pid) for pid in pids)
-        assert not list(run_dir(tmp_path).glob("*.sock*"))
+        assert not list(run_dir_of(tmp_path).glob("*.sock*"))
         with pytest.raises((DispatchError, asyncio.CancelledError)):
             await starting
         with pytest.raises(DispatchError):

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from mloc_prefect.errors import ExecutionError
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
 from mloc_prefect.execution.protocol import ExecutionRequest
 from tests.support.counts import count
-from tests.support.hosts import Runner, echo_request, host_spec, read_json
+from tests.support.hosts import Runner, echo_request, host_spec, read_json, run_dir_of
 
 ROWS = 40
 SPEC = {"data": {"type": "list", "items": [f"row {n}" for n in range(ROWS)]}, "echo": {"row_delay": 0.01}}
@@ -25,7 +24,7 @@ SPEC = {"data": {"type": "list", "items": [f"row {n}" for n in range(ROWS)]}, "e
 @pytest.mark.parametrize("number", range(count("rows_kill", 2, 50)))
 async def test_killed_in_mid_batch(tmp_path: Path, number: int) -> None:
     stop_at = random.Random(number).randrange(2, ROWS - 8)
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         run = Runner(pool, tmp_path)
         request = echo_request(tmp_path, attempt=1, **SPEC)
         host = await pool.acquire(host_spec())
@@ -49,7 +48,7 @@ async def test_killed_in_mid_batch(tmp_path: Path, number: int) -> None:
 
 async def test_attempts_may_be_cut_anywhere(tmp_path: Path) -> None:
     """Several kills, a torn line and a foreign file on the way: each row is still computed once."""
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         run = Runner(pool, tmp_path)
         for attempt in range(1, 4):
             await cancelled_after(run, echo_request(tmp_path, attempt=attempt, **SPEC), rows=8 * attempt)
@@ -64,7 +63,7 @@ async def test_attempts_may_be_cut_anywhere(tmp_path: Path) -> None:
 
 
 async def test_changed_input_is_computed_again(tmp_path: Path) -> None:
-    async with HostPool(run_dir(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
         run = Runner(pool, tmp_path)
         await run(echo_request(tmp_path, attempt=1, data={"items": ["a", "b", "c"]}), host_spec())
         result = await run(echo_request(tmp_path, attempt=2, data={"items": ["a", "B", "c"]}), host_spec())

@@ -7,10 +7,12 @@ import itertools
 import json
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.client import execute
+from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosttypes import HostSpec
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.execution.supervisor import read_process
@@ -51,6 +53,11 @@ def trouble_request(root: Path, *steps: list[Any], **fields: Any) -> ExecutionRe
     """Return a request for `Trouble`."""
     request = echo_request(root, do=list(steps))
     return ExecutionRequest(**{**request.to_wire(), "executor": TROUBLE, **fields})
+
+
+def run_dir_of(root: Path) -> Path:
+    """Return the run directory of a test; beside its own directory, whose long name would move it out of reach."""
+    return run_dir(root.parent / f"{zlib.crc32(root.name.encode()):08x}")
 
 
 class Runner:

@@ -8,13 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
-from tests.support.hosts import TROUBLE, Runner, host_spec, trouble_request
+from tests.support.hosts import TROUBLE, Runner, host_spec, run_dir_of, trouble_request
 
 
 async def main(root: Path, *, fork: bool) -> None:
-    async with HostPool(run_dir(root), idle_seconds=60, start_seconds=30) as pool:
+    async with HostPool(run_dir_of(root), idle_seconds=60, start_seconds=30) as pool:
         request = trouble_request(
             root,
             ["note_pid", str(root / "host")],
