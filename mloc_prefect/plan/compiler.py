@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.errors import SpecError
 from mloc_prefect.plan.edges import MAX_TASKS, find_edges, key_of
 from mloc_prefect.plan.model import StagePlan, WorkflowPlan
-from mloc_prefect.plan.references import Names, ReferenceCheck
+from mloc_prefect.plan.references import MAX_FOUND, Names, ReferenceCheck
 from mloc_prefect.plan.resources import request_of
 from mloc_prefect.spec import read
 from mloc_prefect.spec.diagnostics import Diagnostic, errors, warnings
+from mloc_prefect.spec.syntax import MAX_SPEC_BYTES
 from mloc_prefect.tasks.common import CommonSpec
 from mloc_prefect.tasks.registry import task_type
 
@@ -57,6 +58,7 @@ def check(
     *,
     strict: bool = False,
     overrides: Sequence[str] = (),
+    max_bytes: int = MAX_SPEC_BYTES,
     allowed_env: Collection[str] | None = None,
     params: Collection[str] = (),
 ) -> tuple[WorkflowPlan | None, tuple[Diagnostic, ...]]:
@@ -67,10 +69,11 @@ def check(
         file: Name that diagnostics show.
         strict: Treat warnings as errors.
         overrides: `path=value` texts, as `mloc run --set` takes them.
+        max_bytes: Largest accepted size (the setting `MLOC_MAX_SPEC_BYTES`).
         allowed_env: Names that `${env.NAME}` may read; None = the setting `MLOC_ALLOWED_ENV`.
         params: Names of the parameters that the run will have, for `${param.NAME}`.
     """
-    workflow, found = read(text, file, overrides=overrides)
+    workflow, found = read(text, file, overrides=overrides, max_bytes=max_bytes)
     if workflow is None:
         return None, _judged(found, strict)
     plan, more = _compile(workflow, _names(allowed_env, params), faulty=bool(errors(found)))
@@ -91,6 +94,9 @@ def _compile(workflow: Workflow, names: Names, *, faulty: bool) -> tuple[Workflo
     for node in workflow.nodes:
         key = key_of(workflow, node)
         references[key] = checker.check(node, key, task_type(node.task_type).required_references)
+    if len(found) > MAX_FOUND:
+        message = f"There are more than {MAX_FOUND} findings; the rest is not shown"
+        found.append(workflow.diagnostic(("spec",), severity="error", code="too-many-findings", message=message))
     if faulty or errors(found):
         return None, found
     nodes = {key_of(workflow, node): node for node in workflow.nodes}

@@ -51,19 +51,17 @@ class Edges:
         """Whether some task waits for itself."""
         return len(self.order) < len(self.keys)
 
-    def reaches(self, start: str, target: str, *, execution: bool) -> bool:
-        """Whether `target` is `start` or stands above it; `execution` also follows `waits_for`."""
+    def above(self, start: str, *, execution: bool = False) -> set[str]:
+        """Return `start` and everything that it waits for, directly or not; `execution` also follows `waits_for`."""
         seen = {start}
         todo = [start]
         while todo:
             key = todo.pop()
-            if key == target:
-                return True
-            above = (*self.depends_on.get(key, ()), *(self.waits_for.get(key, ()) if execution else ()))
-            fresh = [k for k in above if k not in seen]
+            upstream = (*self.depends_on[key], *(self.waits_for.get(key, ()) if execution else ()))
+            fresh = [k for k in upstream if k not in seen]
             seen.update(fresh)
             todo += fresh
-        return False
+        return seen
 
 
 def is_task_id(text: str) -> bool:
@@ -178,7 +176,7 @@ def _closing_entry(workflow: Workflow, edges: Edges, unplaced: Iterable[str]) ->
     for node in workflow.nodes:
         key = key_of(workflow, node)
         for entry in node.depends_on if key in stuck and node.depends_on else ():
-            if entry in stuck and edges.reaches(entry, key, execution=False):
+            if entry in stuck and key in edges.above(entry):
                 return node, entry
     raise AssertionError("a cycle without an explicit edge: implicit edges only lead back")
 

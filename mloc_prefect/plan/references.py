@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.plan.edges import SUGGESTION_NAMES
 from mloc_prefect.plan.expressions import Expression, ExpressionError, parse, root_of
-from mloc_prefect.plan.spots import columns, place_of, placeholders
+from mloc_prefect.plan.spots import SourceText, columns, placeholders
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.prompts import PromptData
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mloc_prefect.spec.model import TaskNode, Workflow
 
 ROOTS = ("env", "param")
+MAX_FOUND = 500
+"""Nobody reads more; keeps the cost of a hostile spec bounded. The plan is refused with the 501st."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,12 @@ class ReferenceCheck:
     edges: Edges
     names: Names
     found: list[Diagnostic] = field(default_factory=list)
+    _source: SourceText = field(init=False)
+    _above: tuple[str, set[str]] = ("", set())
+    _seen: set[tuple[object, ...]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._source = SourceText(self.workflow.source.text)
 
     def check(self, node: TaskNode, key: str, required: tuple[str, ...]) -> tuple[Reference, ...]:
         """Return the references of one task.
@@ -60,6 +68,8 @@ class ReferenceCheck:
             key: Its key in the plan.
             required: Paths below `spec` where a missing value fails the stage.
         """
+        if len(self.found) > MAX_FOUND:
+            return ()
         spec = node.effective.get("spec")
         judged = [self._judge(node, key, spot) for spot in placeholders(spec, required)]
         data = spec.get("data") if isinstance(spec, Mapping) else None
@@ -91,22 +101,30 @@ class ReferenceCheck:
             return spot.reference(stage)  # ids are known before anything runs: no edge
         if stage == key:
             self._add(node, spot, "error", "self-reference", f"{spot.shown} reads the result of its own task")
-        elif not self.edges.cyclic and not self.edges.reaches(key, stage, execution=False):
+        elif not self.edges.cyclic and not self._is_above(key, stage):
             self._sideways(node, key, spot, stage)
         return spot.reference(stage)
 
+    def _is_above(self, key: str, stage: str) -> bool:
+        """Whether `stage` stands above `key`; the answer for the last key is kept, as a task has many references."""
+        if stage in self.edges.depends_on[key]:
+            return True
+        if self._above[0] != key:
+            self._above = (key, self.edges.above(key))
+        return stage in self._above[1]
+
     def _sideways(self, node: TaskNode, key: str, spot: Spot, stage: str) -> None:
         """Add an execution-only edge to a task that is not upstream."""
-        if self.edges.reaches(stage, key, execution=True):
-            message = f"{spot.shown} reads from '{stage}', which itself waits for '{key}'"
+        waits = self.edges.waits_for.setdefault(key, [])
+        if stage not in waits and key in self.edges.above(stage, execution=True):
+            message = f"{spot.shown} reads from '{stage}', which itself waits for this task"
             self._add(node, spot, "error", "reference-cycle", message, "read from an earlier task")
             return
         if key in self.edges.unresolved:
             return  # it follows from the dependency that does not exist
-        waits = self.edges.waits_for.setdefault(key, [])
         if stage not in waits:
             waits.append(stage)
-        message = f"{spot.shown} reads from '{stage}', which is not upstream of '{key}'; '{key}' will wait for it"
+        message = f"{spot.shown} reads from '{stage}', which is not upstream; this task will wait for it"
         self._add(node, spot, "warning", "not-upstream", message, f"add '{stage}' to dependsOn")
 
     def _named(self, node: TaskNode, spot: Spot, root: str) -> Reference | None:
@@ -183,8 +201,15 @@ class ReferenceCheck:
     def _add(
         self, node: TaskNode, spot: Spot, severity: Severity, code: str, message: str, suggestion: str | None = None
     ) -> None:
+        if len(self.found) > MAX_FOUND:
+            return
         found = self.workflow.diagnostic(
             spot.path, node=node, severity=severity, code=code, message=message, suggestion=suggestion
         )
-        place = place_of(self.workflow, node, spot)
-        self.found.append(replace(found, line=place[0], column=place[1]) if place else found)
+        place = self._source.place_of(node.positions, spot)
+        if place:
+            found = replace(found, line=place[0], column=place[1])
+        same = (found.line, found.column, code, message, None if found.line else found.path)
+        if same not in self._seen:  # a fault of the base is met again in every stage
+            self._seen.add(same)
+            self.found.append(found)

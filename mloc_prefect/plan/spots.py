@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,10 @@ from mloc_prefect.spec.positions import path_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mloc_prefect.spec.model import TaskNode, Workflow
-    from mloc_prefect.spec.positions import PathPart
+    from mloc_prefect.spec.positions import PathPart, Positions
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_BLOCK_SCALAR = re.compile(r"(?:[&!]\S*[ \t]+)*[|>]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,12 @@ def placeholders(spec: Any, required: tuple[str, ...]) -> Iterator[Spot]:
     """
     for path, text in _strings(spec):
         must = _is_required(path_text(path[1:]), required)
+        ordinal = last = 0
         for match in PLACEHOLDER.finditer(text):
+            ordinal += text.count("${", last, match.start())
+            last = match.start()
             expression = match[1].strip()
             if expression:
-                ordinal = text.count("${", 0, match.start())
                 yield Spot(path, expression, match[0], ordinal, whole=match[0] == text, required=must)
 
 
@@ -84,24 +87,42 @@ def columns(data: Mapping[str, Any]) -> Iterator[Spot]:
         yield Spot(path, expression, None, whole=True, required="default" not in column)
 
 
-def place_of(workflow: Workflow, node: TaskNode, spot: Spot) -> tuple[int, int] | None:
-    """Return line and column of the `${` itself, or None when the text there does not show it (aliases, escapes)."""
-    value = node.positions.find(spot.path)
-    if spot.raw is None or value.line < 1:
-        return None
-    text = workflow.source.text
-    at = _offset(text, value.line, value.column)
-    if text.startswith(("|", ">"), at):  # a block scalar begins below its header
-        header_end = _LINE_BREAK.search(text, at)
-        at = header_end.end() if header_end else at
-    elif text.startswith("*", at):
-        return None
-    for _ in range(spot.ordinal + 1):
-        at = text.find("${", at) + 1
-        if not at:
+class SourceText:
+    """The submitted text, with the start of each line looked up once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._starts: list[int] = []
+
+    def place_of(self, positions: Positions, spot: Spot) -> tuple[int, int] | None:
+        """Return line and column of the `${` of `spot`, or None when the text there does not show it.
+
+        That is so for escapes, for values given with `--set`, and for columns of a template, which are whole values.
+        """
+        value = positions.find(spot.path)
+        if spot.raw is None or value.line < 1:
             return None
-    at -= 1
-    return _line_column(text, at) if text.startswith(spot.raw, at) else None
+        at = self._offset(value.line, value.column)
+        if _BLOCK_SCALAR.match(self.text, at):  # its text begins below the header
+            at = self._offset(value.line + 1, 1)
+        for _ in range(spot.ordinal + 1):
+            at = self.text.find("${", at) + 1
+            if not at:
+                return None
+        return self._place(at - 1) if self.text.startswith(spot.raw, at - 1) else None
+
+    def _offset(self, line: int, column: int) -> int:
+        starts = self._lines()
+        return starts[min(line, len(starts)) - 1] + column - 1
+
+    def _place(self, offset: int) -> tuple[int, int]:
+        line = bisect_right(self._lines(), offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def _lines(self) -> list[int]:
+        if not self._starts:
+            self._starts = [0, *(match.end() for match in _LINE_BREAK.finditer(self.text))]
+        return self._starts
 
 
 def _strings(spec: Any) -> list[tuple[tuple[PathPart, ...], str]]:
@@ -125,20 +146,3 @@ def _strings(spec: Any) -> list[tuple[tuple[PathPart, ...], str]]:
 
 def _is_required(where: str, required: tuple[str, ...]) -> bool:
     return any(where == r or where.startswith((f"{r}.", f"{r}[")) for r in required)
-
-
-def _offset(text: str, line: int, column: int) -> int:
-    at = 0
-    for _ in range(line - 1):
-        match = _LINE_BREAK.search(text, at)
-        if match is None:
-            return len(text)
-        at = match.end()
-    return at + column - 1
-
-
-def _line_column(text: str, offset: int) -> tuple[int, int]:
-    line, start = 1, 0
-    for match in _LINE_BREAK.finditer(text, 0, offset):
-        line, start = line + 1, match.end()
-    return line, offset - start + 1

@@ -1,0 +1,1 @@
+"""Golden plans of the templates; `update.py` rewrites them."""
