@@ -82,11 +82,10 @@ def report(files: list[Path], times: dict[str, dict[Path, list[float]]]) -> None
         )
     medians = {arm: [statistics.median(times[arm][file]) for file in files] for arm in ARMS}
     met = sum(median <= TARGET_MS for median in medians["mloc"])
-    print(
-        f"\nall {len(files)} files: median {statistics.median(medians['mloc']):.3f} ms, slowest {max(medians['mloc']):.3f} ms"
-    )
+    ours = medians["mloc"]
+    print(f"\nall {len(files)} files: median {statistics.median(ours):.3f} ms, slowest file {max(ours):.3f} ms")
     for arm in ("safe_load", "c_load"):
-        ratio = _ratio(medians["mloc"], medians[arm])
+        ratio = _ratio(ours, medians[arm])
         print(f"  {arm} alone: median {statistics.median(medians[arm]):.3f} ms, ratio {ratio:.2f}")
     print(f"target: median <= {TARGET_MS:g} ms for each file: {met} of {len(files)}")
 
