@@ -62,8 +62,16 @@ class InferenceSpec(CommonSpec):
             )
         else:
             yield from self.data.problems()
+        for path, value in (
+            (("model", "adapters"), self.model.adapters),
+            (("checkpoint", "load"), self.checkpoint.load),
+        ):
+            if value:
+                message = f"{'.'.join(path)} is not read by the transformers engine, which refuses the task"
+                fix = "merge the weights and name them in model.source.identifier"
+                yield Problem(path, "engine-refuses", message, fix, "warning")
         dtype = self.model.transformers.dtype
-        if dtype.strip().lower() not in _DTYPES and not is_deferred(dtype):
+        if dtype.strip().lower().removeprefix("torch.") not in _DTYPES and not is_deferred(dtype):
             near = did_you_mean(dtype, _DTYPES) or f"use one of: {', '.join(_DTYPES)}"
             yield Problem(("model", "transformers", "dtype"), "unsupported-dtype", f"Unsupported dtype: {dtype}", near)
 

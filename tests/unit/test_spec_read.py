@@ -1,0 +1,407 @@
+"""Reading of whole specs: required fields, expansion, diagnostics of every kind at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mloc_prefect.errors import MlocError, SpecError
+from mloc_prefect.spec import Diagnostic, Workflow, load, load_workflow, read
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "mloc" / "specs"
+
+BASE = """\
+apiVersion: mloc/v1
+kind: InferenceTask
+metadata:
+  name: demo
+spec:
+  taskType: inference
+  resources:
+    replicas: 1
+    hardware: {cpu: "4", memory: 8Gi}
+  data: {type: list, items: [hello]}
+"""
+
+
+def heads(found: tuple[Diagnostic, ...]) -> list[str]:
+    return [f"{d.line}:{d.column} {d.code}" for d in found]
+
+
+def workflow(text: str, **options: Any) -> Workflow:
+    result, found = read(text, "f.yaml", **options)
+    assert not [d for d in found if d.severity == "error"], [str(d) for d in found]
+    assert result is not None
+    return result
+
+
+def canonical(effective: Any) -> str:
+    text = json.dumps(effective, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _facts() -> list[Any]:
+    file = SHARED / "facts.json"
+    return json.loads(file.read_text())["specs"] if file.is_file() else []
+
+
+@pytest.mark.parametrize("facts", _facts(), ids=lambda facts: facts["file"])
+def test_shared_specs_expand_to_the_recorded_documents_without_a_word(facts: dict[str, Any]) -> None:
+    result, found = read((SHARED / facts["file"]).read_bytes(), facts["file"])
+    assert found == ()
+    assert result is not None
+    assert result.kind == facts["kind"]
+    tasks = [(t["node"], t["name"], t["task_type"], t["effective_sha256"]) for t in facts["tasks"]]
+    assert [(n.node, n.name, n.task_type, canonical(n.effective)) for n in result.nodes] == tasks
+
+
+def test_a_valid_spec_says_nothing() -> None:
+    result, found = read(BASE)
+    assert found == ()
+    assert result is not None
+    assert (result.name, result.kind, [n.name for n in result.nodes]) == ("demo", "single", ["demo"])
+    assert result.nodes[0].depends_on is None
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n...\n"])
+def test_an_empty_document_misses_its_first_field(text: str) -> None:
+    result, found = read(text)
+    assert result is None
+    assert [d.message for d in found] == ["Missing required field: apiVersion"]
+
+
+def test_a_document_that_is_no_mapping_misses_its_first_field() -> None:
+    for text in ("- a\n- b\n", "hello", "42"):
+        assert [d.message for d in read(text)[1]] == ["Missing required field: apiVersion"]
+
+
+def test_all_missing_fields_are_reported_in_order_with_the_original_texts() -> None:
+    _, found = read("{}")
+    fields = [
+        "apiVersion",
+        "kind",
+        "metadata.name",
+        "spec.taskType",
+        "spec.resources.replicas",
+        "spec.resources.hardware.cpu",
+        "spec.resources.hardware.memory",
+    ]
+    assert sorted(d.message for d in found) == sorted(f"Missing required field: {name}" for name in fields)
+    assert {d.code for d in found} == {"missing-field"}
+
+
+def test_a_missing_field_is_shown_at_its_nearest_parent() -> None:
+    text = BASE.replace('{cpu: "4", memory: 8Gi}', "{cpus: 4, memory: 8Gi}").replace("replicas: 1\n", "replica: 1\n")
+    _, found = read(text)
+    missing = [d for d in found if d.code == "missing-field"]
+    assert heads(tuple(missing)) == ["7:3 missing-field", "9:5 missing-field"]
+    assert [d.path for d in missing] == ["spec.resources", "spec.resources.hardware"]
+    assert missing[0].suggestion == "rename 'replica' to 'replicas'"
+
+
+def test_only_presence_of_required_fields_counts() -> None:
+    text = BASE.replace("mloc/v1", "null").replace('cpu: "4", memory: 8Gi', "cpu: null, memory: null")
+    assert read(text)[1] == ()
+
+
+@pytest.mark.parametrize(
+    "gpu, messages",
+    [
+        ("{}", []),
+        ("0", []),
+        ("null", []),
+        ("{count: 0, type: any}", []),
+        ("{count: 1}", ["Missing spec.resources.hardware.gpu.type"]),
+        ("{type: any}", ["Missing spec.resources.hardware.gpu.count"]),
+        ("{count: null, type: any}", ["Missing spec.resources.hardware.gpu.count"]),
+        ("{count: two, type: any}", ["count must be a whole number, at least 0"]),
+        ("all", ["gpu must be a mapping"]),
+    ],
+)
+def test_gpu_blocks(gpu: str, messages: list[str]) -> None:
+    _, found = read(BASE.replace("memory: 8Gi", f"memory: 8Gi, gpu: {gpu}"))
+    assert [d.message for d in found] == messages
+
+
+@pytest.mark.parametrize(
+    "value, code",
+    [
+        ("16Gi", None),
+        ("16 gib", None),
+        ("1024", None),
+        ("12GB", None),
+        ("1.5Gi", "ignored-value"),
+        ("lots", "ignored-value"),
+    ],
+)
+def test_memory_that_the_scheduler_cannot_read_is_a_warning(value: str, code: str | None) -> None:
+    _, found = read(BASE.replace("8Gi", value))
+    assert [(d.code, d.severity) for d in found] == ([(code, "warning")] if code else [])
+
+
+def test_cpu_texts_of_the_original_are_accepted() -> None:
+    for cpu in ("4 cores", "500m", "4.5", 8):
+        assert read(BASE.replace('"4"', json.dumps(cpu)))[1] == ()
+
+
+STAGES = """\
+  inference: {temperature: 0.7, max_tokens: 16}
+  stages:
+    - name: first
+      spec:
+        inference: {temperature: 0.1}
+    - spec:
+        data:
+          items: ["${first.result.items[0].output}"]
+    - id: third
+      dependsOn: [first, " ", 7]
+"""
+
+
+def test_stages_merge_deeply_and_share_nothing() -> None:
+    result = workflow(BASE + STAGES)
+    assert result.kind == "stages"
+    assert [n.node for n in result.nodes] == ["first", "stage-2", "third"]
+    assert [n.name for n in result.nodes] == ["demo:first", "demo:stage-2", "demo:third"]
+    assert [n.depends_on for n in result.nodes] == [None, None, ("first", "7")]
+    first, second, third = (n.effective["spec"] for n in result.nodes)
+    assert first["inference"] == {"temperature": 0.1, "max_tokens": 16}
+    assert second["data"] == {"type": "list", "items": ["${first.result.items[0].output}"]}
+    assert "stages" not in first
+    third["data"]["items"].append("x")
+    third["inference"]["temperature"] = 9
+    assert first["data"]["items"] == ["hello"]
+    assert second["inference"]["temperature"] == 0.7
+    assert result.document["spec"]["data"]["items"] == ["hello"]
+
+
+def test_null_and_lists_replace() -> None:
+    text = (
+        BASE
+        + "  stop: [a, b]\n  stages:\n    - name: s\n      spec: {stop: [c], data: null, resources: {replicas: 2}}\n"
+    )
+    result, found = read(text)
+    assert result is not None
+    spec = result.nodes[0].effective["spec"]
+    assert spec["stop"] == ["c"]
+    assert spec["data"] is None
+    assert spec["resources"]["hardware"]["cpu"] == "4"
+    assert "spec.data is required." in [d.message for d in found]
+
+
+def test_graph_nodes_take_name_then_id_then_number() -> None:
+    text = (
+        BASE
+        + "  graph:\n    nodes:\n      - {name: ' a ', dependsOn: []}\n      - {id: b, dependsOn: [a]}\n      - {}\n"
+    )
+    result = workflow(text)
+    assert result.kind == "graph"
+    assert [(n.node, n.depends_on) for n in result.nodes] == [("a", ()), ("b", ("a",)), ("node-3", None)]
+    assert "graph" not in result.nodes[0].effective["spec"]
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ("  stages: [{name: a}, {name: a}]\n", [("duplicate-stage-name", "Duplicate stage name 'a'")]),
+        ("  stages: [{name: stage-2}, {}]\n", [("duplicate-stage-name", "Duplicate stage name 'stage-2'")]),
+        ("  graph: {nodes: [{id: a}, {name: a}]}\n", [("duplicate-node-name", "Duplicate graph node name 'a'")]),
+        ("  graph: {nodes: [{name: '  '}]}\n", [("empty-node-name", "Each graph node requires a non-empty name")]),
+        (
+            "  graph: {nodes: [{name: a, dependsOn: b}]}\n",
+            [("depends-on-not-list", "Node 'a' dependsOn must be a list")],
+        ),
+        ("  stages: [{name: a, dependsOn: b}]\n", [("depends-on-not-list", "stage.dependsOn must be a list")]),
+        ("  dependsOn: x\n", [("depends-on-not-list", "spec.dependsOn must be a list of task_ids")]),
+        ("  dependsOn: [[x]]\n", [("invalid-type", "Each entry of dependsOn must be text")]),
+        ("  stages: [hello]\n", [("invalid-item", "Each stage must be a mapping")]),
+        ("  graph: {nodes: [null]}\n", [("invalid-item", "Each graph node must be a mapping")]),
+        ("  stages: [{spec: hello}]\n", [("invalid-type", "spec must be a mapping")]),
+        ("  stages: [{name: [x]}]\n", [("invalid-type", "name must be text")]),
+    ],
+)
+def test_faults_of_stages_and_nodes(more: str, expected: list[tuple[str, str]]) -> None:
+    _, found = read(BASE + more)
+    assert [(d.code, d.message) for d in found] == expected
+
+
+def test_graph_wins_over_stages_but_both_are_an_error() -> None:
+    result, found = read(BASE + "  stages: [{name: a}]\n  graph: {nodes: [{name: b}]}\n")
+    assert result is not None
+    assert result.kind == "graph"
+    assert heads(found) == ["11:3 graph-and-stages"]
+
+
+@pytest.mark.parametrize("more", ["  stages: []\n", "  stages: {a: {}}\n", "  graph: {nodes: []}\n", "  graph: [a]\n"])
+def test_empty_stages_are_one_task_with_a_warning(more: str) -> None:
+    result, found = read(BASE + more)
+    assert result is not None
+    assert result.kind == "single"
+    assert more.split(":")[0].strip() in result.nodes[0].effective["spec"]
+    assert [(d.code, d.severity) for d in found] == [("stages-ignored", "warning")]
+
+
+def test_fields_beside_the_spec_of_a_stage_are_told_where_to_go() -> None:
+    _, found = read(BASE + "  stages:\n    - name: a\n      inference: {top_p: 1}\n      dependOn: []\n")
+    assert heads(found) == ["13:7 unknown-field", "14:7 unknown-field"]
+    assert found[0].suggestion == "move 'inference' under the spec of this entry"
+    assert found[1].suggestion == "did you mean 'dependsOn'?"
+
+
+def test_a_fault_of_the_base_is_said_once_and_at_the_base() -> None:
+    text = (
+        BASE
+        + "  inference: {top_p: 2}\n  stages:\n    - name: a\n    - name: b\n"
+        + "    - {name: c, spec: {inference: {top_p: 3}}}\n"
+    )
+    _, found = read(text)
+    assert heads(found) == ["11:22 out-of-range", "15:43 out-of-range"]
+    assert [d.path for d in found] == ["spec.inference.top_p", "spec.stages[2].spec.inference.top_p"]
+    assert [d.found for d in found] == ["2", "3"]
+
+
+def test_a_fault_through_an_anchor_stands_where_it_was_written() -> None:
+    text = BASE + "  x-shared: &s {temperature: hot}\n  stages:\n    - name: a\n      spec: {inference: {<<: *s}}\n"
+    _, found = read(text)
+    assert [h for h in heads(found) if "unknown" not in h] == ["11:30 invalid-type"]
+
+
+def test_what_is_missing_in_a_stage_is_shown_at_that_stage() -> None:
+    text = BASE.replace(
+        "  data: {type: list, items: [hello]}\n", "  stages:\n    - name: a\n    - name: b\n      spec: {}\n"
+    )
+    _, found = read(text)
+    assert heads(found) == ["11:7 missing-data", "13:7 missing-data"]
+    assert [d.path for d in found] == ["spec.stages[0].spec.data", "spec.stages[1].spec.data"]
+
+
+def test_base_fields_of_other_task_types_are_fine_when_some_stage_reads_them() -> None:
+    text = BASE + (
+        "  lora: {r: 8}\n  stages:\n    - name: a\n"
+        "    - {name: b, spec: {taskType: lora_sft, lora: {alpha: 4}, data: {prompts: [x]}}}\n"
+    )
+    assert read(text)[1] == ()
+    _, found = read(BASE + "  lora: {r: 8}\n")
+    assert heads(found) == ["11:3 unknown-field"]
+    assert "lora_sft" in (found[0].suggestion or "")
+
+
+@pytest.mark.parametrize(
+    "more, path, suggestion",
+    [
+        ("  inference: {temprature: 1}\n", "spec.inference.temprature", "did you mean 'temperature'?"),
+        ("  inference: {maxTokens: 1}\n", "spec.inference.maxTokens", "did you mean 'max_tokens'?"),
+        ("  top_p: 0.5\n", "spec.top_p", "'top_p' is a field of spec.inference: move it there"),
+        ("  paralel: {}\n", "spec.paralel", "did you mean 'parallel'?"),
+        (
+            "  output: {destination: {timeoutSecs: 3}}\n",
+            "spec.output.destination.timeoutSecs",
+            "did you mean 'timeoutSec'?",
+        ),
+        ("  model: {adapters: [{nmae: x}]}\n", "spec.model.adapters[0].nmae", "did you mean 'name'?"),
+        ("  zzz: 1\n", "spec.zzz", None),
+    ],
+)
+def test_unknown_fields_are_warnings_with_advice(more: str, path: str, suggestion: str | None) -> None:
+    _, found = read(BASE + more)
+    unknown = [d for d in found if d.code == "unknown-field"]
+    assert [(d.severity, d.path, d.suggestion) for d in unknown] == [("warning", path, suggestion)]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "  sloSeconds: 3\n  _upstreamResults: {}\n  shard: {index: 0}\n",
+        "  model: {config: {anything: 1}, source: {type: huggingface, revision: 1.0, trust_remote_code: false}}\n",
+        "  output: {destination: {headers: {X-Any: 1}}}\n",
+        "  resources: &r {estimatedLoad: 1, replicas: 1, hardware: {cpu: 1, memory: 1}}\n",
+    ],
+)
+def test_known_but_unused_fields_are_accepted_silently(more: str) -> None:
+    text = BASE + more
+    if "resources" in more:
+        text = text.replace('  resources:\n    replicas: 1\n    hardware: {cpu: "4", memory: 8Gi}\n', "")
+    assert read(text)[1] == ()
+
+
+def test_task_types_are_case_sensitive_and_unknown_ones_run_as_inference() -> None:
+    result, found = read(BASE.replace("taskType: inference", "taskType: Inference"))
+    assert result is not None
+    assert result.nodes[0].task_type == "Inference"
+    assert [(d.severity, d.code, d.suggestion) for d in found] == [
+        ("warning", "unknown-task-type", "did you mean 'inference'?")
+    ]
+    for known in ("inference-cpu", "inference-gpu", "default", "vllm"):
+        assert read(BASE.replace("taskType: inference", f"taskType: {known}"))[1] == ()
+    _, found = read(BASE.replace("taskType: inference", "taskType: [inference]"))
+    assert [d.code for d in found] == ["invalid-type"]
+
+
+def test_an_unknown_field_at_the_top_or_a_slip_in_metadata() -> None:
+    text = BASE.replace("  name: demo\n", "  name: demo\n  anotations: {}\n  team: mine\n") + "specs: 1\n"
+    _, found = read(text)
+    assert heads(found) == ["5:3 unknown-field", "13:1 unknown-field"]
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"), [("null", ["empty-name"]), ("' '", ["empty-name"]), ("[a]", ["invalid-type"]), ("7", [])]
+)
+def test_names(name: str, codes: list[str]) -> None:
+    _, found = read(BASE.replace("name: demo", f"name: {name}"))
+    assert [d.code for d in found] == codes
+
+
+def test_five_mistakes_give_five_diagnostics_in_order() -> None:
+    text = BASE.replace("replicas: 1", "replicas: two").replace("type: list", "type: lst") + (
+        "  inference: {temperature: hot, max_tokens: -5, topp: 1}\n"
+    )
+    _, found = read(text, "task.yaml")
+    assert heads(found) == [
+        "8:15 ignored-value",
+        "10:16 unsupported-data-type",
+        "11:28 invalid-type",
+        "11:45 out-of-range",
+        "11:49 unknown-field",
+    ]
+    assert str(found[2]).splitlines() == [
+        "task.yaml:11:28: error[invalid-type]: temperature must be a number, at least 0",
+        '    at spec.inference.temperature, found "hot"',
+    ]
+
+
+def test_load_raises_with_every_error_and_strict_counts_warnings() -> None:
+    with pytest.raises(SpecError) as caught:
+        load(BASE + "  inference: {temperature: hot, top_p: 3, zzz: 1}\n")
+    assert [d.code for d in caught.value.diagnostics] == ["invalid-type", "out-of-range"]
+    assert caught.value.exit_code == 2
+    only_warning = BASE + "  zzz: 1\n"
+    assert [d.code for d in load(only_warning).warnings] == ["unknown-field"]
+    with pytest.raises(SpecError, match="unknown-field"):
+        load(only_warning, strict=True)
+
+
+def test_load_workflow_takes_a_path_or_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    file.write_bytes(("\ufeff" + BASE.replace("\n", "\r\n")).encode())
+    assert load_workflow(file).name == "demo"
+    assert load_workflow(str(file)).source.file == str(file)
+    assert load_workflow(BASE).source.file == "<text>"
+    with pytest.raises(MlocError, match=r"cannot read .*absent\.yaml: No such file"):
+        load_workflow(tmp_path / "absent.yaml")
+    with pytest.raises(SpecError, match="Missing required field: apiVersion"):
+        load_workflow("{}")
+
+
+def test_diagnostics_of_later_phases_point_into_the_text() -> None:
+    result = workflow(BASE + STAGES)
+    second = result.nodes[1]
+    own = result.diagnostic(("spec", "data", "items", 0), severity="error", code="x", message="m", node=second)
+    base = result.diagnostic(("spec", "data", "type"), severity="error", code="x", message="m", node=second)
+    assert (own.line, own.column, own.path) == (18, 19, "spec.stages[1].spec.data.items[0]")
+    assert (base.line, base.column, base.path) == (10, 16, "spec.data.type")
+    key = result.diagnostic(("spec", "stages"), severity="error", code="x", message="m", at_key=True)
+    assert (key.line, key.column) == (12, 3)
