@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from mloc_prefect.artifacts.atomic import stream
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
+    from http.client import HTTPMessage
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+    from mloc_prefect.artifacts.delivery import AllowedHosts
+
+_WITHOUT_HOST = frozenset(
+    {"file", "local", "memory", "s3", "s3a", "r2", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf"}
+)
 
 
 def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | None = None) -> Path:
@@ -39,7 +45,7 @@ def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | N
     """
     try:
         fs, root = url_to_fs(url)
-        if fs.protocol == "file" or "file" in fs.protocol:
+        if isinstance(fs, LocalFileSystem):
             return Path(root)
         target = cache / _name(url)
         if target.is_dir():
@@ -59,21 +65,37 @@ def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | N
     return target
 
 
-def fetch_http(url: str, cache: Path, allowed_hosts: Collection[str], timeout: float = 30.0) -> Path:
+def check_url(url: str, allowed: AllowedHosts) -> None:
+    """Refuse a URL from a spec that would make this machine call a host which nobody allowed.
+
+    Object stores (``s3://`` and its like) name buckets, not hosts, and pass; everything that names a host must name
+    an allowed one; chained URLs are refused, as each link could hide another.
+
+    Raises:
+        ArtifactError: It is refused; the hint says how to allow it.
+    """
+    scheme, _, rest = url.partition("://")
+    if "::" in url:
+        raise ArtifactError(f"{url} is a chained URL, which specs may not use", hint="add a mirror for it")
+    if scheme.lower() not in _WITHOUT_HOST:
+        allowed.check(url if scheme in {"http", "https"} else f"https://{rest}")
+
+
+def fetch_http(url: str, cache: Path, allowed: AllowedHosts, timeout: float = 30.0) -> Path:
     """Return a fresh local copy of the file at an http(s) `url`.
 
     Args:
-        url: Address; its host, and the host of every redirect, must be in `allowed_hosts` (loopback always is).
+        url: Address; its host, and the host of every redirect, must be allowed.
         cache: Folder of all copies; the name ends like the file in the URL.
-        allowed_hosts: Host names, `MLOC_ALLOWED_HOSTS`.
+        allowed: Hosts that may be called.
         timeout: Seconds without a byte.
 
     Raises:
         ArtifactError: The host is not allowed, or the answer is not 200.
     """
-    _check_host(url, allowed_hosts)
+    allowed.check(url)
     target = cache / _name(url)
-    opener = urllib.request.build_opener(_CheckedRedirects(allowed_hosts))
+    opener = urllib.request.build_opener(_CheckedRedirects(allowed))
     try:
         with opener.open(url, timeout=timeout) as answer, stream(target) as file:
             shutil.copyfileobj(answer, file)
@@ -84,26 +106,18 @@ def fetch_http(url: str, cache: Path, allowed_hosts: Collection[str], timeout: f
     return target
 
 
-def _check_host(url: str, allowed: Collection[str]) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in {"http", "https"} or parts.hostname not in {*allowed, *_LOOPBACK}:
-        raise ArtifactError(
-            f"{parts.scheme}://{parts.hostname} is not an allowed host", hint="add the host to MLOC_ALLOWED_HOSTS"
-        )
-
-
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect only to an allowed host, so that an allowed one cannot send us to an inner service."""
 
-    def __init__(self, allowed: Collection[str]) -> None:
+    def __init__(self, allowed: AllowedHosts) -> None:
         self._allowed = allowed
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         """Check the new address, then do as usual."""
-        _check_host(newurl, self._allowed)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # untyped in use
+        self._allowed.check(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _name(url: str) -> str:

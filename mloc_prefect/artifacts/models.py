@@ -76,7 +76,7 @@ def prepare(name: str, settings: MlocSettings, on_progress: Callable[[str, float
 
     Args:
         name: A key of `CATALOGUE`.
-        settings: `home`, and `python["default"]`: the interpreter that has torch, when it is not this one.
+        settings: `home`, and `python["transformers"]`: the interpreter that has torch, when it is not this one.
         on_progress: Told in words what is done, with the fraction (0 to 1) or None.
 
     Raises:
@@ -124,7 +124,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def _build(source: Source, target: Path, settings: MlocSettings, tell: Callable[[str, float | None], None]) -> None:
-    python = settings.python.get("default")
+    python = settings.python.get("transformers")
     gguf = _find(source)
     if python is None:
         _check_libraries()

@@ -1,0 +1,1 @@
+"""Executors: the code of task types, loaded by string path in a host process only."""

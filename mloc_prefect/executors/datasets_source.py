@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.artifacts.cache import fetch_http
+from mloc_prefect.artifacts.cache import check_url, fetch_http
 from mloc_prefect.artifacts.datafiles import split_files
 from mloc_prefect.artifacts.mirrors import is_url
 from mloc_prefect.errors import ArtifactError
@@ -38,8 +38,9 @@ def load_table(data: Fields, places: Places) -> Table:
     """Return the wanted rows of `spec.data` with `type: dataset`, sliced, then shuffled.
 
     Fields: `url` (identifier, path or URL), `name` (config), `split` (default `train`), `shuffle`, `seed` (42),
-    `revision`. The order after a shuffle is that of `datasets.Dataset.shuffle(seed)`. `buffer_size` is accepted
-    without effect: it belongs to streaming, and rows are read whole here. [protocol 4.2]
+    `max_samples` (the first so many, after the shuffle), `revision`. The order after a shuffle is that of
+    `datasets.Dataset.shuffle(seed)`. `buffer_size` is accepted without effect: it belongs to streaming, and rows are
+    read whole here. [protocol 4.2]
 
     Raises:
         UserError: The data set, its split or its config does not exist, or cannot be read; one line.
@@ -55,6 +56,8 @@ def load_table(data: Fields, places: Places) -> Table:
         raise user_error(error) from None
     if data.flag("shuffle", default=False):
         rows = _shuffled(rows, data.integer("seed", 42))
+    if data.get("max_samples") is not None:
+        rows = rows[: data.integer("max_samples", 0, minimum=1)]
     return Table(tuple(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
@@ -64,8 +67,9 @@ def _rows(url: str, data: Fields, split: Split, places: Places) -> list[Row]:
     if mirrored is not None:
         return read_split(mirrored, split)
     if url.startswith(("http://", "https://")):
-        return read_split([str(fetch_http(url, places.home / "cache" / "data", places.allowed_hosts))], split)
+        return read_split([str(fetch_http(url, places.home / "cache" / "data", places.allowed))], split)
     if is_url(url):
+        check_url(url, places.allowed)
         return read_split(split_files(url, config, split.name), split)
     local = places.local(url)
     if local.exists():

@@ -10,6 +10,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -105,6 +106,8 @@ def _processors(batch: Sequence[Work], sampling: Sampling, mask: torch.Tensor, l
         processors.append(TopKLogitsWarper(top_k=sampling.top_k))
     if sampling.top_p < 1.0:
         processors.append(TopPLogitsWarper(top_p=sampling.top_p))
+    if sampling.min_p > 0.0:
+        processors.append(MinPLogitsWarper(min_p=sampling.min_p))
     processors.append(_Draw(batch, sampling, mask.shape[1], longest))
     return processors
 

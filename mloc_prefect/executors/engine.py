@@ -70,7 +70,8 @@ class EngineOptions:
         return cls(
             device="auto" if device in _SPREAD else device if device in {"cuda", "cpu"} else "",
             dtype=_DTYPES[dtype],
-            trust_remote_code=options.flag("trust_remote_code", default=False),
+            trust_remote_code=options.flag("trust_remote_code", default=False)
+            or spec.child("model").child("source").flag("trust_remote_code", default=False),
             low_cpu_mem_usage=options.flag("low_cpu_mem_usage", default=True),
             bits=4 if four else 8 if eight else 0,
             flash_attention=options.flag("use_flash_attention_2", default=False),

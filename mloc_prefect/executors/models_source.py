@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mloc_prefect.artifacts.cache import fetch_folder
+from mloc_prefect.artifacts.cache import check_url, fetch_folder
 from mloc_prefect.artifacts.mirrors import is_url
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.protocol import UserError
@@ -76,6 +76,7 @@ def find_model(
             problem = f"mirror of '{identifier}' ({mirror.place}) names {target}, which is not a folder"
             raise UserError(FAILED.format(problem))
         if is_url(identifier):
+            check_url(identifier, places.allowed)
             return _folder(identifier, fetch_folder(identifier, places.home / "cache" / "models", on_progress))
     except ArtifactError as error:
         raise UserError(FAILED.format(user_error(error))) from None

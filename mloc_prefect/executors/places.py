@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.artifacts.delivery import AllowedHosts
 from mloc_prefect.artifacts.mirrors import Mirrors
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.protocol import UserError
@@ -23,17 +24,17 @@ class Places:
         mirrors: All mirror lines in force: the file of the setting, then `$MLOC_HOME/mirrors.yaml`.
         home: State directory; copies of remote models go to `cache/` below it.
         base: Folder that relative paths of the spec start from.
-        allowed_hosts: Hosts that data may be read from over http(s).
+        allowed: Hosts that data may be read from.
     """
 
     mirrors: Mirrors
     home: Path
     base: Path
-    allowed_hosts: frozenset[str]
+    allowed: AllowedHosts
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Places:
-        """Read the keys `home`, `mirrors`, `base_dir` and `allowed_hosts` of `ExecutionRequest.settings`.
+        """Read `home`, `mirrors`, `base_dir`, `allowed_hosts` and `loopback` of `ExecutionRequest.settings`.
 
         Absent ones fall back to the environment (`MLOC_HOME`, `MLOC_MIRRORS`, `MLOC_ALLOWED_HOSTS`) and to the
         working directory.
@@ -52,7 +53,8 @@ class Places:
         except ArtifactError as error:
             raise user_error(error) from None
         base = Path(settings.get("base_dir") or Path.cwd())
-        return cls(mirrors, home, base, frozenset(str(h).strip() for h in listed if str(h).strip()))
+        names = frozenset(str(host).strip().lower() for host in listed if str(host).strip())
+        return cls(mirrors, home, base, AllowedHosts(names, loopback=bool(settings.get("loopback"))))
 
     @property
     def mirrors_target(self) -> Path:

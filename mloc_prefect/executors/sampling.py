@@ -23,6 +23,7 @@ class Sampling:
         temperature: 0 = the most likely token always.
         top_p: Keep the most likely tokens whose probabilities add up to this.
         top_k: Keep so many most likely tokens; 0 = all.
+        min_p: Keep tokens at least this share as likely as the most likely one; 0 = all.
         sample: Draw tokens; False = the most likely one always.
         repetition_penalty: > 1 makes tokens that already occurred (prompt included) less likely.
         stop: The answer ends before the first of these texts.
@@ -33,6 +34,7 @@ class Sampling:
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int = 50
+    min_p: float = 0.0
     sample: bool = True
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class Sampling:
             temperature=temperature,
             top_p=top_p,
             top_k=max(top_k, 0),
+            min_p=_bounded(inference, "min_p", 0.0, low=0.0, high=1.0),
             sample=inference.flag("do_sample", inferred) and temperature > 0,
             repetition_penalty=_bounded(inference, "repetition_penalty", 1.0, low=math.ulp(0.0)),
             stop=_stop(inference),
@@ -69,8 +72,8 @@ class Sampling:
         common = {"max_new_tokens": self.max_new_tokens, "stop": list(self.stop), "repetition": self.repetition_penalty}
         if not self.sample:
             return common
-        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
-        return {**common, **drawn}
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        return {**common, **drawn, "seed": self.seed}
 
     def row_seed(self, index: int) -> int:
         """Return the seed of row `index`: its draws depend on nothing else, so not on the batch it stands in."""

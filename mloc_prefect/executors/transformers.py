@@ -143,10 +143,10 @@ def _note_ignored(spec: Fields, context: ExecutionContext) -> None:
 
 
 def _budget(spec: Fields, engine: Engine) -> Budget:
-    """Return the batch budget: `model.transformers.batch_tokens` and `batch_size`, else by the kind of device."""
+    """Return the batch budget: `inference.max_batch_tokens` and `batch_size`, else by the kind of device."""
     tokens, rows = _CPU_BUDGET if engine.device == "cpu" else _GPU_BUDGET
-    options = spec.child("model").child("transformers")
-    return Budget(options.integer("batch_tokens", tokens, minimum=1), options.integer("batch_size", rows, minimum=1))
+    wanted = spec.child("inference")
+    return Budget(wanted.integer("max_batch_tokens", tokens, minimum=1), wanted.integer("batch_size", rows, minimum=1))
 
 
 def _items(journal: RowJournal, prompts: Sequence[Prompt], style: Style) -> Iterator[dict[str, Any]]:
