@@ -16,7 +16,10 @@ import anyio
 from prefect.workers.process import ProcessJobConfiguration, ProcessVariables, ProcessWorker, ProcessWorkerResult
 from pydantic import Field, PrivateAttr
 
+from mloc_prefect.errors import MlocError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from anyio.abc import TaskStatus
@@ -94,15 +97,28 @@ class MlocGpuWorker(ProcessWorker):
         self._warm: WarmRuns | None = None
         self._warm_stack = AsyncExitStack()
 
+    async def start(
+        self, run_once: bool = False, with_healthcheck: bool = False, printer: Callable[..., None] = print
+    ) -> None:
+        """Run until stopped; a mistake in our settings ends the process with one sentence before anything starts."""
+        from mloc_prefect.settings import get_settings
+        from mloc_prefect.worker.inventory import read_inventory
+
+        try:
+            read_inventory(get_settings())
+        except MlocError as error:
+            raise SystemExit(f"Error: {error}") from None
+        await super().start(run_once=run_once, with_healthcheck=with_healthcheck, printer=printer)
+
     async def setup(self) -> None:
-        """Connect, then take up the hosts, the leases and the watch for cancellations."""
+        """Take up hosts and leases, connect, and watch for runs to start and to cancel."""
         from mloc_prefect.orchestrate.dispatch import local_dispatcher
         from mloc_prefect.settings import get_settings
         from mloc_prefect.worker.engine import WarmRuns
         from mloc_prefect.worker.wake import Waker
 
-        await super().setup()
         dispatcher = await self._warm_stack.enter_async_context(local_dispatcher(get_settings()))
+        await super().setup()
         self._warm = await self._warm_stack.enter_async_context(WarmRuns(dispatcher))
         self._waker = Waker(self._poll, lambda: self._work_pool.id if self._work_pool else None)
         await self._warm_stack.enter_async_context(self._waker.running())

@@ -153,6 +153,7 @@ def test_collection_adds_next_to_nothing_to_a_prefect_command():
         "mloc_prefect",
         "mloc_prefect.blocks",
         "mloc_prefect.collection",
+        "mloc_prefect.errors",
         "mloc_prefect.worker",
         "mloc_prefect.worker.worker",
     }

@@ -1,0 +1,183 @@
+"""The `mloc-gpu` worker as a process, on an embedded server."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from tests.support.prefect_api import BIN, Api, environment, worker_process
+from tests.support.server import embedded_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ENTRYPOINT = "mloc_prefect.orchestrate.entrypoint.run_workflow"
+USER_FLOW = """
+import os, pathlib
+from prefect import flow
+
+@flow
+def hello(target: str):
+    pathlib.Path(target).write_text(f"{os.getpid()} {os.environ.get('MLOC_TEST_MARK')}")
+"""
+
+
+def echo(name: str = "echo", *, delay: float = 0, **spec: Any) -> str:
+    return f"""
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {{name: {name}}}
+spec:
+  taskType: echo
+  resources: {{replicas: 1, hardware: {{cpu: 1, memory: 64Mi}}}}
+  output: {{destination: {{type: local}}}}
+  echo: {{delay: {delay}}}
+  data: {{message: {spec.get("message", "hi")}}}
+"""
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def hosts(process: subprocess.Popen[bytes]) -> set[int]:
+    return {child.pid for child in descendants(process) if "mloc-host" in child.cmdline()}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("worker")
+
+
+@pytest.fixture(scope="module")
+def api_url(home: Path) -> Iterator[str]:
+    with embedded_server(home, port=24600) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def env(home: Path, api_url: str) -> dict[str, str]:
+    # Polls are a minute apart: what is picked up sooner was picked up because of an event.
+    return environment(home, api_url, PREFECT_WORKER_QUERY_SECONDS="60")
+
+
+@pytest.fixture(scope="module")
+def worker(env: dict[str, str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with worker_process(env, home / "worker.log", "--type", "mloc-gpu", "--work-queue", "default") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def api(api_url: str) -> Api:
+    return Api(api_url)
+
+
+@pytest.fixture(scope="module")
+def generic(api: Api, worker: subprocess.Popen[bytes]) -> str:
+    assert worker.poll() is None
+    return api.deploy("mloc", entrypoint=ENTRYPOINT)
+
+
+def test_worker_made_the_pool_of_its_type(api: Api, generic: str):
+    pool = api.get("/work_pools/gpu")
+    assert pool["type"] == "mloc-gpu"
+    assert "gpu_count" in pool["base_job_template"]["variables"]["properties"]
+
+
+def test_runs_share_the_worker_process_and_a_warm_host(api: Api, generic: str, worker: subprocess.Popen[bytes]):
+    runs = [api.wait(api.start(generic, spec=echo("one")))]
+    first = hosts(worker)
+    runs += [api.wait(api.start(generic, spec=echo("two")))]
+    assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"]
+    assert [run["name"] for run in runs] == ["one", "two"]
+    assert {run["infrastructure_pid"].split(":")[1] for run in runs} == {str(worker.pid)}
+    assert len(first) == 1
+    assert hosts(worker) == first
+
+
+def test_runs_do_not_wait_for_each_other(api: Api, generic: str):
+    slow = api.start(generic, spec=echo("slow", delay=30))
+    api.wait(slow, "RUNNING")
+    assert api.wait(api.start(generic, spec=echo("quick")))["state"]["type"] == "COMPLETED"
+    assert api.run(slow)["state"]["type"] == "RUNNING"
+    api.post(f"/flow_runs/{slow}/set_state", {"state": {"type": "CANCELLING"}})
+    assert api.wait(slow)["state"]["type"] == "CANCELLED"
+
+
+def test_a_spec_with_mistakes_fails_with_all_of_them(api: Api, generic: str):
+    run = api.wait(api.start(generic, spec="apiVersion: mloc/v1\nkind: X\n", file="bad.yaml"))
+    assert run["state"]["type"] == "FAILED"
+    assert "bad.yaml:" in run["state"]["message"]
+    assert "error[" in run["state"]["message"]
+    assert api.stages(run["id"]) == {}
+
+
+def test_cancelling_ends_run_and_stages_as_cancelled(api: Api, generic: str, worker: subprocess.Popen[bytes]):
+    run_id = api.start(generic, spec=echo("cancelled", delay=60))
+    deadline = time.monotonic() + 20
+    while not [s for s in api.stages(run_id).values() if s["state"]["type"] == "RUNNING"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = hosts(worker)
+    api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    run = api.wait(run_id, seconds=15)
+    assert (run["state"]["type"], run["state"]["name"]) == ("CANCELLED", "Cancelled")
+    assert {stage["state"]["type"] for stage in api.stages(run_id).values()} == {"CANCELLED"}
+    assert hosts(worker) == before  # the host dropped the task and stays warm
+    assert api.wait(api.start(generic, spec=echo("after")))["state"]["type"] == "COMPLETED"
+
+
+def test_other_flows_run_as_processes(api: Api, generic: str, worker: subprocess.Popen[bytes], tmp_path: Path):
+    (tmp_path / "user.py").write_text(USER_FLOW)
+    deployment = api.deploy(
+        "user",
+        entrypoint=f"{tmp_path}/user.py:hello",
+        path=str(tmp_path),
+        job_variables={"env": {"MLOC_TEST_MARK": "set"}},
+    )
+    run = api.wait(api.start(deployment, target=str(tmp_path / "out")), seconds=60)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    pid, mark = (tmp_path / "out").read_text().split()
+    assert pid == run["infrastructure_pid"]
+    assert pid != str(worker.pid)
+    assert mark == "set"
+
+
+def test_a_bad_setting_is_one_sentence(env: dict[str, str]):
+    done = subprocess.run(
+        [BIN / "prefect", "worker", "start", "--pool", "gpu"],
+        env={**env, "MLOC_INVENTORY": '{"cpu": 4}'},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: setting MLOC_INVENTORY: ")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_sigterm_ends_worker_runs_and_hosts(api: Api, generic: str, env: dict[str, str], home: Path):
+    """What ran is Crashed, so that it may be started again elsewhere; no process of the worker is left."""
+    log = home / "worker-short.log"
+    with worker_process(env, log, "--work-queue", "short") as process:
+        deployment = api.deploy("short", entrypoint=ENTRYPOINT, work_queue_name="short")
+        run_id = api.start(deployment, spec=echo("interrupted", delay=60))
+        deadline = time.monotonic() + 30
+        while not hosts(process):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        children = descendants(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) is not None
+    assert "Traceback" not in log.read_text()
+    gone, left = psutil.wait_procs(children, timeout=5)
+    assert left == []
+    assert len(gone) >= 2  # supervisor and host
+    assert api.run(run_id)["state"]["type"] == "CRASHED"
