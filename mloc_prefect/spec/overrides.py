@@ -9,7 +9,7 @@ from mloc_prefect.spec.construct import construct
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.spec.positions import Positions, path_text
 from mloc_prefect.spec.report import Report, shown
-from mloc_prefect.spec.syntax import compose
+from mloc_prefect.spec.syntax import MAX_DEPTH, compose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,6 +106,8 @@ def _parsed(text: str) -> Any:
 
 
 def _put(document: dict[str, Any], places: Positions, path: tuple[PathPart, ...], value: Any) -> None:
+    if len(path) > MAX_DEPTH:
+        raise _BadPathError(f"the path has more than {MAX_DEPTH} parts")
     if not path or not isinstance(path[0], str):
         raise _BadPathError("write path=value, e.g. spec.inference.max_tokens=32")
     here: Any = document

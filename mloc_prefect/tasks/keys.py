@@ -37,7 +37,8 @@ def table_of(model: type[SpecModel]) -> Table:
         below[name] = table
         if info.alias:
             below[info.alias] = table
-    names = tuple(info.alias or name for name, info in model.model_fields.items())
+    fields = (info.alias or name for name, info in model.model_fields.items())
+    names = (*fields, *sorted(name for name in model.accepted if not name.startswith("_")))
     return Table(below, names)
 
 

@@ -56,6 +56,7 @@ def test_stages_and_nodes_are_reached_by_name() -> None:
         ("spec.data.items[4]=x", "spec.data.items has 1 entries, counted from 0"),
         ("spec.data.items.x=1", "spec.data.items is a list: use [n]"),
         ("spec.data.type.x=1", 'spec.data.type is "list", which has no fields'),
+        (".".join(["spec"] * 99) + "=1", "more than 64 parts"),
         ("spec.query=[", "the value is no YAML"),
         ("spec.query=.inf", "the value is no YAML"),
     ],

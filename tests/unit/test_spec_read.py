@@ -303,6 +303,8 @@ def test_base_fields_of_other_task_types_are_fine_when_some_stage_reads_them() -
             "did you mean 'timeoutSec'?",
         ),
         ("  model: {adapters: [{nmae: x}]}\n", "spec.model.adapters[0].nmae", "did you mean 'name'?"),
+        ("  depends_on: [a]\n", "spec.depends_on", "did you mean 'dependsOn'?"),
+        ("  stage: []\n", "spec.stage", "did you mean 'stages'?"),
         ("  zzz: 1\n", "spec.zzz", None),
     ],
 )
