@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mloc_prefect.cli.console import is_interactive
-from mloc_prefect.cli.progress import RunProgress, StageView, duration
+from mloc_prefect.cli.progress import RunProgress, StageView, duration, rate_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ class LiveDisplay:
             table.add_column(
                 name, no_wrap=True, justify="right" if name in {"rows", "tokens/s", "ETA", "time"} else "left"
             )
-        table.add_column("", overflow="fold", ratio=1)
+        table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
         for view in progress.stages.values():
             table.add_row(*_cells(view, now))
         return Group(table)
@@ -168,7 +168,7 @@ def _cells(view: StageView, now: float) -> tuple[RenderableType, ...]:
         Text(state, style),
         Text(f"{view.done}/{view.total}" if view.total else ""),
         bar,
-        Text("" if rate is None else f"{rate:.0f}"),
+        Text("" if rate is None else rate_text(rate)),
         Text("" if eta is None else duration(eta)),
         Text("" if view.started is None else duration(view.elapsed(now))),
         Text(view.note, "red" if view.state == "FAILED" else "dim"),
@@ -181,7 +181,7 @@ def _rows(view: StageView) -> str:
 
 def _rate(view: StageView, now: float) -> str:
     rate = view.tokens_per_second(now)
-    return "" if rate is None else f"{rate:.0f} tokens/s"
+    return "" if rate is None else f"{rate_text(rate)} tokens/s"
 
 
 def _eta(view: StageView, now: float) -> str:

@@ -162,6 +162,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def rate_text(rate: float) -> str:
+    """Return a rate with one decimal below ten."""
+    return f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
+
+
 def _nothing(_flow_run_id: str) -> None:
     return
 

@@ -167,7 +167,7 @@ def test_the_live_table_has_one_line_a_stage_with_all_it_knows():
     assert head.split() == ["stage", "type", "state", "rows", "tokens/s", "ETA", "time"]
     assert first.split()[:4] == ["✓", "a", "echo", "DONE"]
     assert second.split()[:6] == ["▶", "b", "inference", "RUNNING", "#2", "10/40"]
-    assert second.split()[-4:] == ["5", "1:00", "20", "s"]
+    assert second.split()[-4:] == ["5.0", "1:00", "20", "s"]
 
 
 def test_a_phase_is_shown_in_the_table():
