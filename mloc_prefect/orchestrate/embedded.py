@@ -76,12 +76,13 @@ class EmbeddedServer:
         self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._state.unlink(missing_ok=True)
         _rotate(self.log)
+        self._let_go()
         read_end, self._lifeline = os.pipe()
         options = {"home": str(self.home), "port": self._port, "lifeline": read_end, "state_file": str(self._state)}
         try:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "mloc_prefect.orchestrate.server_main", json.dumps(options)],
+                    [sys.executable, "-P", "-m", "mloc_prefect.orchestrate.server_main", json.dumps(options)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -141,9 +142,7 @@ class EmbeddedServer:
 
     def stop_now(self) -> None:
         """Do what `stop` does, blocking."""
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
+        self._let_go()
         if self._process is None:
             return
         try:
@@ -153,6 +152,11 @@ class EmbeddedServer:
             self._process.wait()
         self._process = None
         self._state.unlink(missing_ok=True)
+
+    def _let_go(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
 
 
 def _rotate(log: Path) -> None:

@@ -49,7 +49,7 @@ class Runtime:
         self._pool = pool
         self._server = server
         self._server_turn = asyncio.Lock()
-        self._fingerprint = fingerprint()
+        self._fingerprint = fingerprint(config)
         self._users: set[_Connection] = set()
         self._left_alone_since = _now()
         self.finished = asyncio.Event()

@@ -73,7 +73,7 @@ async def ensure_runtime(
 ) -> Runtime:
     """Return the runtime of `settings.home`, started now if there is none.
 
-    A runtime of other code (another version, interpreter, or edited files) is replaced when nobody uses it.
+    One of other code (another version, interpreter, or edited files) or other settings is replaced when nobody uses it.
 
     Args:
         settings: Where it lives and how long it stays.
@@ -223,7 +223,7 @@ class RemoteHosts:
 
 
 async def _connect_current(settings: MlocSettings, tell: Callable[[str], None]) -> tuple[Connection, int]:
-    """Return a connection to a runtime that runs this code, if that can be had without disturbing others; its pid."""
+    """Return a connection to a runtime that runs this code, if it can be had without disturbing others, and its pid."""
     files = RuntimeFiles.below(settings.home)
     connection = await _connect(files) or await _start(settings, files)
     try:
@@ -232,10 +232,10 @@ async def _connect_current(settings: MlocSettings, tell: Callable[[str], None]) 
         await connection.aclose()
         connection = await _start(settings, files)
         hello = await connection.request("hello", use=True)
-    if hello["fingerprint"] == fingerprint():
+    if hello["fingerprint"] == fingerprint(RuntimeConfig.of(settings)):
         return connection, hello["pid"]
     if hello["users"] and hello["wire"] == WIRE:
-        tell("another run uses a local runtime of other code; using it too")
+        tell("another run uses a local runtime of other code or settings; using it too")
         return connection, hello["pid"]
     await connection.aclose()
     if hello["users"]:
@@ -243,7 +243,7 @@ async def _connect_current(settings: MlocSettings, tell: Callable[[str], None]) 
             f"a local runtime of another version is in use (process {hello['pid']})",
             hint="wait for its run, or end it with `mloc down`",
         )
-    tell("replacing the local runtime: the code has changed")
+    tell("replacing the local runtime: its code or settings have changed")
     await stop_runtime(settings)
     connection = await _start(settings, files)
     return connection, (await connection.request("hello", use=True))["pid"]

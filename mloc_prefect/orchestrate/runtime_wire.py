@@ -117,14 +117,15 @@ class RuntimeFiles:
         return self.directory / "runtime.lock"
 
 
-def fingerprint() -> str:
-    """Return what the code of this process is: package version, interpreter, and the newest change of its files.
+def fingerprint(config: RuntimeConfig) -> str:
+    """Return what a runtime started now would be: version, interpreter, newest change of our files, settings.
 
-    A runtime with another fingerprint runs older (or newer) code than the client and is replaced when it is idle.
+    A runtime with another fingerprint runs other code or by other settings, and is replaced when nobody uses it.
     """
     root = Path(mloc_prefect.__file__).parent
-    newest = max(file.stat().st_mtime_ns for folder in (root, *_folders(root)) for file in folder.glob("*.py"))
-    return f"{mloc_prefect.__version__} {sys.executable} {newest}"
+    newest = max(_changed(file) for folder in (root, *_folders(root)) for file in folder.glob("*.py"))
+    settings = json.dumps(config.to_wire(), sort_keys=True)
+    return f"{mloc_prefect.__version__} {sys.executable} {newest} {settings}"
 
 
 def host_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -148,3 +149,10 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def _folders(root: Path) -> list[Path]:
     return [entry for entry in root.iterdir() if entry.is_dir() and entry.name != "__pycache__"]
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:  # an editor replaces it at this moment
+        return 0

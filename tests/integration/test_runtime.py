@@ -158,20 +158,41 @@ async def test_it_leaves_when_idle_but_not_while_used(settings: MlocSettings):
 async def test_other_code_replaces_an_idle_runtime_only(settings: MlocSettings, monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
     async with using(settings) as old:
-        monkeypatch.setattr(runtime_client, "fingerprint", lambda: "other code")
+        monkeypatch.setattr(runtime_client, "fingerprint", lambda _config: "other code")
         async with using(settings, on_progress=said.append) as shared:
             assert shared.pid == old.pid
     async with using(settings, on_progress=said.append) as new:
         assert new.pid != old.pid
     assert said == [
-        "another run uses a local runtime of other code; using it too",
-        "replacing the local runtime: the code has changed",
+        "another run uses a local runtime of other code or settings; using it too",
+        "replacing the local runtime: its code or settings have changed",
     ]
+
+
+async def test_other_settings_replace_an_idle_runtime(settings: MlocSettings):
+    async with using(settings) as old:
+        pass
+    async with using(settings.model_copy(update={"host_idle_seconds": 5.0})) as new:
+        assert new.pid != old.pid
+    assert not alive(old.pid)
+
+
+async def test_a_server_that_died_is_started_again(settings: MlocSettings):
+    prepare_home(settings.home)
+    async with using(settings, server=True) as first:
+        pid = (await runtime_status(settings))["server"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        assert await gone(pid)
+        while (await runtime_status(settings))["server"]:  # its other threads may take a moment longer
+            await asyncio.sleep(0.02)
+        async with using(settings, server=True) as second:
+            assert second.pid == first.pid
+            assert httpx.get(f"{second.api_url}/health").json() is True
 
 
 async def test_a_runtime_that_cannot_be_understood_is_refused(settings: MlocSettings, monkeypatch: pytest.MonkeyPatch):
     async with using(settings) as old:
-        monkeypatch.setattr(runtime_client, "fingerprint", lambda: "other code")
+        monkeypatch.setattr(runtime_client, "fingerprint", lambda _config: "other code")
         monkeypatch.setattr(runtime_client, "WIRE", 999)
         with pytest.raises(DispatchError, match=f"another version is in use .process {old.pid}."):
             await ensure_runtime(settings, server=False)
