@@ -9,6 +9,8 @@ cancelled asyncio task ends as Cancelled instead of Crashed; stages send no hear
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -21,7 +23,7 @@ from prefect.states import Pending, to_state_create
 from prefect.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
 
     from prefect import Flow, State
@@ -48,6 +50,23 @@ class RunIdentity:
     labels: Mapping[str, str] = field(default_factory=dict)
     key: str | None = None
     after: tuple[UUID, ...] = ()
+
+
+_wanted: ContextVar[Callable[[], bool]] = ContextVar("mloc_cancel_wanted", default=lambda: True)
+
+
+@contextmanager
+def cancellation_wanted(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Let stages of this context ask whether their cancellation was wanted, or else their process is going away.
+
+    Without it every cancellation counts as wanted (Ctrl-C). A worker that shuts down says no: its stages then end as
+    Crashed, so that a later start of the run goes on with them.
+    """
+    token = _wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 async def run_as(flow: Flow[..., Any], parameters: dict[str, Any], identity: RunIdentity) -> tuple[State[Any], FlowRun]:
@@ -96,8 +115,8 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
         return await _create(client, self.flow, self.parameters or {}, self.identity, tracking)
 
     async def handle_crash(self, exc: BaseException) -> None:
-        """Take a cancelled asyncio task for what it is."""
-        if isinstance(exc, asyncio.CancelledError):
+        """Take a cancelled asyncio task for what it is: Cancelled when that was wanted, else Crashed."""
+        if isinstance(exc, asyncio.CancelledError) and _wanted.get()():
             await self.handle_cancellation(exc)
         else:
             await super().handle_crash(exc)
