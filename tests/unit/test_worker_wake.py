@@ -1,0 +1,101 @@
+"""Waking by events: which ones count, and that a poll that came too early is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from mloc_prefect.worker import wake
+from mloc_prefect.worker.wake import Waker
+
+POOL, OTHER = uuid4(), uuid4()
+
+
+def event(run: UUID | str, pool: UUID | None = POOL) -> SimpleNamespace:
+    related = [SimpleNamespace(id=f"prefect.work-pool.{pool}")] if pool else []
+    return SimpleNamespace(resource=SimpleNamespace(id=f"prefect.flow-run.{run}"), related=related)
+
+
+class Server:
+    """Answers polls: each takes the next set of run ids, or raises."""
+
+    def __init__(self, *answers) -> None:
+        self.answers, self.polls = list(answers), 0
+        self.waker = Waker(self.poll, lambda: POOL)
+
+    async def poll(self) -> set[UUID]:
+        self.polls += 1
+        answer = self.answers.pop(0) if self.answers else set()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch):
+    class Quiet:
+        """A subscription in which nothing happens."""
+
+        async def __aenter__(self):
+            await asyncio.Event().wait()
+
+        async def __aexit__(self, *_): ...
+
+    monkeypatch.setattr(wake, "_COMMIT_SECONDS", 0)
+    monkeypatch.setattr(wake, "get_events_subscriber", lambda **_: Quiet())
+
+
+async def test_one_poll_when_it_finds_the_run():
+    run = uuid4()
+    server = Server({run})
+    async with server.waker.running():
+        server.waker.notice(event(run))
+        await server.settle()
+    assert server.polls == 1
+
+
+async def test_a_second_poll_when_the_run_was_not_committed_yet():
+    run = uuid4()
+    server = Server(set(), {run})
+    async with server.waker.running():
+        server.waker.notice(event(run))
+        await server.settle()
+    assert server.polls == 2
+
+
+async def test_events_of_other_pools_and_of_no_run_do_not_wake():
+    server = Server()
+    async with server.waker.running():
+        server.waker.notice(event(uuid4(), OTHER))
+        server.waker.notice(event(uuid4(), None))
+        server.waker.notice(event("not-an-id"))
+        await server.settle()
+    assert server.polls == 0
+
+
+async def test_many_events_at_once_are_one_poll():
+    run_ids = {uuid4() for _ in range(20)}
+    server = Server(run_ids)
+    async with server.waker.running():
+        for run in run_ids:
+            server.waker.notice(event(run))
+        await server.settle()
+    assert server.polls == 1
+
+
+async def test_a_failed_poll_does_not_end_the_watch():
+    server = Server(httpx.ConnectError("down"), set())
+    async with server.waker.running():
+        server.waker.wake()
+        await server.settle()
+        server.waker.wake()
+        await server.settle()
+    assert server.polls == 2
