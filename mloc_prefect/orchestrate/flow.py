@@ -43,7 +43,7 @@ class WorkflowFlow(Flow[[], Any]):
     """A Prefect flow made from a plan. Calling it gives a `WorkflowOutcome`; deployed, it runs in any Prefect engine.
 
     Attributes:
-        plan: The plan, or None for a copy that `with_options` made (it then runs in the stock engine).
+        plan: The plan; `with_options` gives a stock flow of the same function.
         options: Options of its runs.
     """
 

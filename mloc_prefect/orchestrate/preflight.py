@@ -6,8 +6,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mloc_prefect
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.layout import destination_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
@@ -17,22 +19,23 @@ from mloc_prefect.worker.inventory import misfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from mloc_prefect.orchestrate.options import RunOptions
     from mloc_prefect.plan.model import StagePlan, WorkflowPlan
     from mloc_prefect.tasks.base import ExecutorRef
     from mloc_prefect.worker.inventory import Inventory
 
+_OURS = Path(mloc_prefect.__file__).parents[1]
 _PROBE_SECONDS = 60.0
 _PROBE = """
 import importlib.util, json, sys
+sys.path.append(sys.argv[1])  # where our own package is, as the executor host will have it
 def there(name):
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
-print(json.dumps([n for n in sys.argv[1:] if not there(n)]))
+print(json.dumps([n for n in sys.argv[2:] if not there(n)]))
 """
 
 
@@ -102,7 +105,11 @@ def _absent(executor: ExecutorRef, python: str) -> list[str]:
         return [n for n in names if not _there(n)]
     try:
         done = subprocess.run(
-            [python, "-c", _PROBE, *names], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=True
+            [python, "-c", _PROBE, str(_OURS), *names],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=True,
         )
         answer: Any = json.loads(done.stdout.strip().rsplit("\n", 1)[-1])
     except (OSError, subprocess.SubprocessError, ValueError) as error:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from mloc_prefect.plan.model import StagePlan
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
+_sleep = asyncio.sleep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class _StageRun:
                 delay = min(settings.retry_base_delay * 2**retries, settings.retry_max_delay)
                 self.scope.observer.stage_retry(self.stage.key, attempt, str(error), delay)
                 self._say(f"next attempt in {delay:g} s")
-                await asyncio.sleep(delay)
+                await _sleep(delay)
 
     async def _attempt(self, attempt: int) -> Manifest:
         computed = self.committer.kept(self.work.sha256)

@@ -49,7 +49,7 @@ def graph_text(nodes: Mapping[str, tuple[Sequence[str], Mapping[str, Any]]], *, 
 
 def graph(nodes: Mapping[str, tuple[Sequence[str], Mapping[str, Any]]], *, name: str = "demo") -> WorkflowPlan:
     """Return the plan of `graph_text`."""
-    plan, diagnostics = check(graph_text(nodes, name=name))
+    plan, diagnostics = check(graph_text(nodes, name=name), params=("who",))
     assert plan is not None, diagnostics
     return plan
 

@@ -1,0 +1,104 @@
+"""What is refused before anything is started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
+from mloc_prefect.orchestrate import preflight
+from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.orchestrate.preflight import check_runnable
+from mloc_prefect.settings import get_settings
+from mloc_prefect.worker.inventory import Inventory
+from tests.support.flows import graph
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 1 << 30
+SMALL = Inventory(2, 8 * GIB)
+BIG = {"resources": {"replicas": 1, "hardware": {"cpu": "64", "memory": "1Ti", "gpu": {"count": 2, "type": "a100"}}}}
+
+
+def judge(root: Path, nodes: dict[str, Any], *, ignore: bool = False, **settings: Any) -> None:
+    options = RunOptions(settings=get_settings(home=root, results_dir=root / "results", **settings))
+    check_runnable(graph(nodes), options, SMALL, ignore_resources=ignore)
+
+
+def test_a_plan_that_fits_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    judge(tmp_path, {"a": ([], {})})
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_more_than_the_machine_has_is_refused_in_words_for_every_stage(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        judge(tmp_path, {"a": ([], BIG), "b": ([], BIG), "c": ([], {})})
+    text = "needs 64 cpu and 1 TiB of memory and 2x a100, this machine has 2 cpu and 8 GiB of memory and no gpu"
+    assert caught.value.message == f"stage 'a' {text}; stage 'b' {text}"
+    assert "--ignore-resources" in (caught.value.hint or "")
+
+
+def test_resources_can_be_ignored(tmp_path: Path) -> None:
+    judge(tmp_path, {"a": ([], BIG)}, ignore=True)
+
+
+def test_missing_libraries_name_stages_modules_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = preflight._there
+    monkeypatch.setattr(preflight, "_there", lambda name: name not in {"torch", "datasets"} and there(name))
+    chat = {"taskType": "inference", "model": {"source": {"identifier": "m"}}, "data": {"type": "list", "items": ["x"]}}
+    with pytest.raises(MissingExtraError) as caught:
+        judge(tmp_path, {"a": ([], chat), "b": ([], {}), "c": ([], chat)})
+    assert caught.value.message == "stages 'a', 'c' cannot run: torch, datasets not installed"
+    assert caught.value.hint == "pip install 'mloc-prefect[transformers]'"
+
+
+def test_an_executor_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_there", lambda name: name != "mloc_prefect.executors.ppo")
+    with pytest.raises(MissingExtraError, match=r"executor mloc_prefect\.executors\.ppo is not part of") as caught:
+        judge(tmp_path, {"a": ([], {"taskType": "ppo", "data": {"prompts": ["x"]}})})
+    assert caught.value.hint == "pip install 'mloc-prefect[train]'"
+
+
+def test_another_interpreter_is_asked_itself(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # stands in for an environment without torch
+    python.write_text("""#!/bin/sh\necho noise\necho '["torch"]'\n""")
+    python.chmod(0o755)
+    chat = {"taskType": "inference", "model": {"source": {"identifier": "m"}}, "data": {"type": "list", "items": ["x"]}}
+    with pytest.raises(MissingExtraError) as caught:
+        judge(tmp_path, {"a": ([], chat)}, python={"transformers": python})
+    assert caught.value.message == f"stage 'a' cannot run: torch not installed in {python}"
+    assert caught.value.hint == f"{python} -m pip install 'mloc-prefect[transformers]'"
+
+
+def test_an_interpreter_that_does_not_work_is_named(tmp_path: Path) -> None:
+    chat = {"taskType": "inference", "model": {"source": {"identifier": "m"}}, "data": {"type": "list", "items": ["x"]}}
+    with pytest.raises(MissingExtraError, match="the interpreter /nowhere/python of environment 'transformers'"):
+        judge(tmp_path, {"a": ([], chat)}, python={"transformers": "/nowhere/python"})
+
+
+def test_tasks_of_other_submissions_must_be_done(tmp_path: Path) -> None:
+    other = "6f8b2a52-3df0-4d2b-8c61-0a6a0a3f3b11"
+    with pytest.raises(PlanError, match=f"not done below .*: '{other}'") as caught:
+        judge(tmp_path, {"a": ([other], {})})
+    assert caught.value.hint
+    directory = tmp_path / "results" / other
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text(
+        '{"task_id": "x", "generated_at": "now", "entries": [], "spec_sha256": "0", "status": "DONE"}'
+    )
+    judge(tmp_path, {"a": ([other], {})})
+
+
+def test_an_unwritable_results_root_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(ArtifactError, match=r"the results directory .*/results is not writable") as caught:
+        judge(tmp_path, {"a": ([], {})})
+    assert "--results-dir" in (caught.value.hint or "")
+
+
+def test_a_destination_outside_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="leaves the results root"):
+        judge(tmp_path, {"a": ([], {"output": {"destination": {"path": "/var/out"}}})})
+    judge(tmp_path, {"a": ([], {"output": {"destination": {"path": "/var/out"}}})}, allow_outside_results=True)
