@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mloc_prefect.cli.boundary import EXIT_SPEC, examples
+from mloc_prefect.cli.boundary import EXIT_SPEC, UsageError, examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,10 @@ Overrides = Annotated[
     typer.Option(
         "--set", metavar="PATH=VALUE", help="Change a value, e.g. spec.inference.max_tokens=32 or stages.NAME.spec.x=1."
     ),
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="NAME=VALUE", help="A value for ${param.NAME}; may be given again."),
 ]
 
 
@@ -66,10 +70,12 @@ def validate(
     files: Files,
     *,
     strict: Strict = False,
+    param: Parameters = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
 ) -> None:
     """Check specs: all mistakes at once, each with its line, column and fix. Exit 2 if any file is bad."""
-    checked = [check_file(file, strict=strict) for file in files]
+    names = tuple(parameters(param or []))
+    checked = [check_file(file, strict=strict, params=names) for file in files]
     if as_json:
         _print_each(validation_row(one) for one in checked)
     else:
@@ -84,9 +90,11 @@ def plan(
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print Mermaid flowcharts.")] = False,
     strict: Strict = False,
     overrides: Overrides = None,
+    param: Parameters = None,
 ) -> None:
     """Show what would run: tasks, order, resources, executors. Good files are shown even when others are bad."""
-    checked = [check_file(file, strict=strict, overrides=overrides or ()) for file in files]
+    names = tuple(parameters(param or []))
+    checked = [check_file(file, strict=strict, overrides=overrides or (), params=names) for file in files]
     if as_json:
         _print_each(plan_row(one) for one in checked)
     else:
@@ -120,6 +128,21 @@ def check_file(
     warnings = tuple(d for d in found if d not in errors)
     text = data.decode("utf-8-sig", errors="replace")
     return Checked(file=name, text=text, plan=None if errors else found_plan, errors=errors, warnings=warnings)
+
+
+def parameters(pairs: list[str]) -> dict[str, str]:
+    """Return `NAME=VALUE` texts as a mapping; the last one of a name wins.
+
+    Raises:
+        UsageError: A text has no `=` or no name.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.strip():
+            raise UsageError(f"--param {pair!r} is not NAME=VALUE", hint="for example --param topic=tides")
+        found[name.strip()] = value
+    return found
 
 
 def validation_row(checked: Checked) -> dict[str, Any]:

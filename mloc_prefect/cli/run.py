@@ -9,7 +9,7 @@ from uuid import UUID
 import typer
 
 from mloc_prefect.cli.boundary import UsageError, examples
-from mloc_prefect.cli.check import Overrides
+from mloc_prefect.cli.check import Overrides, Parameters, parameters
 
 EXAMPLES = examples(
     "mloc run task.yaml",
@@ -33,9 +33,7 @@ def run_spec(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Go on with an earlier run: what it finished is reused.")
     ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A value for ${param.NAME}; may be given again.")
-    ] = None,
+    param: Parameters = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show Prefect's own log lines too.")] = False,
 ) -> None:
@@ -58,21 +56,6 @@ def run_spec(
         verbose=verbose,
     )
     raise typer.Exit(run_command(wanted))
-
-
-def parameters(pairs: list[str]) -> dict[str, str]:
-    """Return `NAME=VALUE` texts as a mapping; the last one of a name wins.
-
-    Raises:
-        UsageError: A text has no `=` or no name.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name.strip():
-            raise UsageError(f"--param {pair!r} is not NAME=VALUE", hint="for example --param topic=tides")
-        found[name.strip()] = value
-    return found
 
 
 def run_id(text: str | None) -> str | None:

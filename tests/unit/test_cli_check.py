@@ -135,6 +135,15 @@ def test_set_reaches_the_base_and_stages(specs):
     assert plan["tasks"][1]["effective"]["spec"]["data"]["x"] == [1, 2]
 
 
+def test_parameters_are_known_when_they_are_given(specs):
+    specs.joinpath("p.yaml").write_text(GOOD.replace("{x: 1}", '{x: "${param.topic}"}'))
+    for command in ("validate", "plan"):
+        without, given = mloc(command, "--json", "p.yaml"), mloc(command, "--json", "p.yaml", "--param", "topic=sea")
+        assert [e["code"] for e in rows(without)[0]["errors"]] == ["unknown-parameter"]
+        assert given.exit_code == 0
+    assert mloc("plan", "p.yaml", "--param", "topic").exit_code == 2
+
+
 def test_a_directory_is_an_unreadable_file(specs):
     result = mloc("plan", "--json", ".")
     assert result.exit_code == 2

@@ -16,10 +16,11 @@ from mloc_prefect.cli import doctor, readiness
 from mloc_prefect.cli.answers import read_items, shortened
 from mloc_prefect.cli.app import app
 from mloc_prefect.cli.boundary import guarded
+from mloc_prefect.cli.check import parameters
 from mloc_prefect.cli.gc import report_lines
 from mloc_prefect.cli.progress import RunProgress
 from mloc_prefect.cli.ps import status_lines
-from mloc_prefect.cli.run import parameters, run_id
+from mloc_prefect.cli.run import run_id
 from mloc_prefect.cli.session import result_object
 from mloc_prefect.cli.templates import available, summary
 from mloc_prefect.cli.units import age_text, parse_age, parse_size, size_text

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
+from mloc_prefect.cli.app import app
+from mloc_prefect.execution.context import ExecutionContext
+from mloc_prefect.execution.protocol import ExecutionRequest
+from mloc_prefect.plan import check
 from mloc_prefect.settings import MlocSettings, get_settings
 
 ROOT = Path(__file__).parents[2]
@@ -46,3 +51,73 @@ def test_documents_link_to_files_that_exist():
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def blocks(page, language):
+    """Return the fenced blocks of a page that have this language."""
+    fences = re.split(r"^```(\w*)\n", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    pairs = zip(fences[1::4], fences[2::4], strict=True)  # opening fence, content, closing fence, text between
+    return [content for name, content in pairs if name == language]
+
+
+def test_the_spec_of_the_readme_is_valid_and_its_mistake_is_shown_as_written():
+    (spec,) = blocks("README.md", "yaml")
+    plan, found = check(spec, "capitals.yaml")
+    assert plan is not None
+    assert found == ()
+    assert [stage.depends_on for stage in plan.stages] == [(), ("ask",)]
+    _, wrong = check(spec.replace("temperature: 0", "temperature: hot"), "capitals.yaml")
+    assert [f"{d}\n" for d in wrong] == [b for b in blocks("README.md", "") if "error[" in b]
+
+
+def test_the_readme_lists_every_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert {name for name in names if f"`mloc {name}" not in text} == {"version"}
+
+
+def test_every_code_of_the_diagnostics_page_exists_and_every_tested_one_is_in_it():
+    page = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    table = page[page.index("| about | codes |") :]
+    listed = set(re.findall(r"`([a-z0-9-]+)`", table))
+    folders = [ROOT / "mloc_prefect" / name for name in ("spec", "plan", "tasks", "cli")]
+    source = "".join(file.read_text(encoding="utf-8") for folder in folders for file in folder.glob("*.py"))
+    assert {code for code in listed if f'"{code}"' not in source} == set()
+    expected = "".join(f.read_bytes().decode("latin-1") for f in (ROOT / "tests" / "invalid").iterdir() if f.is_file())
+    assert set(re.findall(r"expect: \d+:\d+ ([a-z0-9-]+)", expected)) - listed == set()
+
+
+TASK_HEAD = "from typing import Any\nfrom mloc_prefect.tasks.base import *\nfrom mloc_prefect.tasks.common import *\n"
+EXECUTOR_HEAD = (
+    "from __future__ import annotations\nfrom typing import ClassVar\nfrom mloc_prefect.execution.rows import row_key\n"
+)
+
+
+def module_of(path, text):
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_executor_of_the_page_works_as_it_stands(tmp_path):
+    task_type, executor = blocks("docs/executors.md", "python")
+    shout_task = module_of(tmp_path / "shout_task.py", TASK_HEAD + task_type)
+    path = shout_task.SHOUT.executor(shout_task.ShoutSpec.model_construct()).path
+    assert path == "mloc_prefect.executors.shout:ShoutExecutor"
+
+    attempt = tmp_path / "task" / "attempts" / "1-1"
+    attempt.mkdir(parents=True)
+    spec = {"data": {"items": ["a", "b"]}}
+    request = ExecutionRequest("t", "n", "shout", path, spec, str(tmp_path / "task"), str(attempt))
+    events: list = []
+    context = ExecutionContext(request, events.append, threading.Event())
+    shout = module_of(tmp_path / "shout_executor.py", EXECUTOR_HEAD + executor).ShoutExecutor({})
+    result = shout.run(request, context)
+    assert [item["output"] for item in result["items"]] == ["A", "B"]
+    assert events[-1].data == {"done": 2, "total": 2}
+    context.close()
+    shout.close()
