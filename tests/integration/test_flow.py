@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import AwaitingRetry, Crashed, Scheduled
 
 from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.orchestrate import report, specs
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("url")
 
+ROOT = Path(__file__).parents[2]
 DIAMOND = {
     "a": ([], {}),
     "b": (["a"], {"echo": {"delay": 0.4}}),
@@ -180,6 +185,36 @@ async def test_cancelling_ends_the_run_its_stages_and_their_processes(api: Api, 
     assert recorder.outcomes["a"].status == "CANCELLED"
     place = str(run_dir(settings.home))
     assert [p.pid for p in psutil.process_iter() if p.is_running() and place in " ".join(_command(p))] == []
+
+
+async def test_a_run_whose_process_was_killed_goes_on_where_it_was(api: Api, url: str, tmp_path: Path) -> None:
+    text = graph_text({"a": ([], {}), "b": (["a"], rows(10, 0.1))})
+    (tmp_path / "spec.yaml").write_text(text)
+    environment = {**os.environ, "PREFECT_API_URL": url, "MLOC_HOME": str(tmp_path / "home")}
+
+    async def process(flow_run_id: str) -> asyncio.subprocess.Process:
+        arguments = ("-m", "tests.support.started_run", flow_run_id, str(tmp_path / "spec.yaml"))
+        return await asyncio.create_subprocess_exec(sys.executable, *arguments, env=environment, cwd=ROOT)
+
+    def done() -> list[Any]:
+        return [row for task in (tmp_path / "home" / "results").glob("*-*") for row in lines(task)]
+
+    async with get_client() as client:
+        run = await client.create_flow_run(build_flow(graph({"a": ([], {})})), state=Scheduled())
+        first = await process(str(run.id))
+        await until(lambda: len(done()) >= 3, 30)
+        first.kill()
+        await first.wait()
+        for state in (Crashed(), AwaitingRetry()):  # as a reaper does it
+            await client.set_flow_run_state(run.id, state, force=True)
+    second = await process(str(run.id))
+    assert await second.wait() == 0
+    root, stages = await api.run(str(run.id)), await api.stages(str(run.id))
+    assert (root["state"]["type"], root["run_count"], root["name"]) == ("COMPLETED", 2, "demo")
+    assert {n: r["state"]["type"] for n, r in stages.items()} == {"demo:a": "COMPLETED", "demo:b": "COMPLETED"}
+    assert sorted(row["index"] for row in done()) == list(range(10)), "no row twice, none missing"
+    logs = "".join(p.read_text() for p in (tmp_path / "home" / "results").glob("*/logs/stage.log"))
+    assert logs.count("finished before") == 1
 
 
 async def test_a_failed_delivery_keeps_the_result_and_only_it_is_repeated(local: Any, tmp_path: Path) -> None:
