@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.models_source import FAILED, ModelPlace
+from mloc_prefect.executors.threads import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ _DTYPES = {
 }
 _SPREAD = frozenset({"auto", "balanced", "balanced_low_0"})
 _SHOW_SECONDS = 0.5
-_CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[s
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = _device(options.device, gpus=torch.cuda.device_count())
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(usable_cores())
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": place.local_only}
     if place.commit:
         common["revision"] = place.commit
@@ -201,19 +199,6 @@ def _window(model: Any, tokenizer: Any) -> int | None:
         return limit
     named: int = tokenizer.model_max_length
     return named if named < 1 << 40 else None  # tokenizers without a bound carry an astronomic number
-
-
-def _threads() -> int:
-    """Return how many cores this process may really use: affinity and cgroup quota, unless OMP_NUM_THREADS says it."""
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdigit() and int(named) > 0:
-        return int(named)
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CGROUP_CPU.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rendering import Style
 from mloc_prefect.executors.rows_run import RowsRun
 from mloc_prefect.executors.sampling import Sampling
+from mloc_prefect.executors.threads import wait_passively
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ class TransformersExecutor:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         del options
+        wait_passively()
         self._engine: Engine | None = None
 
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
@@ -140,6 +142,8 @@ def _note_ignored(spec: Fields, context: ExecutionContext) -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         if inference.number(name, 0.0):
             context.log(f"{inference.path}.{name} has no effect in the transformers engine", "warning")
+    if spec.child("postprocess").get("jsonl_export"):
+        context.log("spec.postprocess.jsonl_export is not read by this engine: no such file is written", "warning")
 
 
 def _budget(spec: Fields, engine: Engine) -> Budget:
