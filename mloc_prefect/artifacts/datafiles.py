@@ -53,10 +53,12 @@ def _in_folder(fs: AbstractFileSystem, root: str, path: str, config: str | None,
         if split in splits:
             return tuple(fs.unstrip_protocol(name) if "://" in root else name for name in splits[split])
         seen.update(splits)
-    raise ArtifactError(
-        f"{root} has no split '{split}'{f' of {config}' if config else ''}. Available: {sorted(seen)}",
-        hint=f"name the file {split}.jsonl, .json, .csv or .parquet",
-    )
+    wanted = f"{root} has no split '{split}'{f' of {config}' if config else ''}"
+    if seen or config:
+        hint = f"name the file {split}.jsonl, .json, .csv or .parquet"
+    else:
+        hint = f"name one of its folders as the config (data.name), or a file {split}.jsonl"
+    raise ArtifactError(f"{wanted}. Available: {sorted(seen)}", hint=hint)
 
 
 def _splits(fs: AbstractFileSystem, folder: str) -> dict[str, list[str]]:

@@ -200,5 +200,5 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]  # untyped base
         self._on_answer(answer)
 
     def _decode(self, tokens: list[int]) -> str:
-        text: str = self._engine.tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._engine.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text

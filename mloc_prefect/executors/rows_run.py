@@ -72,8 +72,10 @@ class RowsRun:
         self._context.phase("generating")
         self._report()
         while waiting:
-            self._batch(waiting[: next_batch(waiting, budget)], budget)
-            waiting = [work for work in waiting if work.index not in self._ended]
+            count = next_batch(waiting, budget)
+            batch, waiting = waiting[:count], waiting[count:]
+            self._batch(batch, budget)
+            waiting = [work for work in batch if work.index not in self._ended] + waiting
 
     def judge(self, allowed: int) -> None:
         """Return if at most `allowed` rows failed.
@@ -99,6 +101,9 @@ class RowsRun:
             if index in self._ended:
                 continue
             self._context.check()
+            if time.monotonic() - self._live >= _LIVE_SECONDS:
+                self._live = time.monotonic()
+                self._context.phase("reading prompts", index / len(self._prompts))
             try:
                 text, row = work_of(index, prompt, self._style, self._engine, self._sampling.max_new_tokens)
             except RowError as error:
