@@ -44,20 +44,33 @@ def using_api(url: str | None) -> Iterator[None]:
         yield
 
 
-async def reachable() -> None:
-    """Return when the Prefect API in force answers.
+async def reachable(url: str) -> None:
+    """Return when the Prefect API at `url` answers.
 
     Raises:
-        DispatchError: It does not; the message names it.
+        DispatchError: It does not.
     """
     from prefect.client.orchestration import get_client
 
-    async with get_client() as client:
-        error = await client.api_healthcheck()
-        url = client.api_url
+    with using_api(url):
+        async with get_client() as client:
+            error = await client.api_healthcheck()
     if error is not None:
         hint = "correct PREFECT_API_URL or the Prefect profile; without an address `mloc run` starts its own server"
         raise DispatchError(f"the Prefect server at {url} does not answer: {error or type(error).__name__}", hint=hint)
+
+
+async def is_being_cancelled(flow_run_id: str) -> bool:
+    """Return whether somebody cancelled the run; False when the API does not answer just now."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        async with get_client() as client:
+            run = await client.read_flow_run(UUID(flow_run_id))
+    except httpx.HTTPError:
+        return False  # the run itself will tell, if it lasts
+    return run.state is not None and (run.state.is_cancelling() or run.state.is_cancelled())
 
 
 def run_page(flow_run_id: str) -> str:

@@ -14,6 +14,7 @@ from mloc_prefect.cli.display import choose
 from mloc_prefect.cli.interrupt import run_interruptible
 from mloc_prefect.cli.prefect_api import (
     configured_api_url,
+    is_being_cancelled,
     mark_cancelled,
     quiet_prefect,
     reachable,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from mloc_prefect.orchestrate.options import RunOptions
     from mloc_prefect.orchestrate.outcome import WorkflowOutcome
     from mloc_prefect.plan.model import WorkflowPlan
+
+_CANCEL_POLL = 2.0  # seconds between looks whether the run was cancelled in Prefect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +118,11 @@ class _Session:
         options = self._preflight()
         self._display.step("loading Prefect")
         url = await asyncio.to_thread(configured_api_url)
+        if url is not None:
+            await reachable(url)
         runtime = await ensure_runtime(options.settings, server=url is None, on_progress=self._display.step)
         async with runtime:
             with using_api(url or runtime.api_url):
-                await reachable()
                 self._display.progress.announce = self._announce
                 return await self._flow(options, runtime.hosts)
 
@@ -143,11 +147,25 @@ class _Session:
         from mloc_prefect.orchestrate.flow import run_plan
 
         dispatcher = on_hosts(options.settings, hosts)
+        work = asyncio.ensure_future(run_plan(self._plan, options=replace(options, dispatcher=dispatcher)))
+        watch = asyncio.create_task(self._cancel_with_prefect(work))
         try:
-            return await run_plan(self._plan, options=replace(options, dispatcher=dispatcher))
+            return await work
         except asyncio.CancelledError:
             await mark_cancelled(self._display.progress.flow_run_id)
             raise
+        finally:
+            watch.cancel()
+
+    async def _cancel_with_prefect(self, work: asyncio.Future[WorkflowOutcome]) -> None:
+        """Cancel the work when somebody cancels its run in Prefect: no worker is there to do it."""
+        while True:
+            await asyncio.sleep(_CANCEL_POLL)
+            run_id = self._display.progress.flow_run_id
+            if run_id is not None and await is_being_cancelled(run_id):
+                self._display.say("the run was cancelled in Prefect")
+                work.cancel()
+                return
 
     def _announce(self, flow_run_id: str) -> None:
         self._page = run_page(flow_run_id)

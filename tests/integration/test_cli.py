@@ -178,8 +178,8 @@ def test_a_real_model_answers_on_a_terminal_and_again_from_the_warm_host(cli: Cl
     assert [h["pid"] for h in cli.ps()["hosts"] if "transformers" in h["executor"]] == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_cancels_the_run_and_leaves_nothing_of_it(cli: Cli, tmp_path: Path, number: int):
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "page"])
+def test_an_interrupt_cancels_the_run_and_leaves_nothing_of_it(cli: Cli, tmp_path: Path, how: str):
     (tmp_path / "slow.yaml").write_text(SLOW)
     process = cli.start("run", str(tmp_path / "slow.yaml"), "--json")
     assert process.stderr is not None
@@ -188,7 +188,13 @@ def test_an_interrupt_cancels_the_run_and_leaves_nothing_of_it(cli: Cli, tmp_pat
         lines.append(line)
         if "1/8 rows" in line:
             break
-    process.send_signal(number)
+    if how == "page":
+        running = PAGE.search("".join(lines))
+        assert running is not None
+        cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        httpx.post(f"{running[1]}/api/flow_runs/{running[2]}/set_state", json=cancelling).raise_for_status()
+    else:
+        process.send_signal(signal.Signals[how])
     stdout, rest = process.communicate(timeout=30)
     output = "".join(lines) + rest
     assert process.returncode == 130, output
