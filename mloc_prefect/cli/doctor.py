@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mloc_prefect.settings import MlocSettings
+    from mloc_prefect.tasks.base import ExecutorRef, TaskType
 
 EXAMPLES = examples("mloc doctor", "mloc doctor --json")
 
@@ -110,17 +111,29 @@ def _packages(_settings: MlocSettings) -> Iterator[Finding]:
 
 
 def _task_types(settings: MlocSettings) -> Iterator[Finding]:
-    from mloc_prefect.cli.readiness import lacks
     from mloc_prefect.tasks.registry import TASK_TYPES
 
     for task_type in TASK_TYPES:
-        reference = task_type.executor(task_type.model())
-        lack = lacks(reference, settings)
-        if lack is None:
-            yield Finding("task type", task_type.name, "ok", f"ready: {task_type.summary}")
-        else:
-            facts = {"missing": list(lack.missing), "extra": reference.extra}
-            yield Finding("task type", task_type.name, "missing", lack.text, lack.fix, facts)
+        executor = task_type.executor(task_type.model())
+        try:
+            yield _task_type(task_type, executor, settings)
+        except MlocError as error:
+            yield Finding("task type", task_type.name, "bad", error.message, error.hint)
+
+
+def _task_type(task_type: TaskType, executor: ExecutorRef, settings: MlocSettings) -> Finding:
+    from mloc_prefect.orchestrate.dispatch import interpreter
+    from mloc_prefect.orchestrate.preflight import install_command, lack_text, missing_modules
+
+    python = interpreter(executor, settings)
+    missing = missing_modules(executor, python)
+    if not missing:
+        return Finding("task type", task_type.name, "ok", f"ready: {task_type.summary}")
+    facts = {"missing": missing, "extra": executor.extra}
+    if executor.path.partition(":")[0] in missing:
+        return Finding("task type", task_type.name, "missing", lack_text(executor, python, missing), None, facts)
+    fix = install_command(executor.extra, python) if executor.extra else None
+    return Finding("task type", task_type.name, "missing", lack_text(executor, python, missing), fix, facts)
 
 
 def _interpreters(settings: MlocSettings) -> Iterator[Finding]:

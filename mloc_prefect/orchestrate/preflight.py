@@ -88,18 +88,22 @@ def _check_executors(stages: Iterable[StagePlan], options: RunOptions) -> None:
         python = interpreter(stage.executor, options.settings)
         place = (stage.executor, python)
         if place not in known:
-            known[place] = _absent(stage.executor, python)
+            known[place] = missing_modules(stage.executor, python)
         if known[place]:
-            missing.setdefault(_lack(stage.executor, python, known[place]), []).append(stage.key)
+            missing.setdefault(lack_text(stage.executor, python, known[place]), []).append(stage.key)
             if stage.executor.extra:
                 extras[stage.executor.extra] = python
     if missing:
         text = "; ".join(f"{_stages(keys)} cannot run: {why}" for why, keys in missing.items())
-        raise MissingExtraError(text, hint="; ".join(_install(e, p) for e, p in extras.items()) or None)
+        raise MissingExtraError(text, hint="; ".join(install_command(e, p) for e, p in extras.items()) or None)
 
 
-def _absent(executor: ExecutorRef, python: str) -> list[str]:
-    """Return the modules that the executor needs and its interpreter does not find."""
+def missing_modules(executor: ExecutorRef, python: str) -> list[str]:
+    """Return the modules that the executor needs and its interpreter does not find; nothing is imported.
+
+    Raises:
+        MissingExtraError: The interpreter does not work.
+    """
     names = [executor.path.partition(":")[0], *executor.imports]
     if python == sys.executable:
         return [n for n in names if not _there(n)]
@@ -127,7 +131,8 @@ def _there(name: str) -> bool:
         return False
 
 
-def _lack(executor: ExecutorRef, python: str, absent: list[str]) -> str:
+def lack_text(executor: ExecutorRef, python: str, absent: list[str]) -> str:
+    """Return in words what an executor lacks in its interpreter."""
     module = executor.path.partition(":")[0]
     where = "" if python == sys.executable else f" in {python}"
     if module in absent:
@@ -135,7 +140,8 @@ def _lack(executor: ExecutorRef, python: str, absent: list[str]) -> str:
     return f"{', '.join(absent)} not installed{where}"
 
 
-def _install(extra: str, python: str) -> str:
+def install_command(extra: str, python: str) -> str:
+    """Return the command that brings an extra of this package into an interpreter."""
     pip = "pip" if python == sys.executable else f"{python} -m pip"
     return f"{pip} install 'mloc-prefect[{extra}]'"
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mloc_prefect import __version__
 from mloc_prefect.artifacts.gc import Garbage, GcReport
-from mloc_prefect.cli import doctor, readiness
+from mloc_prefect.cli import doctor
 from mloc_prefect.cli.answers import read_items, shortened
 from mloc_prefect.cli.app import app
 from mloc_prefect.cli.boundary import guarded
@@ -25,9 +25,9 @@ from mloc_prefect.cli.session import result_object
 from mloc_prefect.cli.templates import available, summary
 from mloc_prefect.cli.units import age_text, parse_age, parse_size, size_text
 from mloc_prefect.errors import ArtifactError, MlocError, SpecError
+from mloc_prefect.orchestrate import preflight
 from mloc_prefect.settings import get_settings
 from mloc_prefect.spec.diagnostics import Diagnostic
-from mloc_prefect.tasks.base import ExecutorRef
 
 COMMANDS = ("validate", "plan", "run", "schema", "templates", "doctor", "ps", "down", "gc", "version")
 
@@ -216,19 +216,14 @@ def test_ps_and_down_without_a_runtime():
     assert mloc("down").stdout == "nothing was running\n"
 
 
-def test_readiness_names_the_missing_imports_and_the_command():
-    settings = get_settings()
-    ready = ExecutorRef("mloc_prefect.executors.echo:EchoExecutor", imports=("json",))
-    assert readiness.lacks(ready, settings) is None
-    lack = readiness.lacks(
-        ExecutorRef("mloc_prefect.executors.echo:EchoExecutor", extra="rag", imports=("json", "no_such_x")), settings
-    )
-    assert lack is not None
-    assert lack.missing == ("no_such_x",)
-    assert lack.fix == 'pip install "mloc-prefect[rag]"'
-    absent = readiness.lacks(ExecutorRef("mloc_prefect.executors.no_such:X"), settings)
-    assert absent is not None
-    assert absent.fix is None
+def test_doctor_tells_the_command_that_brings_what_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "_prefect", lambda _settings: iter(()))
+    there = preflight._there
+    monkeypatch.setattr(preflight, "_there", lambda name: name != "torch" and there(name))
+    types = {f.name: f for f in doctor.examine(get_settings()) if f.topic == "task type"}
+    assert types["inference"].text == "torch not installed"
+    assert types["inference"].fix == "pip install 'mloc-prefect[transformers]'"
+    assert types["echo"].level == "ok"
 
 
 def test_doctor_reports_every_task_type_and_what_to_do(monkeypatch):
