@@ -73,8 +73,8 @@ def signals_left_alone() -> Iterator[None]:
         vars(flow_engine).update(stock)
 
 
-async def run_warm(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
-    """Run `flow` for `flow_run` in this loop; every outcome is reported to the API before this returns.
+async def run_warm(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> bool:
+    """Run `flow` for `flow_run` in this loop; returns whether a final state was reported to the API.
 
     Cancel the task that awaits this at most once, after setting `switch`: a second cancellation would interrupt the
     report of the first.
@@ -85,3 +85,4 @@ async def run_warm(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch
         while engine.is_running():
             async with engine.run_context():
                 await engine.call_flow_fn()  # type: ignore[unused-coroutine] # its annotation is a Coroutine too many
+    return engine.flow_run is not None and engine.flow_run.state is not None and engine.flow_run.state.is_final()

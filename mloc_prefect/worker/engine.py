@@ -8,8 +8,10 @@ import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
+from prefect.client.orchestration import get_client
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
+from prefect.states import Cancelled
 
 from mloc_prefect.orchestrate.dispatch import use_dispatcher
 from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, run_warm, signals_left_alone
@@ -57,7 +59,7 @@ class WarmRuns:
 
     def __init__(self, dispatcher: StageDispatcher) -> None:
         self._dispatcher = dispatcher
-        self._runs: dict[UUID, tuple[asyncio.Task[None], CancelSwitch]] = {}
+        self._runs: dict[UUID, tuple[asyncio.Task[bool], CancelSwitch]] = {}
         self._stack = AsyncExitStack()
         self._observer: FlowRunCancellingObserver | None = None
 
@@ -79,8 +81,12 @@ class WarmRuns:
             await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
         await self._stack.aclose()
 
-    async def run(self, flow: Flow[..., Any], flow_run: FlowRun) -> None:
-        """Run `flow` to its end, whatever that is; the engine reports it to the API."""
+    async def run(self, flow: Flow[..., Any], flow_run: FlowRun) -> int:
+        """Run `flow` to its end, whatever that is; the engine reports it to the API.
+
+        Returns:
+            0, or 1 when the engine broke down without a report.
+        """
         assert self._observer is not None, "enter the context first"
         switch = CancelSwitch()
         task = asyncio.create_task(self._go(flow, flow_run, switch), name=f"run {flow_run.name}")
@@ -88,14 +94,18 @@ class WarmRuns:
         self._observer.add_in_flight_flow_run_id(flow_run.id)
         try:
             await asyncio.wait({task})
-            _log_end(task, flow_run)
         finally:
             self._observer.remove_in_flight_flow_run_id(flow_run.id)
             del self._runs[flow_run.id]
+        if not task.cancelled() and task.exception() is None and task.result():
+            return 0
+        if await _settled(flow_run):
+            return 0
+        return _unreported(task, flow_run)
 
-    async def _go(self, flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> None:
+    async def _go(self, flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> bool:
         with use_dispatcher(self._dispatcher):
-            await run_warm(flow, flow_run, switch)
+            return await run_warm(flow, flow_run, switch)
 
     def cancel(self, flow_run_id: UUID) -> None:
         """Cancel a run of this loop, once: the engine itself says Cancelling again, and that must not interrupt it."""
@@ -106,12 +116,26 @@ class WarmRuns:
         task.cancel()
 
 
-def _log_end(task: asyncio.Task[None], flow_run: FlowRun) -> None:
-    """Note an end that the engine could not report; the others are in the API already."""
+async def _settled(flow_run: FlowRun) -> bool:
+    """Return whether the run has an end in the API; give it one if it was cancelled too early for the engine.
+
+    Between Pending and Running the engine neither starts such a run nor ends it: it would stay Cancelling for ever.
+    """
+    async with get_client() as client:
+        state = (await client.read_flow_run(flow_run.id)).state
+        if state is not None and state.is_cancelling():
+            await client.set_flow_run_state(flow_run.id, Cancelled(message="cancelled before it began"), force=True)
+            return True
+        return state is not None and state.is_final()
+
+
+def _unreported(task: asyncio.Task[bool], flow_run: FlowRun) -> int:
+    """Return 1 for an end that nobody has reported to the API; a stop by the server is none."""
     if task.cancelled():
-        return
+        return 1
     error = task.exception()
-    if isinstance(error, (Abort, Pause)):
-        logger.info("run %s: the server stopped it: %s", flow_run.name, error)
-    elif error is not None:
-        logger.error("run %s ended outside its flow", flow_run.name, exc_info=error)
+    if error is None or isinstance(error, (Abort, Pause)):
+        logger.info("run %s: the server stopped it: %s", flow_run.name, error or "not in a state to run")
+        return 0
+    logger.error("run %s ended outside its flow", flow_run.name, exc_info=error)
+    return 1

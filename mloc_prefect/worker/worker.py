@@ -75,7 +75,7 @@ class MlocVariables(ProcessVariables):
 
 
 class MlocWorkerResult(ProcessWorkerResult):
-    """How a run ended: in the worker's loop always with status 0, as the engine has reported its state already."""
+    """How a run ended: in the worker's loop with status 0 when its state has been reported already."""
 
 
 class MlocGpuWorker(ProcessWorker):
@@ -147,8 +147,7 @@ class MlocGpuWorker(ProcessWorker):
                 return await super().run(flow_run, configuration, task_status)
             identifier = f"{socket.gethostname()}:{os.getpid()}:{flow_run.id}"
             (task_status or anyio.TASK_STATUS_IGNORED).started(identifier)
-            await self._warm.run(flow, flow_run)
-            return MlocWorkerResult(identifier=identifier, status_code=0)
+            return MlocWorkerResult(identifier=identifier, status_code=await self._warm.run(flow, flow_run))
         finally:
             if self._waker is not None and self._limit is not None:  # its slot is free in a moment
                 asyncio.get_running_loop().call_later(_SLOT_SECONDS, self._waker.wake)

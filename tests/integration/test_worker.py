@@ -133,6 +133,16 @@ def test_cancelling_ends_run_and_stages_as_cancelled(api: Api, generic: str, wor
     assert api.wait(api.start(generic, spec=echo("after")))["state"]["type"] == "COMPLETED"
 
 
+def test_runs_cancelled_before_they_begin_end_too(api: Api, generic: str):
+    """Between Pending and Running Prefect's engine neither starts nor ends a run that is Cancelling."""
+    run_ids = []
+    for step in range(8):
+        run_ids.append(api.start(generic, spec=echo("early", delay=60)))
+        time.sleep(step * 0.04)
+        api.post(f"/flow_runs/{run_ids[-1]}/set_state", {"state": {"type": "CANCELLING"}})
+    assert {api.wait(run_id, seconds=15)["state"]["name"] for run_id in run_ids} == {"Cancelled"}
+
+
 def test_other_flows_run_as_processes(api: Api, generic: str, worker: subprocess.Popen[bytes], tmp_path: Path):
     (tmp_path / "user.py").write_text(USER_FLOW)
     deployment = api.deploy(
