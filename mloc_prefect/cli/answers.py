@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 3  # answers of one stage
 _LENGTH = 400  # characters of one answer
+_PROMPT_LENGTH = 160
 _READ_LIMIT = 16 << 20  # bytes; larger results are not parsed for a preview
 
 
@@ -72,15 +73,10 @@ def shortened(text: str, length: int = _LENGTH) -> str:
 def _answer(item: Any) -> Text:
     if not isinstance(item, dict):
         return Text(f"  {shortened(str(item))}")
-    index = item.get("index", "")
-    text = Text()
-    if isinstance(item.get("prompt"), str):
-        text.append(f"  [{index}] ", "dim").append(shortened(item["prompt"], 160), "dim").append("\n")
-        lead = "      "
-    else:
-        text.append(f"  [{index}] ", "dim")
-        lead = "      "
+    text = Text().append(f"  [{item.get('index', '')}] ", "dim")
     if item.get("error"):
-        return text.append(f"{lead}failed: {item['error']}", "red")
-    output = shortened(str(item.get("output", ""))).replace("\n", f"\n{lead}")
-    return text.append(f"{lead if text.plain.endswith(chr(10)) else ''}{output}")
+        return text.append(f"failed: {item['error']}", "red")
+    lead = "      "
+    if isinstance(item.get("prompt"), str):
+        text.append(shortened(" ".join(item["prompt"].split()), _PROMPT_LENGTH), "dim").append(f"\n{lead}")
+    return text.append(shortened(str(item.get("output", ""))).replace("\n", f"\n{lead}"))

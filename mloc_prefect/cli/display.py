@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
@@ -108,8 +108,9 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         """Write one line with the time of day."""
-        self._stream.write(f"{self._now()}  {text}\n")
-        self._stream.flush()
+        with suppress(BrokenPipeError):  # whoever read the lines has gone; the run goes on
+            self._stream.write(f"{self._now()}  {text}\n")
+            self._stream.flush()
 
     def step(self, text: str) -> None:
         """Say what is being prepared."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mloc_prefect import __version__
 from mloc_prefect.artifacts.gc import Garbage, GcReport
 from mloc_prefect.cli import doctor
-from mloc_prefect.cli.answers import read_items, shortened
+from mloc_prefect.cli.answers import read_items, shortened, show_answers
 from mloc_prefect.cli.app import app
 from mloc_prefect.cli.boundary import guarded
 from mloc_prefect.cli.check import parameters
@@ -280,4 +282,34 @@ def test_the_result_object_has_exactly_the_promised_keys():
     assert result_object(progress, ok=False)["tasks"] == [
         {"node": "a", "task_id": "1", "status": "DONE", "result_path": "/r/1", "error": None},
         {"node": "b", "task_id": "2", "status": "CANCELLED", "result_path": None, "error": None},
+    ]
+
+
+def test_answers_are_shown_with_their_prompt_path_and_facts(tmp_path):
+    path = tmp_path / "responses.json"
+    items = [{"index": n, "prompt": f"Why\n {n}?", "output": "So.\nThus."} for n in range(5)]
+    items[1] = {"index": 1, "error": "too long", "output": ""}
+    path.write_text(json.dumps({"items": items}))
+    progress = RunProgress(clock=lambda: 5.0)
+    stages = (SimpleNamespace(key="a", node="a", task_type="inference"),)
+    progress.run_started("run", SimpleNamespace(name="n", stages=stages), {"a": "1"})
+    summary = {"model": "m", "usage": {"completion_tokens": 12}}
+    progress.stage_started("a", 1)
+    progress.stage_ended(
+        "a", SimpleNamespace(status="DONE", error=None, reused=False, result_path=str(path), summary=summary)
+    )
+    stream = io.StringIO()
+    show_answers(Console(file=stream, width=200), progress.stages)
+    assert stream.getvalue().splitlines() == [
+        "",
+        "a  0.0 s, m, 12 tokens",
+        "  [0] Why 0?",
+        "      So.",
+        "      Thus.",
+        "  [1] failed: too long",
+        "  [2] Why 2?",
+        "      So.",
+        "      Thus.",
+        "  … 2 more",
+        f"  results: {path}",
     ]

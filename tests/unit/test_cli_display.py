@@ -196,3 +196,13 @@ def test_the_display_follows_the_stream(monkeypatch):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_reader_that_has_gone_does_not_end_the_run():
+    class Closed(io.StringIO):
+        def write(self, _text):
+            raise BrokenPipeError
+
+    display = PlainDisplay(Closed())
+    display.say("nobody hears it")
+    assert display.progress.stages == {}
