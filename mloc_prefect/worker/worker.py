@@ -103,12 +103,14 @@ class MlocGpuWorker(ProcessWorker):
         """Run until stopped; a mistake in our settings ends the process with one sentence before anything starts."""
         from mloc_prefect.settings import get_settings
         from mloc_prefect.worker.inventory import read_inventory
+        from mloc_prefect.worker.signals import stopping_on_signals
 
         try:
             read_inventory(get_settings())
         except MlocError as error:
             raise SystemExit(f"Error: {error}") from None
-        await super().start(run_once=run_once, with_healthcheck=with_healthcheck, printer=printer)
+        with stopping_on_signals():
+            await super().start(run_once=run_once, with_healthcheck=with_healthcheck, printer=printer)
 
     async def setup(self) -> None:
         """Take up hosts and leases, connect, and watch for runs to start and to cancel."""

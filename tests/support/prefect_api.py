@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 BIN = Path(sys.executable).parent
-# A test runner in the background ignores SIGINT; so would its worker, which ends by it.
-_WORKER = "import signal; signal.signal(2, signal.default_int_handler); from prefect.cli import app; app()"
+# As a shell's `&` starts it: SIGINT ignored, through which Prefect itself would stop it.
+_WORKER = "import signal; signal.signal(2, signal.SIG_IGN); from prefect.cli import app; app()"
 ENDS = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
