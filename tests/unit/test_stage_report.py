@@ -1,0 +1,124 @@
+"""What a run shows in Prefect: the plan, the result, and progress that must never fail a stage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from mloc_prefect.execution.protocol import ExecutionEvent
+from mloc_prefect.orchestrate import report
+from mloc_prefect.orchestrate.outcome import StageOutcome, WorkflowOutcome
+from mloc_prefect.orchestrate.report import ProgressArtifact, plan_markdown, publish, result_markdown
+from tests.support.flows import graph
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Client:
+    """Takes artifacts, or refuses them."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.shown: list[tuple[float, str]] = []
+        self.broken = broken
+
+    async def create_artifact(self, artifact: Any) -> Any:
+        await self.update_artifact(None, artifact)
+        return SimpleNamespace(id=uuid4())
+
+    async def update_artifact(self, _id: Any, artifact: Any) -> None:
+        if self.broken:
+            raise httpx.ConnectError("gone")
+        self.shown.append((artifact.data, artifact.description))
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PROGRESS_AFTER", 0.01)
+    monkeypatch.setattr(report, "PROGRESS_EVERY", 0.01)
+
+
+def progress(done: int, total: int) -> ExecutionEvent:
+    return ExecutionEvent("progress", {"done": done, "total": total}, 0.0)
+
+
+async def test_a_short_stage_shows_no_progress() -> None:
+    client = Client()
+    async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
+        artifact.event(progress(1, 2))
+    assert client.shown == []
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_a_long_stage_shows_each_change_once_and_its_end() -> None:
+    client = Client()
+    async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
+        artifact.event(ExecutionEvent("phase", {"text": "loading weights"}, 0.0))
+        while not client.shown:
+            await asyncio.sleep(0.001)
+        artifact.event(progress(1, 4))
+        while len(client.shown) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        artifact.event(progress(4, 4))
+    assert client.shown == [(0.0, "w:a: loading weights"), (25.0, "w:a: 1 of 4 rows"), (100.0, "w:a: 4 of 4 rows")]
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_a_display_that_fails_does_not_fail_the_stage(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(broken=True)
+    async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
+        artifact.event(progress(1, 4))
+        await asyncio.sleep(0.05)
+    await publish(client, uuid4(), "mloc-plan", "# x", "x")  # type: ignore[arg-type]  # stands in
+    assert "progress of w:a could not be shown: gone" in caplog.text
+    assert "artifact mloc-plan could not be made" in caplog.text
+
+
+def test_the_plan_is_a_table_without_the_documents() -> None:
+    secret = {"output": {"destination": {"type": "http", "url": "http://h/x", "headers": {"Authorization": "hush"}}}}
+    text = plan_markdown(graph({"a": ([], secret), "b": (["a"], {})}), {"a": "id-a", "b": "id-b"})
+    assert "| b | echo |  | a | 1 cpu, 64 MiB | `id-b` |" in text
+    assert "hush" not in text
+    assert "http://h" not in text
+
+
+def test_the_result_shows_status_usage_and_samples(tmp_path: Path) -> None:
+    path = tmp_path / "responses.json"
+    items = [{"output": "first | line\nsecond"}, {"output": "x" * 500}, {"output": 3}, {"output": "not shown"}]
+    path.write_text(json.dumps({"items": items}))
+    done = StageOutcome(
+        key="a",
+        node="a",
+        task_id="1",
+        status="DONE",
+        result_path=str(path),
+        summary={"engine": "transformers", "usage": {"prompt_tokens": 5, "model": "m"}},
+        reused=True,
+    )
+    bad = StageOutcome(key="b", node="b", task_id="2", status="FAILED", error="a | b\nmore")
+    text = result_markdown(WorkflowOutcome(ok=False, flow_run_id="r", name="w", tasks=(done, bad)), {"a": 1.26})
+    assert f"| a | DONE (reused) | 1.3 s | transformers | prompt tokens 5 | `{path}` |" in text
+    assert "| b | FAILED | 0.0 s |  |  | a \\| b |" in text
+    assert "> first | line\n> second" in text
+    assert "x" * 299 + "…" in text
+    assert "not shown" not in text
+
+
+def test_results_without_rows_or_too_large_have_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "responses.json"
+    path.write_text('{"items": [{"output": "x"}]}')
+    task = StageOutcome(key="a", node="a", task_id="1", status="DONE", result_path=str(path))
+    outcome = WorkflowOutcome(ok=True, flow_run_id="r", name="w", tasks=(task,))
+    assert "Samples of a" in result_markdown(outcome, {})
+    monkeypatch.setattr(report, "_READABLE", 3)
+    assert "Samples" not in result_markdown(outcome, {})
+    monkeypatch.undo()
+    path.write_text('{"echo": {}}')
+    assert "Samples" not in result_markdown(outcome, {})
