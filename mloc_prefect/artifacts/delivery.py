@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ _MOST_REDIRECTS = 5
 _WORTH_A_RETRY = frozenset({408, 425, 429})  # the 4xx that speak of the moment, not of the request
 _SHOWN = 200  # characters of the answer in an error text, as MLOC shows
 _CHUNK = 1 << 18
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
 
 
 class DeliveryError(ArtifactError):
@@ -105,7 +109,8 @@ class HttpDestination:
         """Return the http destination in `output.destination`, or None when it is of another type.
 
         Raises:
-            DeliveryError: Type http without a url, or a timeout that is no number.
+            DeliveryError: Type http without a url, a timeout that is no number, or a method or header that http
+                cannot carry; values of headers are not shown.
         """
         destination = destination or {}
         if str(destination.get("type") or "local").strip().lower() != "http":
@@ -120,8 +125,27 @@ class HttpDestination:
             raise DeliveryError(
                 f"spec.output.destination.timeoutSec must be a number, found {timeout!r}", retryable=False
             ) from None
-        headers = {str(k): str(v) for k, v in (destination.get("headers") or {}).items()}
-        return cls(url, str(destination.get("method") or "POST").upper(), headers, seconds)
+        method = str(destination.get("method") or "POST").strip().upper()
+        if not _TOKEN.fullmatch(method):
+            raise DeliveryError(f"spec.output.destination.method {method!r} is not an HTTP method", retryable=False)
+        return cls(url, method, _headers(destination.get("headers")), seconds)
+
+
+def _headers(given: Any) -> dict[str, str]:
+    """Return the headers as text; those that describe the body are ours.
+
+    Raises:
+        DeliveryError: A name or value that http cannot carry. The value is not shown, as it may be a token.
+    """
+    headers = {str(k): str(v).strip() for k, v in (given if isinstance(given, dict) else {}).items()}
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise DeliveryError(
+                f"spec.output.destination.headers: {name!r} cannot be sent: "
+                "a name needs plain letters, a value must be one line of ASCII text",
+                retryable=False,
+            )
+    return {k: v for k, v in headers.items() if k.lower() not in _OF_THE_BODY}
 
 
 async def deliver(
@@ -151,26 +175,28 @@ async def deliver(
     """
     import httpx
 
-    url, method, headers = destination.url, destination.method, dict(destination.headers)
+    url, method, headers, bare = destination.url, destination.method, dict(destination.headers), False
     try:
         async with httpx.AsyncClient(
             timeout=destination.timeout, follow_redirects=False, transport=transport
         ) as client:
             for _ in range(_MOST_REDIRECTS + 1):
                 allowed.check(url)
-                body = None if method == "GET" else _Body(task_id, result, worker_id)
+                body = None if bare else _Body(task_id, result, worker_id)
                 response = await _send(client, method, url, headers, body)
                 if response.status_code not in _REDIRECTS or "location" not in response.headers:
                     _judge(response, task_id)
                     return
                 target = urljoin(url, response.headers["location"])
                 headers = headers if _origin(target) == _origin(url) else {}
-                method = "GET" if response.status_code == 303 else method
+                bare = bare or response.status_code == 303
+                method = "GET" if bare else method
                 url = target
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
         text = str(error) or type(error).__name__
+        hopeless = isinstance(error, (httpx.InvalidURL, httpx.LocalProtocolError, httpx.UnsupportedProtocol))
         raise DeliveryError(
-            f"Failed to deliver task {task_id} result to {shown_url(url)}: {text}", retryable=True
+            f"Failed to deliver task {task_id} result to {shown_url(url)}: {text}", retryable=not hopeless
         ) from error
     text = f"more than {_MOST_REDIRECTS} redirects"
     raise DeliveryError(

@@ -135,3 +135,40 @@ def test_destinations_are_read_from_the_spec() -> None:
 def test_shown_urls_have_no_secrets() -> None:
     assert shown_url("https://u:p@h:8/p?q=1#f") == "https://h:8/p"
     assert shown_url("http://[::1") == "<unreadable url>"
+
+
+@pytest.mark.parametrize(
+    "header", [("X-Token", "S3CRET\nX: y"), ("X-Token", "S3CRET\u00e4"), ("a b", "S3CRET"), ("", "S3CRET")]
+)
+def test_headers_that_http_cannot_carry_are_refused_without_their_value(header: tuple[str, str]) -> None:
+    with pytest.raises(DeliveryError, match="cannot be sent") as caught:
+        HttpDestination.of({"type": "http", "url": "http://h/x", "headers": dict([header])})
+    assert not caught.value.retryable
+    assert "S3CRET" not in str(caught.value)
+
+
+def test_a_method_that_is_none_is_refused() -> None:
+    with pytest.raises(DeliveryError, match="'PO ST' is not an HTTP method"):
+        HttpDestination.of({"type": "http", "url": "http://h/x", "method": "po st"})
+
+
+async def test_the_length_is_ours_and_line_ends_of_values_are_dropped(tmp_path: Path) -> None:
+    headers = {"content-length": "1", "Transfer-Encoding": "gzip", "Authorization": "Bearer x\n"}
+    (request,) = await send(tmp_path, lambda _: httpx.Response(200), headers=headers)
+    assert request.headers["content-length"] == str(len(request.content))
+    assert "transfer-encoding" not in request.headers
+    assert request.headers["authorization"] == "Bearer x"
+
+
+async def test_any_method_carries_the_result(tmp_path: Path) -> None:
+    (request,) = await send(tmp_path, lambda _: httpx.Response(200), method="get")
+    assert json.loads(request.content)["task_id"] == "t1"
+
+
+async def test_what_the_client_itself_refuses_is_not_tried_again(tmp_path: Path) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        raise httpx.LocalProtocolError("no")
+
+    with pytest.raises(DeliveryError) as caught:
+        await send(tmp_path, answer)
+    assert not caught.value.retryable
