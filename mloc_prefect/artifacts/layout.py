@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RESPONSES = "responses.json"
 MANIFEST = "manifest.json"
+_LONGEST_NAME = 255  # bytes of one component, on all usual file systems
+_SHOWN = 80  # characters of a refused path in messages
 _LONGEST = 180  # characters; with a hash and a suffix still below the 255 bytes of a file name for ASCII ids
 
 
@@ -56,13 +58,13 @@ def destination_dir(root: Path, task_id: str, destination: Mapping[str, Any] | N
         allow_outside: Whether it may lie outside `root` (setting `MLOC_ALLOW_OUTSIDE_RESULTS`).
 
     Raises:
-        ArtifactError: The path leaves the results root.
+        ArtifactError: The path leaves the results root, or is none.
     """
     usual = task_dir(root, task_id)
     path = destination_path(destination)
     if path is None:
         return usual
-    wanted = Path(path).expanduser()
+    wanted = _expanded(path)
     if wanted.name not in {task_id, usual.name}:
         wanted = wanted / usual.name
     target = Path(os.path.abspath(root / wanted))  # noqa: PTH100 - resolves `..` without following links
@@ -72,6 +74,19 @@ def destination_dir(root: Path, task_id: str, destination: Mapping[str, Any] | N
             hint="use a path below it, another --results-dir, or set MLOC_ALLOW_OUTSIDE_RESULTS=1",
         )
     return target
+
+
+def _expanded(path: str) -> Path:
+    try:
+        os.fsencode(path)
+        if "\0" in path or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(path).parts):
+            raise ValueError(path)
+        return Path(path).expanduser()
+    except (ValueError, RuntimeError):  # no file name; `~name` of nobody
+        shown = ascii(path if len(path) <= _SHOWN else f"{path[:_SHOWN]}...")
+        raise ArtifactError(
+            f"spec.output.destination.path {shown} is not a path", hint="write a path below the results root"
+        ) from None
 
 
 def destination_path(destination: Mapping[str, Any] | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import mloc_prefect
 from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError, HttpDestination
 from mloc_prefect.artifacts.layout import destination_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
 from mloc_prefect.orchestrate.dispatch import interpreter
+from mloc_prefect.tasks.registry import task_type
 from mloc_prefect.worker.inventory import misfit
 
 if TYPE_CHECKING:
@@ -49,11 +52,12 @@ def check_runnable(plan: WorkflowPlan, options: RunOptions, inventory: Inventory
         ignore_resources: Run here even what asks for more than that.
 
     Raises:
-        PlanError: A stage asks for more than this machine has, or waits for a task that is not done.
+        PlanError: A stage asks for more than this machine has, names no model, or waits for a task that is not done.
         MissingExtraError: An executor or its libraries are not installed; the hint is the exact command.
-        ArtifactError: Results cannot be written where they should be.
+        ArtifactError: Results cannot be written where they should be, or may not be sent there.
     """
     _check_external(plan.stages, options.root)
+    _check_models(plan.stages)
     if not ignore_resources:
         _check_resources(plan.stages, inventory)
     _check_executors(plan.stages, options)
@@ -80,6 +84,21 @@ def _is_done(root: Path, task_id: str) -> bool:
     return manifest is not None and manifest.status == "DONE"
 
 
+def _check_models(stages: Iterable[StagePlan]) -> None:
+    """Refuse stages whose model neither the spec nor the environment names. [protocol 4.2]."""
+    wanted: dict[str, list[str]] = {}
+    for stage in stages:
+        variable = task_type(stage.task_type).model_variable
+        if variable and not stage.model and not os.environ.get(variable):
+            wanted.setdefault(variable, []).append(stage.key)
+    if wanted:
+        text = "; ".join(
+            f"{_stages(keys)}: spec.model.source.identifier (or {variable}) is required."
+            for variable, keys in wanted.items()
+        )
+        raise PlanError(text, hint=f"name a model in the spec, or set {next(iter(wanted))}")
+
+
 def _check_executors(stages: Iterable[StagePlan], options: RunOptions) -> None:
     missing: dict[str, list[str]] = {}
     known: dict[tuple[ExecutorRef, str], list[str]] = {}
@@ -91,7 +110,7 @@ def _check_executors(stages: Iterable[StagePlan], options: RunOptions) -> None:
             known[place] = missing_modules(stage.executor, python)
         if known[place]:
             missing.setdefault(lack_text(stage.executor, python, known[place]), []).append(stage.key)
-            if stage.executor.extra:
+            if stage.executor.extra and stage.executor.path.partition(":")[0] not in known[place]:
                 extras[stage.executor.extra] = python
     if missing:
         text = "; ".join(f"{_stages(keys)} cannot run: {why}" for why, keys in missing.items())
@@ -134,9 +153,10 @@ def _there(name: str) -> bool:
 def lack_text(executor: ExecutorRef, python: str, absent: list[str]) -> str:
     """Return in words what an executor lacks in its interpreter."""
     module = executor.path.partition(":")[0]
+    if module in absent and module.startswith(f"{mloc_prefect.__name__}."):
+        needs = f"; it will need mloc-prefect[{executor.extra}]" if executor.extra else ""
+        return f"this version ({mloc_prefect.__version__}) plans such tasks but has no executor for them{needs}"
     where = "" if python == sys.executable else f" in {python}"
-    if module in absent:
-        return f"its executor {module} is not part of this installation{where}"
     return f"{', '.join(absent)} not installed{where}"
 
 
@@ -161,9 +181,25 @@ def _check_results(stages: Iterable[StagePlan], options: RunOptions) -> None:
         ) from error
     (root / ".writable").unlink(missing_ok=True)
     for stage in stages:
-        spec = stage.effective.get("spec")
-        output = spec.get("output") if isinstance(spec, dict) else None
-        destination = output.get("destination") if isinstance(output, dict) else None
-        if isinstance(destination, dict) and "${" not in str(destination.get("path")):
-            allow = options.settings.allow_outside_results
-            destination_dir(root, "task", destination, allow_outside=allow)
+        destination = _destination(stage)
+        if "${" not in str(destination.get("path")):
+            destination_dir(root, "task", destination, allow_outside=options.settings.allow_outside_results)
+        if not any("${" in str(destination.get(name)) for name in ("type", "url", "method", "headers")):
+            _check_delivery(stage, destination, options)
+
+
+def _check_delivery(stage: StagePlan, destination: dict[str, Any], options: RunOptions) -> None:
+    allowed = AllowedHosts.of(options.settings, loopback=options.loopback)
+    try:
+        http = HttpDestination.of(destination)
+        if http is not None:
+            allowed.check(http.url)
+    except DeliveryError as error:
+        raise ArtifactError(f"result of stage {stage.key!r}: {error.message}", hint=error.hint) from None
+
+
+def _destination(stage: StagePlan) -> dict[str, Any]:
+    spec = stage.effective.get("spec")
+    output = spec.get("output") if isinstance(spec, dict) else None
+    destination = output.get("destination") if isinstance(output, dict) else None
+    return destination if isinstance(destination, dict) else {}

@@ -203,7 +203,8 @@ class _StageRun:
                 "home": str(settings.home),
                 "mirrors": str(settings.mirrors_file) if settings.mirrors_file else None,
                 "base_dir": str(options.base_dir),
-                "allowed_hosts": settings.allowed_hosts,
+                "allowed_hosts": ",".join(sorted(self.committer.allowed.hosts)),
+                "loopback": options.loopback,
             },
         )
 

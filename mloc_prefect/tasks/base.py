@@ -85,6 +85,7 @@ class TaskType:
         summary: One line for `mloc doctor` and `mloc schema`.
         engine_options: What makes a warm host reusable: tasks with equal options may share it.
         model_identifier: The model that the task names, for tags, labels and mirrors.
+        model_variable: Environment variable that names the model of a task which names none, or None.
         required_references: Paths below `spec` where an unresolved `${...}` fails the stage instead of becoming "".
     """
 
@@ -94,4 +95,5 @@ class TaskType:
     summary: str
     engine_options: Callable[[TaskSpec], Mapping[str, Any]] = field(default=_no_options)
     model_identifier: Callable[[TaskSpec], str | None] = field(default=_no_model)
+    model_variable: str | None = None
     required_references: tuple[str, ...] = ()

@@ -104,7 +104,7 @@ def _engine_options(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _task(name: str, summary: str) -> TaskType:
-    return TaskType(name, InferenceSpec, _executor, summary, _engine_options, _model)
+    return TaskType(name, InferenceSpec, _executor, summary, _engine_options, _model, model_variable="HF_MODEL")
 
 
 INFERENCE = _task("inference", "texts for prompts from a list, a data set or earlier stages")

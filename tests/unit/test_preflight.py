@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mloc_prefect import __version__
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
 from mloc_prefect.orchestrate import preflight
 from mloc_prefect.orchestrate.options import RunOptions
@@ -56,9 +57,11 @@ def test_missing_libraries_name_stages_modules_and_the_command(tmp_path: Path, m
 
 def test_an_executor_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_there", lambda name: name != "mloc_prefect.executors.ppo")
-    with pytest.raises(MissingExtraError, match=r"executor mloc_prefect\.executors\.ppo is not part of") as caught:
+    with pytest.raises(MissingExtraError) as caught:
         judge(tmp_path, {"a": ([], {"taskType": "ppo", "data": {"prompts": ["x"]}})})
-    assert caught.value.hint == "pip install 'mloc-prefect[train]'"
+    text = "plans such tasks but has no executor for them; it will need mloc-prefect[train]"
+    assert caught.value.message == f"stage 'a' cannot run: this version ({__version__}) {text}"
+    assert caught.value.hint is None, "no command brings an executor that does not exist"
 
 
 def test_another_interpreter_is_asked_itself(tmp_path: Path) -> None:
@@ -102,3 +105,37 @@ def test_a_destination_outside_is_refused_before_anything_starts(tmp_path: Path)
     with pytest.raises(ArtifactError, match="leaves the results root"):
         judge(tmp_path, {"a": ([], {"output": {"destination": {"path": "/var/out"}}})})
     judge(tmp_path, {"a": ([], {"output": {"destination": {"path": "/var/out"}}})}, allow_outside_results=True)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "~nobody-of-this-name/x", "d/" + "n" * 300])
+def test_a_destination_that_is_no_path_is_refused_before_anything_starts(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ArtifactError, match=r"output\.destination\.path '.*' is not a path") as caught:
+        judge(tmp_path, {"a": ([], {"output": {"destination": {"path": path}}})})
+    assert len(caught.value.message) < 200
+
+
+def test_a_model_that_nobody_names_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_MODEL", raising=False)
+    chat = {"taskType": "inference", "data": {"type": "list", "items": ["x"]}}
+    with pytest.raises(PlanError) as caught:
+        judge(tmp_path, {"a": ([], chat), "b": ([], {}), "c": ([], chat)})
+    assert caught.value.message == "stages 'a', 'c': spec.model.source.identifier (or HF_MODEL) is required."
+    assert caught.value.hint == "name a model in the spec, or set HF_MODEL"
+    monkeypatch.setenv("HF_MODEL", "org/tiny")
+    judge(tmp_path, {"a": ([], chat)})
+
+
+def test_a_delivery_that_cannot_be_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    def send(**destination: Any) -> None:
+        nodes = {"a": ([], {"output": {"destination": {"type": "http", "url": "http://h/x", **destination}}})}
+        judge(tmp_path, nodes, allowed_hosts="h")
+
+    send()
+    with pytest.raises(ArtifactError, match=r"result of stage 'a': host '10\.0\.0\.1' of .* is not allowed") as caught:
+        send(url="http://10.0.0.1/x")
+    assert "MLOC_ALLOWED_HOSTS" in (caught.value.hint or "")
+    with pytest.raises(ArtifactError, match="'Authorization' cannot be sent") as caught:
+        send(headers={"Authorization": "Bearer S3CRET\nX: y"})
+    assert "S3CRET" not in caught.value.message

@@ -290,3 +290,11 @@ async def test_events_reach_observer_and_log(tmp_path: Path) -> None:
     assert ("progress: 1/5" in text, "progress: 3/5" in text, "progress: 5/5" in text) == (True, False, True)
     assert "info: two\n    lines" in text
     assert 'phase: {"text": "loading"}' in text
+
+
+async def test_the_executor_is_told_which_hosts_its_data_may_come_from(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, echo, allowed_hosts="data.example", base_url="http://head.example:8000")
+    await bench({"a": ([], {})})
+    (request,) = bench.dispatcher.requests
+    assert request.settings["allowed_hosts"] == "data.example,head.example"
+    assert request.settings["loopback"] is True
