@@ -37,7 +37,9 @@ class MlocSettings(BaseSettings):
     )
 
     home: Path = Field(
-        default_factory=default_home, validation_alias=_names("HOME"), description="State directory of embedded servers, warm hosts and models."
+        default_factory=default_home,
+        validation_alias=_names("HOME"),
+        description="State directory of embedded servers, warm hosts and models.",
     )
     results_dir: Path | None = Field(
         default=None,
@@ -45,54 +47,100 @@ class MlocSettings(BaseSettings):
         description="Root of task results; default `$MLOC_HOME/results`.",
     )
     mirrors: Path | None = Field(
-        default=None, validation_alias=_names("MIRRORS"), description="Mirrors file (YAML with `models:` and `datasets:` maps); default `$MLOC_HOME/mirrors.yaml` when it exists."
+        default=None,
+        validation_alias=_names("MIRRORS"),
+        description="Mirrors file (`models:` and `datasets:` maps); default `$MLOC_HOME/mirrors.yaml` when it exists.",
     )
     allow_outside_results: bool = Field(
-        default=False, validation_alias=_names("ALLOW_OUTSIDE_RESULTS"), description="Let `output.destination.path` leave the results root."
+        default=False,
+        validation_alias=_names("ALLOW_OUTSIDE_RESULTS"),
+        description="Let `output.destination.path` leave the results root.",
     )
     allowed_hosts: str = Field(
-        default="", validation_alias=_names("ALLOWED_HOSTS"), description="Comma list of hosts that destinations and checkpoints may name, beside our own endpoint."
+        default="",
+        validation_alias=_names("ALLOWED_HOSTS"),
+        description="Comma list of hosts that destinations and checkpoints may name, beside our own endpoint.",
     )
     base_url: str | None = Field(
-        default=None, validation_alias=_names("BASE_URL", "ORCHESTRATOR_BASE_URL"), description="URL of the MLOC HTTP endpoint as workers see it."
+        default=None,
+        validation_alias=_names("BASE_URL", "ORCHESTRATOR_BASE_URL"),
+        description="URL of the MLOC HTTP endpoint as workers see it.",
     )
     allowed_env: str = Field(
-        default="", validation_alias=_names("ALLOWED_ENV"), description="Comma list of environment variables that `${env.NAME}` may read."
+        default="",
+        validation_alias=_names("ALLOWED_ENV"),
+        description="Comma list of environment variables that `${env.NAME}` may read.",
     )
-    max_retries: int = Field(default=3, ge=0, le=100, validation_alias=_names("MAX_RETRIES"), description="Retries of a stage after its first attempt.")
+    max_retries: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        validation_alias=_names("MAX_RETRIES"),
+        description="Retries of a stage after its first attempt.",
+    )
     retry_base_delay: float = Field(
-        default=5.0, ge=0, validation_alias=_names("RETRY_BASE_DELAY", "RETRY_BASE_DELAY_SEC"), description="Seconds; retry n waits base x 2^n."
+        default=5.0,
+        ge=0,
+        validation_alias=_names("RETRY_BASE_DELAY", "RETRY_BASE_DELAY_SEC"),
+        description="Seconds; retry n waits base x 2^n.",
     )
     retry_max_delay: float = Field(
-        default=300.0, ge=0, validation_alias=_names("RETRY_MAX_DELAY", "RETRY_MAX_DELAY_SEC"), description="Longest wait before a retry, seconds."
+        default=300.0,
+        ge=0,
+        validation_alias=_names("RETRY_MAX_DELAY", "RETRY_MAX_DELAY_SEC"),
+        description="Longest wait before a retry, seconds.",
     )
     stall_seconds: float = Field(
-        default=1800.0, gt=0, validation_alias=_names("STALL_SECONDS"), description="A host that reports nothing for so long is ended and the attempt fails."
+        default=1800.0,
+        gt=0,
+        validation_alias=_names("STALL_SECONDS"),
+        description="A host that reports nothing for so long is ended and the attempt fails.",
     )
     host_idle_seconds: float = Field(
-        default=600.0, ge=0, validation_alias=_names("HOST_IDLE_SECONDS"), description="A warm executor without work leaves after this time; 0 = one-shot."
+        default=600.0,
+        ge=0,
+        validation_alias=_names("HOST_IDLE_SECONDS"),
+        description="A warm executor without work leaves after this time; 0 = one-shot.",
     )
     host_start_seconds: float = Field(
-        default=120.0, gt=0, validation_alias=_names("HOST_START_SECONDS"), description="Longest time until a host process listens (models load later)."
+        default=120.0,
+        gt=0,
+        validation_alias=_names("HOST_START_SECONDS"),
+        description="Longest time until a host process listens (models load later).",
     )
     runtime_idle_seconds: float = Field(
-        default=3600.0, gt=0, validation_alias=_names("RUNTIME_IDLE_SECONDS"), description="The local runtime (embedded server, warm hosts) leaves after this time without a run."
+        default=3600.0,
+        gt=0,
+        validation_alias=_names("RUNTIME_IDLE_SECONDS"),
+        description="The local runtime (embedded server, warm hosts) leaves after this time without a run.",
     )
     engines_per_device: int = Field(
-        default=1, ge=1, le=64, validation_alias=_names("ENGINES_PER_DEVICE"), description="Engines that may run at once on one GPU, or on the CPU of a machine without one."
+        default=1,
+        ge=1,
+        le=64,
+        validation_alias=_names("ENGINES_PER_DEVICE"),
+        description="Engines that may run at once on one GPU, or on the CPU of a machine without one.",
     )
     python: dict[str, Path] = Field(
         default_factory=dict,
         validation_alias=_names("PYTHON"),
-        description='Interpreters of executor environments, JSON, e.g. {"vllm": "/envs/vllm/bin/python"}; default: the current one.',
+        description='Interpreters of executor environments, JSON, e.g. {"vllm": "/envs/vllm/bin/python"}; default: ours.',
     )
-    server_port: int = Field(default=4200, ge=1, le=65535, validation_alias=_names("SERVER_PORT"), description="Wanted port of the embedded Prefect server; the next free one is taken when it is in use.")
-    max_spec_bytes: int = Field(default=1 << 20, ge=1024, validation_alias=_names("MAX_SPEC_BYTES"), description="Largest accepted spec, bytes.")
+    server_port: int = Field(
+        default=4200,
+        ge=1,
+        le=65535,
+        validation_alias=_names("SERVER_PORT"),
+        description="Wanted port of the embedded Prefect server; the next free one is taken when it is in use.",
+    )
+    max_spec_bytes: int = Field(
+        default=1 << 20, ge=1024, validation_alias=_names("MAX_SPEC_BYTES"), description="Largest accepted spec, bytes."
+    )
     inventory: str | None = Field(
-        default=None, validation_alias=_names("INVENTORY"), description="Declared hardware (JSON or a file) instead of what the machine shows."
+        default=None,
+        validation_alias=_names("INVENTORY"),
+        description="Declared hardware (JSON or a file) instead of what the machine shows.",
     )
-    redis_url: str | None = Field(default=None, validation_alias=_names("REDIS_URL", "REDIS_URL"), description="Redis or Valkey of the MLOC face.")
-    token: str | None = Field(default=None, validation_alias=_names("TOKEN", "ORCHESTRATOR_TOKEN"), description="Bearer token of the HTTP endpoint.", repr=False)
 
     @property
     def results_root(self) -> Path:
@@ -136,4 +184,7 @@ def get_settings(**overrides: Any) -> MlocSettings:
         return MlocSettings(**{k: v for k, v in overrides.items() if v is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise MlocError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see the settings table in docs/settings.md") from None
+        raise MlocError(
+            f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint="see the settings table in docs/settings.md",
+        ) from None

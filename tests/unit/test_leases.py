@@ -136,10 +136,10 @@ async def test_waiting_callers_are_told_what_they_wait_for_and_only_when_it_chan
     await second
     assert await waits(third)
     pid = os.getpid()
-    assert told == [
-        f"waiting for an engine slot on cpu: held by stage a (process {pid}), 1 ahead in the queue",
-        f"waiting for an engine slot on cpu: held by stage b (process {pid})",
-    ]
+    assert told[0] == f"waiting for an engine slot on cpu: held by stage a (process {pid}), 1 ahead in the queue"
+    assert told[-1] == f"waiting for an engine slot on cpu: held by stage b (process {pid})"
+    # Between the two it may have seen the moment in which nobody held the slot; never the same twice.
+    assert len(told) == len(set(told)) <= 3
     third.cancel()
     await asyncio.wait([third])
 
