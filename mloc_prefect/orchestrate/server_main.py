@@ -55,7 +55,8 @@ def listen(wanted: int) -> socket.socket:
     The socket is bound *and* listening before anybody hears of its port, so no other process can take it meanwhile.
     """
     for port in (*range(wanted, min(wanted + _PORTS_TRIED, 65536)), 0):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # asyncio turns Nagle's delay off (TCP_NODELAY) only where the protocol is named, 0 is not enough.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, port))
