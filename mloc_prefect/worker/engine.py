@@ -14,6 +14,7 @@ from prefect.flows import Flow
 from prefect.states import Cancelled
 
 from mloc_prefect.orchestrate.dispatch import use_dispatcher
+from mloc_prefect.orchestrate.engine import cancellation_wanted
 from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, run_warm, signals_left_alone
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class WarmRuns:
         return _unreported(task, flow_run)
 
     async def _go(self, flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> bool:
-        with use_dispatcher(self._dispatcher):
+        with use_dispatcher(self._dispatcher), cancellation_wanted(lambda: switch.requested):
             return await run_warm(flow, flow_run, switch)
 
     def cancel(self, flow_run_id: UUID) -> None:
