@@ -124,7 +124,7 @@ class MlocSettings(BaseSettings):
     python: dict[str, Path] = Field(
         default_factory=dict,
         validation_alias=_names("PYTHON"),
-        description='Interpreters of executor environments, JSON, e.g. {"vllm": "/envs/vllm/bin/python"}; default: ours.',
+        description='Interpreters of executors, JSON, e.g. {"vllm": "/envs/vllm/bin/python"}; default: ours.',
     )
     server_port: int = Field(
         default=4200,
