@@ -178,6 +178,42 @@ def test_a_real_model_answers_on_a_terminal_and_again_from_the_warm_host(cli: Cl
     assert [h["pid"] for h in cli.ps()["hosts"] if "transformers" in h["executor"]] == first
 
 
+def results_of(cli: Cli, template: str, *, max_tokens: int = 8) -> dict[str, dict]:
+    """Run a template on the small model; returns the result of each stage by its name."""
+    done = cli("run", f"templates/{template}.yaml", "--json", "--set", f"spec.inference.max_tokens={max_tokens}")
+    assert done.returncode == 0, done.stderr
+    tasks = last_object(done.stdout)["tasks"]
+    assert {t["status"] for t in tasks} == {"DONE"}
+    return {t["node"]: json.loads(Path(t["result_path"]).read_text()) for t in tasks}
+
+
+def test_a_dataset_is_answered_row_by_row(cli: Cli):
+    (result,) = results_of(cli, "dataset_inference").values()
+    assert [item["index"] for item in result["items"]] == list(range(len(result["items"])))
+    questions = [json.loads(line) for line in (ROOT / "templates/data/questions.jsonl").read_text().splitlines()]
+    texts = [str(value) for row in questions for value in row.values()]
+    assert all(any(text in item["prompt"] for text in texts) for item in result["items"])
+
+
+def test_stages_read_what_earlier_stages_answered(cli: Cli):
+    results = results_of(cli, "multi_stage")
+    drafts = [item["output"] for item in results["draft"]["items"]]
+    assert all(drafts)
+    for item, draft in zip(results["review"]["items"], drafts, strict=True):
+        assert item["prompt"].endswith(draft)
+    title = results["title"]["items"][0]["prompt"]
+    assert all(text in title for text in (*drafts, results["review"]["items"][0]["output"]))
+
+
+def test_a_graph_template_puts_both_branches_into_one_prompt(cli: Cli):
+    results = results_of(cli, "graph")
+    (verdict,) = results["verdict"]["items"]
+    for label, branch in (("In favour", "for"), ("Against", "against")):
+        first_line = results[branch]["items"][0]["output"].strip().splitlines()[0]
+        assert f"\u2022 {label}: {first_line}" in verdict["prompt"]
+    assert verdict["output"]
+
+
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "page"])
 def test_an_interrupt_cancels_the_run_and_leaves_nothing_of_it(cli: Cli, tmp_path: Path, how: str):
     (tmp_path / "slow.yaml").write_text(SLOW)
