@@ -56,7 +56,7 @@ test: check integration bench  ## Everything that CI runs
 	@echo "==> all passed"
 
 soak: setup  ## The full counts of the fault tests
-	@MLOC_SOAK=1 $(BIN)/python -m pytest tests/integration -q -s -k "kill or soak or race"
+	@MLOC_SOAK=1 $(BIN)/python -m pytest tests/integration -q -m counted
 
 golden: setup  ## Rewrite the golden plans after a deliberate change
 	@$(BIN)/python tests/golden/update.py

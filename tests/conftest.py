@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.counts import used
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,3 +23,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("MLOC_HOME", str(tmp_path / "mloc-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how often the counted tests repeated."""
+    if used:
+        terminalreporter.write_line("rounds: " + ", ".join(f"{name} {n}" for name, n in sorted(used.items())))

@@ -28,6 +28,8 @@ from tests.support.hosts import (
 ROOT = Path(__file__).parents[2]
 ROUNDS = range(count("descendants", 1, 10))
 
+pytestmark = pytest.mark.counted
+
 
 async def begin(pool: HostPool, root: Path, *more: list) -> tuple[asyncio.Task, int, int, list[int]]:
     """Return a task that hangs, its host, the supervisor, and the grandchildren."""

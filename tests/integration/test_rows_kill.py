@@ -21,6 +21,7 @@ ROWS = 40
 SPEC = {"data": {"type": "list", "items": [f"row {n}" for n in range(ROWS)]}, "echo": {"row_delay": 0.01}}
 
 
+@pytest.mark.counted
 @pytest.mark.parametrize("number", range(count("rows_kill", 2, 50)))
 async def test_killed_in_mid_batch(tmp_path: Path, number: int) -> None:
     stop_at = random.Random(number).randrange(2, ROWS - 8)
