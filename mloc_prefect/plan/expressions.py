@@ -20,6 +20,14 @@ _INDEX = re.compile(r"\[([0-9]+)\]")
 _SHOWN_KEYS = 8
 
 
+def complete(text: str) -> int:
+    """Return where the last `}` of `text` ends: only before it can `PLACEHOLDER` match.
+
+    Searching further would take time with the square of the number of `${` that are never closed.
+    """
+    return text.rfind("}") + 1
+
+
 class ExpressionError(ValueError):
     """The text after the root is not a path; the message says which part."""
 

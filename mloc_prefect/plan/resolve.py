@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import ExecutionError
-from mloc_prefect.plan.expressions import PLACEHOLDER, MissingValueError, lookup, parse, root_of
+from mloc_prefect.plan.expressions import PLACEHOLDER, MissingValueError, complete, lookup, parse, root_of
 from mloc_prefect.spec.positions import path_text
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ class _Pass:
         reference = self._reference(where, whole) if whole else None
         if reference is not None:
             return self._value(reference)
-        return PLACEHOLDER.sub(lambda match: self._embedded(where, match), text)
+        end = complete(text)
+        return PLACEHOLDER.sub(lambda match: self._embedded(where, match), text[:end]) + text[end:]
 
     def _embedded(self, where: str, match: Match[str]) -> str:
         reference = self._reference(where, match)

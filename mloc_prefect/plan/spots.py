@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.plan.expressions import PLACEHOLDER
+from mloc_prefect.plan.expressions import PLACEHOLDER, complete
 from mloc_prefect.plan.graph_template import expression_of
 from mloc_prefect.plan.model import Reference
 from mloc_prefect.spec.positions import path_text
@@ -67,7 +67,7 @@ def placeholders(spec: Any, required: tuple[str, ...]) -> Iterator[Spot]:
     for path, text in _strings(spec):
         must = _is_required(path_text(path[1:]), required)
         ordinal = last = 0
-        for match in PLACEHOLDER.finditer(text):
+        for match in PLACEHOLDER.finditer(text, 0, complete(text)):
             ordinal += text.count("${", last, match.start())
             last = match.start()
             expression = match[1].strip()

@@ -17,10 +17,22 @@ STR = f"{_PREFIX}str"
 MERGE = f"{_PREFIX}merge"
 
 _RULES = SafeConstructor()
+_LONGEST_NUMBER = 20_000  # characters; reading base 60 takes time with the square of them
+
+
+def _whole_number(node: ScalarNode) -> int:
+    """Return the value of a whole number; ValueError for one that no JSON reader takes (Python's own limit)."""
+    if len(node.value) > _LONGEST_NUMBER:
+        raise ValueError
+    value: int = _RULES.construct_yaml_int(node)
+    str(value)
+    return value
+
+
 _READERS = {
     f"{_PREFIX}null": _RULES.construct_yaml_null,
     f"{_PREFIX}bool": _RULES.construct_yaml_bool,
-    f"{_PREFIX}int": _RULES.construct_yaml_int,
+    f"{_PREFIX}int": _whole_number,
     f"{_PREFIX}float": _RULES.construct_yaml_float,
     f"{_PREFIX}timestamp": _RULES.construct_yaml_timestamp,
 }

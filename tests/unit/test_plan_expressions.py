@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_prefect.plan.expressions import PLACEHOLDER, ExpressionError, MissingValueError, lookup, parse
+from mloc_prefect.plan.expressions import PLACEHOLDER, ExpressionError, MissingValueError, complete, lookup, parse
 
 CONTENT = {
     "result": {"items": [{"output": "a"}, {"output": "b"}], "usage": {"total_tokens": 8}, "0": "zero", "none": None},
@@ -80,3 +80,9 @@ def test_long_key_lists_are_cut() -> None:
 
 def test_placeholders_in_text() -> None:
     assert PLACEHOLDER.findall("$${a.b} and ${ c } and ${} and ${open") == ["a.b", " c "]
+
+
+def test_what_is_never_closed_is_not_searched_again_and_again() -> None:
+    text = "a ${b} c ${d" + "${" * 200_000
+    assert [m[1] for m in PLACEHOLDER.finditer(text, 0, complete(text))] == ["b"]
+    assert complete("no end ${") == 0
