@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MEMORY = re.compile(r"\s*\d+\s*([KMGT]I?B?)?\s*", re.IGNORECASE)
+_CORES = re.compile(r"\s*\d+\s*(v?cpus?|v?cores?)?\s*", re.IGNORECASE)
 _DESTINATIONS = ("local", "http")
 _CHECKPOINTS = ("local", "http")
 
@@ -231,6 +232,10 @@ def _hardware_problems(hardware: Hardware) -> Iterator[Problem]:
     if hardware.cpu is not None and not any(c.isdecimal() for c in hardware.cpu) and not is_deferred(hardware.cpu):
         message = "cpu has no digits, so no number of cores is asked for"
         yield Problem((*path, "cpu"), "ignored-value", message, "write the number of cores, e.g. '4'", "warning")
+    elif hardware.cpu is not None and not _CORES.fullmatch(hardware.cpu) and not is_deferred(hardware.cpu):
+        digits = "".join(c for c in hardware.cpu if c.isdecimal())
+        message = f"cpu is read as {digits[:9]} cores: all its digits, as in MLOC"
+        yield Problem((*path, "cpu"), "joined-digits", message, "write whole cores, e.g. '4'", "warning")
     yield from _memory_problems((*path, "memory"), hardware.memory)
     if hardware.gpu is not None:
         yield from _memory_problems((*path, "gpu", "memory"), hardware.gpu.memory)

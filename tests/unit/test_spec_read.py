@@ -144,8 +144,15 @@ def test_memory_that_the_scheduler_cannot_read_is_a_warning(value: str, code: st
 
 
 def test_cpu_texts_of_the_original_are_accepted() -> None:
-    for cpu in ("4 cores", "500m", "4.5", 8):
+    for cpu in ("4 cores", "16vCPU", " 4 ", 8):
         assert read(BASE.replace('"4"', json.dumps(cpu)))[1] == ()
+
+
+@pytest.mark.parametrize(("cpu", "cores"), [("500m", "500"), ("4.5", "45"), ("2-4", "24")])
+def test_cpu_texts_that_mean_something_else_to_the_scheduler_are_a_warning(cpu: str, cores: str) -> None:
+    (one,) = read(BASE.replace('"4"', json.dumps(cpu)))[1]
+    assert (one.code, one.severity) == ("joined-digits", "warning")
+    assert one.message == f"cpu is read as {cores} cores: all its digits, as in MLOC"
 
 
 STAGES = """\
