@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Manifest:
         attempt_dir: Its directory, relative to the task directory.
         engine: Engine that ran it, or None.
         summary: Small facts for displays (model, rows, usage).
+        name: `metadata.name` of the task, by which tasks of other submissions refer to it.
     """
 
     task_id: str
@@ -71,6 +73,12 @@ class Manifest:
     attempt_dir: str = ""
     engine: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def short_name(self) -> str:
+        """The name in references: that of the stage or node, or the whole one of a single task. [protocol 2.6]."""
+        return self.name.partition(":")[2] or self.name
 
     def entry(self, path: str) -> Entry | None:
         """Return the entry of a relative path, or None."""
@@ -150,7 +158,8 @@ def _others(directory: Path) -> list[str]:
 
 def _entry(directory: Path, path: str, *, required: bool) -> Entry:
     target, name = directory / path, path.rsplit("/", 1)[-1]
-    inside = target.resolve().is_relative_to(directory.resolve())
+    # os.path takes any text: one that cannot be a file name is a file that is missing.
+    inside = os.path.lexists(target) and target.resolve().is_relative_to(directory.resolve())
     if inside and target.is_file():
         size, sha = atomic.digest(target)
         return Entry(name, path, "artifact", required, "present", _iso(target.stat().st_mtime), size, sha)

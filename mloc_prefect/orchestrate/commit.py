@@ -53,6 +53,7 @@ class Committer:
     Attributes:
         directory: Task directory.
         task_id: Id of the task.
+        name: `metadata.name` of the task.
         required: `spec.output.artifacts`.
         destination: Where else the result goes, or None.
         allowed: Hosts that may be named.
@@ -62,6 +63,7 @@ class Committer:
 
     directory: Path
     task_id: str
+    name: str
     required: Sequence[str]
     destination: HttpDestination | None
     allowed: AllowedHosts
@@ -140,6 +142,7 @@ class Committer:
             attempt_dir=f"attempts/{computed.attempt_dir}",
             engine=computed.summary.get("engine"),
             summary=computed.summary,
+            name=self.name,
         )
 
     def _other(self, spec_sha256: str) -> Manifest:
@@ -153,10 +156,12 @@ class Committer:
         entry, path = manifest.entry(RESPONSES), self.directory / RESPONSES
         if entry is None:
             return False
-        if path.is_file() and path.stat().st_size == entry.size:
+        # The size alone does not tell: an older result of the same length may still lie there.
+        committed = (entry.size, entry.sha256)
+        if path.is_file() and path.stat().st_size == entry.size and atomic.digest(path) == committed:
             return True
         source = self.directory / manifest.attempt_dir / "result.json"
-        if not source.is_file() or atomic.digest(source) != (entry.size, entry.sha256):
+        if not source.is_file() or atomic.digest(source) != committed:
             return False
         self._publish(source)
         return True

@@ -22,6 +22,7 @@ from mloc_prefect.artifacts.layout import (
     open_task_dir,
     task_dir,
 )
+from mloc_prefect.artifacts.manifest import read_manifest
 from mloc_prefect.errors import ArtifactError, DispatchError, ExecutionError, MlocError
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.commit import Committer, Computed
@@ -123,6 +124,7 @@ class _StageRun:
         self.committer = Committer(
             directory=work.directory,
             task_id=self.task_id,
+            name=stage.name,
             required=work.artifacts,
             destination=work.destination,
             allowed=AllowedHosts.of(scope.options.settings, loopback=scope.options.loopback),
@@ -244,10 +246,12 @@ class _StageRun:
 
 def _prepare(stage: StagePlan, scope: RunScope) -> _Work:
     options = scope.options
-    names = dict.fromkeys((*stage.upstream, *(r.stage for r in stage.references if r.stage)))
-    results = {n: _result_of(n, options.root, scope.task_ids) for n in names if n in scope.task_ids}
+    outside = _external_ids(stage, options.root, scope.task_ids)
+    ids = {**outside, **scope.task_ids}
+    names = dict.fromkeys((*stage.upstream, *(r.stage for r in stage.references if r.stage), *outside))
+    results = {n: _result_of(n, options.root, ids) for n in names if n in ids}
     known = {n: r for n, r in results.items() if r is not None}
-    resolved = resolve_stage(stage, known, scope.task_ids, env=_allowed_env(options), params=options.params)
+    resolved = resolve_stage(stage, known, ids, env=_allowed_env(options), params=options.params)
     spec = resolved.spec
     kind = task_type(stage.task_type)
     checked = check(kind.model, spec, resolved=True)
@@ -287,6 +291,13 @@ def _prepare(stage: StagePlan, scope: RunScope) -> _Work:
         destination=http,
         artifacts=[str(a) for a in output.get("artifacts") or []],
     )
+
+
+def _external_ids(stage: StagePlan, root: Path, own: Mapping[str, str]) -> dict[str, str]:
+    """Return the ids of the tasks of other submissions in `dependsOn` by the names that references use."""
+    manifests = ((task_id, read_manifest(task_dir(root, task_id))) for task_id in stage.external)
+    named = {manifest.short_name: task_id for task_id, manifest in manifests if manifest is not None}
+    return {name: task_id for name, task_id in named.items() if name and name not in own}
 
 
 def _result_of(key: str, root: Path, task_ids: Mapping[str, str]) -> Any:

@@ -148,9 +148,11 @@ class ReferenceCheck:
 
     def _literal(self, node: TaskNode, spot: Spot) -> None:
         near = did_you_mean(spot.expression, self._stage_names())
-        variable = f"write ${{env.{spot.expression}}} for an environment variable (allowed by MLOC_ALLOWED_ENV)"
+        name = spot.expression
+        variable = f"write ${{env.{name}}} for an environment variable (allowed by MLOC_ALLOWED_ENV)"
         message = f"{spot.shown} names no stage, so it stays as it is"
-        self._add(node, spot, "warning", "literal-placeholder", message, near or variable)
+        fix = near or (variable if name.isidentifier() else None)
+        self._add(node, spot, "warning", "literal-placeholder", message, fix)
 
     def _unchecked(self, node: TaskNode, spot: Spot, root: str) -> Reference | None:
         if self._parse(node, spot) is None:

@@ -39,6 +39,7 @@ class Bench:
             settings=get_settings(home=root / "home", results_dir=root / "results", **settings), params={"who": "me"}
         )
         self.fence: Any = NoFence()
+        self.ids: dict[str, str] = {}
         self.run_count = 1
 
     async def __call__(self, nodes: dict[str, Any], key: str = "a") -> StageOutcome:
@@ -49,7 +50,7 @@ class Bench:
             observer=self.recorder,
             fence=self.fence,
             run_count=self.run_count,
-            task_ids={s.key: f"id-{s.key}" for s in plan.stages},
+            task_ids={s.key: self.ids.get(s.key, f"id-{s.key}") for s in plan.stages},
         )
         return await run_stage(plan.stage(key), scope, log=logging.getLogger("test"))
 
@@ -205,6 +206,9 @@ async def test_a_result_lost_between_commit_and_publishing_is_restored(tmp_path:
     path.unlink()
     assert (await bench({"a": ([], {})})).reused
     assert path.read_bytes() == content
+    path.write_bytes(content.replace(b"true", b"null"))
+    assert (await bench({"a": ([], {})})).reused
+    assert path.read_bytes() == content, "an older result of the same length was there"
     path.write_text("cut")
     (path.parent / "attempts" / "1-1" / "result.json").unlink()
     assert not (await bench({"a": ([], {})})).reused, "what cannot be restored is computed again"
@@ -298,3 +302,23 @@ async def test_the_executor_is_told_which_hosts_its_data_may_come_from(tmp_path:
     (request,) = bench.dispatcher.requests
     assert request.settings["allowed_hosts"] == "data.example,head.example"
     assert request.settings["loopback"] is True
+
+
+async def test_references_read_tasks_of_other_submissions_by_their_name(tmp_path: Path) -> None:
+    other = "6f8b2a52-3df0-4d2b-8c61-0a6a0a3f3b11"
+    bench = Bench(tmp_path, echo)
+    bench.ids = {"first": other}
+    await bench({"first": ([], {"x": [7]})}, key="first")
+    bench.ids = {}
+    nodes = {"a": ([other], {"n": "${first.result.echo.x[0]}", "id": "${first.task_id}", "no": "<${second.result.x}>"})}
+    await bench(nodes)
+    spec = bench.dispatcher.requests[-1].spec
+    assert (spec["n"], spec["id"], spec["no"]) == (7, other, "<>")
+
+
+async def test_expected_artifacts_of_impossible_names_are_missing_ones(tmp_path: Path) -> None:
+    names = ["a\0b", "n" * 5000, "../../x", "/etc/hostname"]
+    outcome = await Bench(tmp_path, echo)({"a": ([], {"output": {"artifacts": names}})})
+    manifest = json.loads((Path(outcome.result_path or "").parent / "manifest.json").read_text())
+    found = [e["status"] for e in manifest["entries"] if e["path"] in {n.strip("/") for n in names}]
+    assert found == ["missing"] * 4
