@@ -6,6 +6,7 @@ has no limit of its own: the size, and (only for text that could nest very deep)
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ _SUSPICIOUS = 1000
 _DEEP_INDENT = re.compile(rf"^[ \-?:\t]{{{_SUSPICIOUS}}}", re.MULTILINE)
 
 
+_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 _IMPLICIT = Resolver.yaml_implicit_resolvers
 _STR = "tag:yaml.org,2002:str"
 _SEQ = "tag:yaml.org,2002:seq"
@@ -98,6 +100,9 @@ def compose(text: str, report: Report) -> Node | None:
             return None
         node: Node | None = _Composer(text).get_single_node()
     except MarkedYAMLError as error:
+        joined = _joined_pairs(text)
+        if joined is not None:
+            return compose(joined, report)
         explain(error, text, report)
         return None
     except ReaderError as error:
@@ -110,6 +115,21 @@ def compose(text: str, report: Report) -> Node | None:
         report.error("yaml-syntax", f"Invalid YAML: {' '.join(str(error).split())}", (1, 1))
         return None
     return node
+
+
+def _joined_pairs(text: str) -> str | None:
+    """Return a JSON `text` with its escaped surrogate pairs as characters, or None when it is no JSON or has none.
+
+    JSON spells an emoji as two escapes, which the C parser refuses; columns after one on its line then differ.
+    """
+    if _PAIR.search(text) is None:
+        return None
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    joined = _PAIR.sub(lambda match: match[1] + str(json.loads(f'"{match[2]}"')), text)
+    return joined if joined != text else None
 
 
 def _may_be_deep(text: str) -> bool:

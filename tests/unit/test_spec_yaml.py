@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mloc_prefect.spec import read
 from mloc_prefect.spec.construct import MAX_VALUES, construct
 from mloc_prefect.spec.positions import Positions
 from mloc_prefect.spec.report import Report
@@ -248,3 +249,18 @@ def _leaves(value: Any) -> list[Any]:
 def _at(places: Positions, *path: str | int) -> tuple[int, int, int, int]:
     place = places.find(path)
     return place.line, place.column, place.key_line, place.key_column
+
+
+def test_emoji_as_json_spells_them_are_read() -> None:
+    document = {"apiVersion": "mloc/v1", "kind": "EchoTask", "metadata": {"name": "json"}}
+    hardware = {"cpu": "1", "memory": "1Gi"}
+    texts = ["\U0001f600\U0001f680 a", "\\ud83d\\ude00", "\\\U0001f600"]
+    spec = {"taskType": "echo", "resources": {"replicas": 1, "hardware": hardware}, "data": texts}
+    workflow, found = read(json.dumps({**document, "spec": spec}))
+    assert found == ()
+    assert workflow is not None
+    assert workflow.nodes[0].effective["spec"]["data"] == texts
+
+
+def test_half_an_emoji_stays_a_mistake() -> None:
+    assert [d.severity for d in read('{"x": "\\ud83d"}')[1]] == ["error"]
