@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -93,16 +94,18 @@ def fetch_http(url: str, cache: Path, allowed: AllowedHosts, timeout: float = 30
     Raises:
         ArtifactError: The host is not allowed, or the answer is not 200.
     """
+    from mloc_prefect.artifacts.delivery import shown_url
+
     allowed.check(url)
-    target = cache / _name(url)
+    target, shown = cache / _name(url), shown_url(url)  # a query may hold a signature
     opener = urllib.request.build_opener(_CheckedRedirects(allowed))
     try:
         with opener.open(url, timeout=timeout) as answer, stream(target) as file:
             shutil.copyfileobj(answer, file)
     except urllib.error.HTTPError as error:
-        raise ArtifactError(f"{url} answered status {error.code}") from None
-    except OSError as error:
-        raise ArtifactError(f"{url} cannot be fetched: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{shown} answered status {error.code}") from None
+    except (OSError, HTTPException) as error:
+        raise ArtifactError(f"{shown} cannot be fetched: {' '.join(str(error).split())}") from None
     return target
 
 
