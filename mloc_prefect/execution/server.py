@@ -263,6 +263,8 @@ class HostServer:
         self._path.unlink(missing_ok=True)  # first, so that no new client finds the way here
         self._listener.close()
         for task, conn in list(self._running.items()):
+            with suppress(OSError):  # cut off first: a client must not hear that its task was cancelled
+                conn.sock.shutdown(socket.SHUT_RDWR)
             task.cancel()
             self._drop(conn)
         for conn in list(self._silent):

@@ -176,7 +176,10 @@ class TestServer:
 
     async def test_ping(self, hosts: MemoryHosts, run: Runner, tmp_path: Path) -> None:
         await run(echo_request(tmp_path), SPEC)
-        (pong,) = await self.ask(hosts, b'{"op": "ping"}\n')
+        while True:  # the host counts a task as served a moment after its last line
+            (pong,) = await self.ask(hosts, b'{"op": "ping"}\n')
+            if not pong["tasks"]:
+                break
         assert pong["t"] == "pong"
         assert (pong["pid"], pong["executor"], pong["tasks"], pong["served"]) == (os.getpid(), ECHO, 0, 1)
 
