@@ -111,7 +111,7 @@ def main() -> None:
     files = arguments.files or sorted(folder.glob("*.yaml"))
     rounds = 9 if arguments.quick else arguments.rounds
     print(
-        f"Python {platform.python_version()}, PyYAML {yaml.__version__}, {rounds} rounds, files of {files[0].parent}\n"
+        f"Python {platform.python_version()}, PyYAML {yaml.__version__}, {rounds} rounds, files of {files[0].parent.name}\n"
     )
     report(files, measure(files, rounds))
 
