@@ -110,9 +110,8 @@ def main() -> None:
     folder = SHARED if SHARED.is_dir() else ROOT / "templates"
     files = arguments.files or sorted(folder.glob("*.yaml"))
     rounds = 9 if arguments.quick else arguments.rounds
-    print(
-        f"Python {platform.python_version()}, PyYAML {yaml.__version__}, {rounds} rounds, files of {files[0].parent.name}\n"
-    )
+    folder = files[0].parent.name
+    print(f"Python {platform.python_version()}, PyYAML {yaml.__version__}, {rounds} rounds, files of {folder}\n")
     report(files, measure(files, rounds))
 
 
