@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mloc_prefect.cli import check, doctor, gc, models, ps, run, schema, templates
+from mloc_prefect.cli import check, doctor, env, gc, models, ps, run, schema, templates
 from mloc_prefect.cli.boundary import examples, guarded
 
 app = typer.Typer(
@@ -58,12 +58,17 @@ _MODELS = typer.Typer(help="Small models for first steps and tests.", no_args_is
 _MODELS.command(name="prepare", epilog=models.PREPARE_EXAMPLES)(guarded(models.prepare_model))
 _MODELS.command(name="list", epilog=models.LIST_EXAMPLES)(guarded(models.list_models))
 
+_ENV = typer.Typer(help="Python environments of executors: vLLM, training.", no_args_is_help=True)
+_ENV.command(name="create", epilog=env.CREATE_EXAMPLES)(guarded(env.create_env))
+_ENV.command(name="list", epilog=env.LIST_EXAMPLES)(guarded(env.list_env))
+
 app.command(epilog=check.VALIDATE_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.validate))
 app.command(epilog=check.PLAN_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.plan))
 app.command(name="run", epilog=run.EXAMPLES, rich_help_panel=_CHECK)(guarded(run.run_spec))
 app.command(epilog=schema.EXAMPLES, rich_help_panel=_CHECK)(guarded(schema.schema))
 app.command(name="templates", epilog=templates.EXAMPLES, rich_help_panel=_CHECK)(guarded(templates.templates))
 app.add_typer(_MODELS, name="models", rich_help_panel=_STATE)
+app.add_typer(_ENV, name="env", rich_help_panel=_STATE)
 app.command(epilog=doctor.EXAMPLES, rich_help_panel=_STATE)(guarded(doctor.doctor))
 app.command(epilog=ps.PS_EXAMPLES, rich_help_panel=_STATE)(guarded(ps.ps))
 app.command(epilog=ps.DOWN_EXAMPLES, rich_help_panel=_STATE)(guarded(ps.down))

@@ -78,6 +78,7 @@ def examine(settings: MlocSettings) -> list[Finding]:
         _packages,
         _task_types,
         _interpreters,
+        _environments,
         _machine,
         _disk,
         _mirrors,
@@ -142,6 +143,30 @@ def _interpreters(settings: MlocSettings) -> Iterator[Finding]:
             yield Finding("interpreter", name, "bad", f"{path} is not an executable", "correct MLOC_PYTHON")
         else:
             yield Finding("interpreter", name, "ok", str(path))
+
+
+def _environments(settings: MlocSettings) -> Iterator[Finding]:
+    from mloc_prefect.execution.envcheck import faults, packages_of
+    from mloc_prefect.execution.environments import ENVIRONMENTS, find_python, marker_of
+    from mloc_prefect.worker.inventory import read_inventory
+
+    gpus = len(read_inventory(settings).gpus)
+    for recipe in ENVIRONMENTS.values():
+        python = find_python(recipe.name, settings.home, settings.python)
+        if python is None:
+            yield Finding("environment", recipe.name, "note", "not built", f"mloc env create {recipe.name}")
+            continue
+        packages = packages_of(python)
+        found = list(faults(recipe.name, python, packages, gpus=gpus))
+        for fault in found:
+            yield Finding("environment", recipe.name, "bad" if fault.fatal else "note", fault.text, fault.fix)
+        marker = marker_of(settings.home, recipe.name)
+        if marker and marker.get("digest") != recipe.digest and recipe.name not in settings.python:
+            fix = f"mloc env create {recipe.name}"
+            yield Finding("environment", recipe.name, "note", "built from older pinned versions", fix)
+        if not any(fault.fatal for fault in found):
+            versions = ", ".join(f"{k} {v['version']}" for k, v in (packages or {}).items())
+            yield Finding("environment", recipe.name, "ok", f"{python}: {versions}", facts=dict(packages or {}))
 
 
 def _machine(settings: MlocSettings) -> Iterator[Finding]:

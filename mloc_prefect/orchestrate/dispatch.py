@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.errors import ExecutionError
+from mloc_prefect.execution.environments import interpreter_of
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionResult, UserError
 from mloc_prefect.worker.inventory import matching_gpus, read_inventory, wanted_gpus
 
@@ -181,8 +181,8 @@ def on_hosts(settings: MlocSettings, hosts: HostProvider) -> InProcessDispatcher
 
 
 def interpreter(executor: ExecutorRef, settings: MlocSettings) -> str:
-    """Return the Python that runs an executor: the configured one of its environment, else this one."""
-    return str(settings.python.get(executor.environment) or sys.executable)
+    """Return the Python that runs an executor: the configured one of its environment, then a built one, else this."""
+    return interpreter_of(executor.environment, settings.home, settings.python)
 
 
 def clamped(request: ResourceRequest, inventory: Inventory) -> ResourceRequest:
