@@ -13,8 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mloc_prefect.executors.data import Prompt
-    from mloc_prefect.executors.engine import Engine
     from mloc_prefect.executors.fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What turns text into tokens.
+
+    Attributes:
+        tokenizer: The tokenizer of the model.
+        window: Most tokens of prompt and answer together, or None when it has no bound.
+        identifier: The model as the user wrote it.
+    """
+
+    tokenizer: Any
+    window: int | None
+    identifier: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class Style:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": prompt}]
 
-    def text(self, prompt: str, engine: Engine) -> str:
+    def text(self, prompt: str, reader: Reader) -> str:
         """Return the text that is turned into tokens.
 
         Raises:
@@ -65,17 +79,17 @@ class Style:
             return self.render(prompt)
         from jinja2 import TemplateError
 
-        if not engine.tokenizer.chat_template:
+        if not reader.tokenizer.chat_template:
             raise UserError(
-                f"spec.inference.chat_template is true, but the tokenizer of '{engine.place.identifier}' has no chat "
+                f"spec.inference.chat_template is true, but the tokenizer of '{reader.identifier}' has no chat "
                 "template; remove the switch or use an instruction-tuned model"
             )
         try:
-            text: str = engine.tokenizer.apply_chat_template(
+            text: str = reader.tokenizer.apply_chat_template(
                 self.messages(prompt), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:  # e.g. a model whose template knows no system role
-            raise UserError(f"the chat template of '{engine.place.identifier}' refuses the prompt: {error}") from None
+            raise UserError(f"the chat template of '{reader.identifier}' refuses the prompt: {error}") from None
         return text
 
 
@@ -83,7 +97,7 @@ class RowError(Exception):
     """One row cannot be processed; the others can."""
 
 
-def work_of(index: int, prompt: Prompt, style: Style, engine: Engine, max_new_tokens: int) -> tuple[str, Work]:
+def work_of(index: int, prompt: Prompt, style: Style, reader: Reader, max_new_tokens: int) -> tuple[str, Work]:
     """Return the text of one row and its tokens.
 
     Raises:
@@ -92,18 +106,18 @@ def work_of(index: int, prompt: Prompt, style: Style, engine: Engine, max_new_to
     """
     if prompt.error:
         raise RowError(prompt.error)
-    text = style.text(prompt.text, engine)
-    tokens = _tokens(text, style, engine)
+    text = style.text(prompt.text, reader)
+    tokens = _tokens(text, style, reader)
     limit = max_new_tokens
-    if engine.window is not None:
-        if len(tokens) >= engine.window:
-            raise RowError(f"the prompt has {len(tokens)} tokens, but the model reads at most {engine.window}")
-        limit = min(limit, engine.window - len(tokens))
+    if reader.window is not None:
+        if len(tokens) >= reader.window:
+            raise RowError(f"the prompt has {len(tokens)} tokens, but the model reads at most {reader.window}")
+        limit = min(limit, reader.window - len(tokens))
     return text, Work(index, tuple(tokens), limit)
 
 
-def _tokens(text: str, style: Style, engine: Engine) -> Sequence[int]:
-    tokenizer: Any = engine.tokenizer
+def _tokens(text: str, style: Style, reader: Reader) -> Sequence[int]:
+    tokenizer: Any = reader.tokenizer
     try:
         tokens: list[int] = tokenizer(text, add_special_tokens=not style.chat, verbose=False)["input_ids"]
     except (TypeError, UnicodeEncodeError):  # half of a surrogate pair, which JSON lets through

@@ -6,9 +6,9 @@ import gc
 import time
 from typing import TYPE_CHECKING
 
-from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.answers import judge
 from mloc_prefect.executors.batching import longest_first, next_batch
-from mloc_prefect.executors.rendering import RowError, work_of
+from mloc_prefect.executors.rendering import Reader, RowError, work_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mloc_prefect.executors.sampling import Sampling
 
 _LIVE_SECONDS = 2.0
-_SHOWN_FAILURES = 3
 
 
 class RowsRun:
@@ -84,19 +83,18 @@ class RowsRun:
             UserError: More did, and all of them must fail again.
             RuntimeError: More did, and another attempt may go better.
         """
-        if len(self._failures) <= allowed:
-            return
-        shown = sorted(self._failures.items())[:_SHOWN_FAILURES]
-        text = "; ".join(f"row {index}: {problem}" for index, problem in shown)
-        more = f"; and {len(self._failures) - len(shown)} more" if len(self._failures) > len(shown) else ""
-        message = (
-            f"{len(self._failures)} of {len(self._prompts)} rows failed (inference.max_failed_rows is {allowed}): "
-            f"{text}{more}. The other rows are kept in {self._context.attempt_dir}"
+        judge(
+            self._failures,
+            len(self._prompts),
+            allowed=allowed,
+            may_go_better=self._may_go_better,
+            attempt_dir=self._context.attempt_dir,
         )
-        raise RuntimeError(message) if self._may_go_better else UserError(message)
 
     def _prepare(self) -> list[Work]:
         work = []
+        engine = self._engine
+        reader = Reader(engine.tokenizer, engine.window, engine.place.identifier)
         for index, prompt in enumerate(self._prompts):
             if index in self._ended:
                 continue
@@ -105,7 +103,7 @@ class RowsRun:
                 self._live = time.monotonic()
                 self._context.phase("reading prompts", index / len(self._prompts))
             try:
-                text, row = work_of(index, prompt, self._style, self._engine, self._sampling.max_new_tokens)
+                text, row = work_of(index, prompt, self._style, reader, self._sampling.max_new_tokens)
             except RowError as error:
                 self._fail(index, str(error))
                 continue

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.rows import row_key
+from mloc_prefect.executors.answers import engine_choice, items_of, usage_of
 from mloc_prefect.executors.batching import Budget
 from mloc_prefect.executors.data import load_prompts
 from mloc_prefect.executors.engine import EngineOptions, load_engine
@@ -21,12 +22,9 @@ from mloc_prefect.executors.sampling import Sampling
 from mloc_prefect.executors.threads import wait_passively
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.execution.protocol import ExecutionRequest
     from mloc_prefect.execution.rows import RowJournal
-    from mloc_prefect.executors.data import Prompt
     from mloc_prefect.executors.engine import Engine
     from mloc_prefect.executors.models_source import ModelPlace
 
@@ -86,9 +84,10 @@ class TransformersExecutor:
         return {
             "ok": True,
             "model": identifier,
-            "items": _items(context.rows, prompts, style),
-            "usage": _usage(context.rows, len(prompts)),
-            "_summary": self._summary(spec, len(prompts), context.rows),
+            "items": items_of(context.rows, prompts, style),
+            "usage": usage_of(context.rows, len(prompts)),
+            "engine": {"name": "transformers", "why": engine_choice(request.settings)},
+            "_summary": self._summary(engine_choice(request.settings), len(prompts), context.rows),
         }
 
     def close(self) -> None:
@@ -112,13 +111,12 @@ class TransformersExecutor:
         context.check()
         return self._engine
 
-    def _summary(self, spec: Fields, total: int, rows: RowJournal) -> dict[str, Any]:
+    def _summary(self, why: str, total: int, rows: RowJournal) -> dict[str, Any]:
         engine = self._engine
-        forced = spec.flag("enforce_cpu", default=False)
         loaded = {"device": engine.device, "dtype": engine.dtype} if engine else {}
         return {
             "engine": "transformers",
-            "why": "spec.enforce_cpu asks for it" if forced else "the plan chose it for this task type",
+            "why": why,
             **loaded,
             "rows": total,
             "reused_rows": rows.reused,
@@ -151,23 +149,3 @@ def _budget(spec: Fields, engine: Engine) -> Budget:
     tokens, rows = _CPU_BUDGET if engine.device == "cpu" else _GPU_BUDGET
     wanted = spec.child("inference")
     return Budget(wanted.integer("max_batch_tokens", tokens, minimum=1), wanted.integer("batch_size", rows, minimum=1))
-
-
-def _items(journal: RowJournal, prompts: Sequence[Prompt], style: Style) -> Iterator[dict[str, Any]]:
-    for row in journal.items(len(prompts)):
-        prompt = prompts[row["index"]]
-        rendered = row.pop("rendered_prompt", None) or style.render(prompt.text)
-        metadata = {**prompt.metadata, "prompt": prompt.text, "rendered_prompt": rendered}
-        yield {**row, "prompt": prompt.text, "metadata": metadata}
-
-
-def _usage(journal: RowJournal, total: int) -> dict[str, int]:
-    """Return the counts of all rows, those of earlier attempts included; padding is not counted."""
-    sums = journal.usage(total)
-    read, written = int(sums.get("prompt_tokens", 0)), int(sums.get("completion_tokens", 0))
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": written,
-        "total_tokens": read + written,
-        "num_requests": total,
-    }

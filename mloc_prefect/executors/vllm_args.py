@@ -1,0 +1,131 @@
+"""`spec.model.vllm` -> arguments of vLLM's engine. [protocol 4.2]."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.spec.diagnostics import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from mloc_prefect.executors.fields import Fields
+    from mloc_prefect.executors.models_source import ModelPlace
+
+_OURS = frozenset({"model", "revision", "runner"})  # the spec says these elsewhere
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM's LoRA kernels are made for
+_CPU_KV_SHARE = 1 / 16
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineWish:
+    """The engine that a task needs.
+
+    Attributes:
+        fingerprint: Of the weights.
+        arguments: Keyword arguments of `EngineArgs`, without those of LoRA.
+        lora_rank: Smallest rank that it must take; 0 = no adapter.
+    """
+
+    fingerprint: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    lora_rank: int = 0
+
+    def served_by(self, held: EngineWish) -> bool:
+        """Return whether the engine made for `held` does this task too; one with LoRA serves the base model as well."""
+        same = self.fingerprint == held.fingerprint and self.arguments == held.arguments
+        return same and self.lora_rank <= held.lora_rank
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Return all keyword arguments of `EngineArgs`."""
+        if not self.lora_rank:
+            return dict(self.arguments)
+        rank = next((r for r in _RANKS if r >= self.lora_rank), self.lora_rank)
+        return {"max_lora_rank": rank, "max_loras": 2, **self.arguments, "enable_lora": True}
+
+
+def wish_of(spec: Fields, place: ModelPlace, *, lora_rank: int, on_cpu: bool, known: Collection[str]) -> EngineWish:
+    """Return the engine that `spec` asks for.
+
+    Args:
+        spec: The resolved spec.
+        place: Where the weights are.
+        lora_rank: Rank of the task's adapter, 0 without one.
+        on_cpu: Whether this vLLM runs on the CPU.
+        known: Names of the arguments of this vLLM's `EngineArgs`.
+
+    Raises:
+        UserError: A field of `model.vllm` that this vLLM does not know, or a value that cannot be one of its.
+    """
+    options = spec.child("model").child("vllm")
+    given = {name: value for name, value in options.data.items() if value is not None}
+    for name in given:
+        if name in _OURS:
+            raise UserError(f"{options.path}.{name} is said in spec.model.source, remove it here")
+        if name not in known:
+            near = did_you_mean(name, known) or "see vLLM's engine arguments"
+            raise UserError(f"{options.path}.{name} is not an engine argument of this vLLM: {near}")
+    arguments: dict[str, Any] = {**given, **_typed(options, given), "model": place.path}
+    if place.commit:
+        arguments["revision"] = place.commit
+    if options.flag("trust_remote_code", default=False) or spec.child("model").child("source").flag(
+        "trust_remote_code", default=False
+    ):
+        arguments["trust_remote_code"] = True
+    arguments.setdefault("seed", 0)
+    arguments.setdefault("disable_log_stats", True)
+    if on_cpu:
+        arguments.pop("gpu_memory_utilization", None)  # a share of a GPU; the CPU's is VLLM_CPU_KVCACHE_SPACE
+        arguments.setdefault("enforce_eager", True)  # compiling takes minutes and gains little there
+        arguments["tensor_parallel_size"] = 1
+    else:
+        arguments.setdefault("gpu_memory_utilization", 0.9)
+        arguments.setdefault("tensor_parallel_size", leased_gpus())
+    if arguments["tensor_parallel_size"] == 1:
+        arguments.setdefault("distributed_executor_backend", "uni")
+    wanted = max(lora_rank, options.integer("max_lora_rank", 16)) if given.get("enable_lora") else lora_rank
+    return EngineWish(place.fingerprint, arguments, wanted)
+
+
+def leased_gpus() -> int:
+    """Return how many GPUs this process was given, at least 1."""
+    return max(1, sum(1 for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()))
+
+
+def prepare_environment() -> None:
+    """Set what vLLM reads when it is imported; variables that the user set win.
+
+    One process (no EngineCore beside it) starts in a third of the time, and its rows need not cross a pipe.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cpu_kv_gib()))
+
+
+def _cpu_kv_gib() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(32, round(total * _CPU_KV_SHARE / _GIB)))
+
+
+def _typed(options: Fields, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of protocol 4.2 with the type that vLLM wants; they may have been written as text."""
+    typed: dict[str, Any] = {}
+    for name in (
+        "tensor_parallel_size",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_loras",
+        "seed",
+    ):
+        if name in given:
+            typed[name] = options.integer(name, 0, minimum=0 if name == "seed" else 1)
+    if "gpu_memory_utilization" in given:
+        typed["gpu_memory_utilization"] = options.number("gpu_memory_utilization", 0.9)
+    if "enforce_eager" in given:
+        typed["enforce_eager"] = options.flag("enforce_eager", default=False)
+    return typed

@@ -1,0 +1,226 @@
+"""The thread that owns the vLLM engine: it alone loads, feeds and steps it; tasks hand it rows and take answers."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.vllm_loading import loading_phases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_T = TypeVar("_T")
+
+
+class EngineDeadError(RuntimeError):
+    """The engine failed in the middle of its work; only a new process helps."""
+
+    def __init__(self, cause: BaseException) -> None:
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())[:1000]
+        super().__init__(f"EngineDeadError: the vLLM engine stopped: {text}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row for the engine.
+
+    Attributes:
+        index: Its place in the input.
+        tokens: Token ids of the prompt.
+        parameters: Its `SamplingParams`.
+        lora: Its `LoRARequest`, or None.
+    """
+
+    index: int
+    tokens: tuple[int, ...]
+    parameters: Any
+    lora: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one row: the `RequestOutput`, or why the engine did not take it."""
+
+    index: int
+    output: Any = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """The rows of one task.
+
+    Attributes:
+        waiting: Rows that the engine has not got yet, in order.
+        answers: What ended, and the error that ended everything.
+        running: Rows in the engine, by request id.
+    """
+
+    waiting: deque[Row]
+    answers: queue.SimpleQueue[Answer | BaseException] = field(default_factory=queue.SimpleQueue)
+    running: dict[str, Row] = field(default_factory=dict)
+
+
+class EngineLoop:
+    """One engine and its thread.
+
+    Rows of all jobs share the engine. It always has more rows than it can run at once, as long as there are any, so
+    that a row that ends makes room for the next one at once; jobs take turns in handing over rows.
+    """
+
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: list[Job] = []
+        self._engine: Any = None
+        self._number = 0
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
+        self._thread.start()
+
+    def load(self, arguments: Mapping[str, Any], on_phase: Callable[[str, float | None], None]) -> Future[Any]:
+        """Load an engine; the result is the `LLMEngine`.
+
+        Raises:
+            UserError: In the future: vLLM refuses the arguments or the model.
+        """
+
+        def action() -> Any:
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.usage.usage_lib import UsageContext
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            try:
+                with loading_phases(on_phase):
+                    self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), UsageContext.LLM_CLASS)
+            except (ValueError, TypeError, OSError, KeyError, NotImplementedError) as error:
+                text = " ".join(str(error).split())
+                raise UserError(f"vLLM cannot load {arguments['model']}: {text}") from error
+            return self._engine
+
+        return self.call(action)
+
+    def unload(self) -> Future[None]:
+        """Give the engine's memory back."""
+
+        def action() -> None:
+            if self._engine is None:
+                return
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            self._engine.engine_core.shutdown()
+            self._engine = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
+
+        return self.call(action)
+
+    def call(self, action: Callable[[], _T]) -> Future[_T]:
+        """Run `action` on the engine's thread, between two steps."""
+        done: Future[_T] = Future()
+
+        def command() -> None:
+            try:
+                done.set_result(action())
+            except BaseException as error:  # boundary: it is raised where the result is asked for
+                done.set_exception(error)
+
+        self._commands.put(command)
+        return done
+
+    def submit(self, job: Job) -> None:
+        """Start the rows of `job`."""
+        self.call(lambda: self._jobs.append(job))
+
+    def cancel(self, job: Job) -> Future[None]:
+        """Drop what is left of `job`."""
+
+        def action() -> None:
+            job.waiting.clear()
+            if job.running and self._engine is not None:
+                self._engine.abort_request(list(job.running))
+            job.running.clear()
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+        return self.call(action)
+
+    def end(self) -> None:
+        """Let the thread end."""
+
+        def action() -> None:
+            self._ended = True
+
+        self.call(action)
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._take_commands()
+            if self._engine is None or not self._jobs:
+                continue
+            try:
+                self._feed()
+                self._step()
+            except Exception as error:  # boundary: the failure of the engine is the failure of each of its tasks
+                self._fail(error)
+
+    def _take_commands(self) -> None:
+        """Do what is asked for; waits when there are no rows to work on."""
+        while True:
+            try:
+                command = self._commands.get(block=not self._jobs or self._engine is None)
+            except queue.Empty:
+                return
+            command()
+            if self._ended:
+                return
+
+    def _feed(self) -> None:
+        room = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs - sum(len(j.running) for j in self._jobs)
+        while room > 0 and any(job.waiting for job in self._jobs):
+            for job in list(self._jobs):
+                if job.waiting:
+                    self._add(job, job.waiting.popleft())
+                    room -= 1
+
+    def _add(self, job: Job, row: Row) -> None:
+        self._number += 1
+        name = f"row-{self._number}"
+        try:
+            self._engine.add_request(
+                name, {"prompt_token_ids": list(row.tokens)}, row.parameters, lora_request=row.lora
+            )
+        except (ValueError, TypeError, NotImplementedError) as error:  # how vLLM refuses a row or its parameters
+            job.answers.put(Answer(row.index, error=" ".join(str(error).split())[:500]))
+        else:
+            job.running[name] = row
+        self._drop_ended(job)
+
+    def _step(self) -> None:
+        if not self._engine.has_unfinished_requests():
+            return
+        for output in self._engine.step():
+            if not output.finished:
+                continue
+            for job in list(self._jobs):
+                row = job.running.pop(output.request_id, None)
+                if row is not None:
+                    job.answers.put(Answer(row.index, output))
+                    self._drop_ended(job)
+                    break
+
+    def _drop_ended(self, job: Job) -> None:
+        if not job.waiting and not job.running:
+            self._jobs.remove(job)
+
+    def _fail(self, error: Exception) -> None:
+        for job in self._jobs:
+            job.answers.put(EngineDeadError(error))
+        self._jobs.clear()
+        self._engine = None

@@ -1,0 +1,32 @@
+"""`VllmSampling` -> vLLM's own `SamplingParams`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mloc_prefect.executors.vllm_sampling import VllmSampling
+
+
+def parameters_of(sampling: VllmSampling, index: int, limit: int) -> Any:
+    """Return the `SamplingParams` of row `index`, which may generate `limit` tokens.
+
+    Raises:
+        UserError: vLLM refuses the values.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    from mloc_prefect.execution.protocol import UserError
+
+    arguments = sampling.arguments(index, limit)
+    try:
+        if sampling.structure is not None:
+            kind, rule = sampling.structure
+            # Small models fill the room that JSON leaves between tokens with blanks until the answer is cut.
+            tight = {"disable_any_whitespace": True} if kind == "json" else {}
+            arguments["structured_outputs"] = StructuredOutputsParams(**{kind: json.loads(rule)}, **tight)
+        return SamplingParams(**arguments, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True)
+    except ValueError as error:
+        raise UserError(f"spec.inference: {' '.join(str(error).split())}") from None
