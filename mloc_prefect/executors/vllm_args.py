@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.threads import wait_passively
 from mloc_prefect.spec.diagnostics import did_you_mean
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def prepare_environment() -> None:
 
     One process (no EngineCore beside it) starts in a third of the time, and its rows need not cross a pipe.
     """
+    wait_passively()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cpu_kv_gib()))

@@ -24,9 +24,7 @@ def parameters_of(sampling: VllmSampling, index: int, limit: int) -> Any:
     try:
         if sampling.structure is not None:
             kind, rule = sampling.structure
-            # Small models fill the room that JSON leaves between tokens with blanks until the answer is cut.
-            tight = {"disable_any_whitespace": True} if kind == "json" else {}
-            arguments["structured_outputs"] = StructuredOutputsParams(**{kind: json.loads(rule)}, **tight)
+            arguments["structured_outputs"] = StructuredOutputsParams(**{kind: json.loads(rule)})
         return SamplingParams(**arguments, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True)
     except ValueError as error:
         raise UserError(f"spec.inference: {' '.join(str(error).split())}") from None

@@ -14,12 +14,14 @@ from mloc_prefect.artifacts import atomic
 from mloc_prefect.errors import ExecutionError
 from mloc_prefect.execution.environments import interpreter_of
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionResult, UserError
+from mloc_prefect.orchestrate.choice import choose
 from mloc_prefect.worker.inventory import matching_gpus, read_inventory, wanted_gpus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from mloc_prefect.execution.hosts import HostProvider
+    from mloc_prefect.execution.hosttypes import HostSpec
     from mloc_prefect.execution.protocol import ExecutionRequest
     from mloc_prefect.plan.model import ResourceRequest
     from mloc_prefect.settings import MlocSettings
@@ -81,24 +83,54 @@ class InProcessDispatcher:
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
         """See `StageDispatcher`."""
+        job = self._chosen(job, on_event)
         if not job.executor.engine:
             return await self._execute(job, (), on_event)
         async with self._lease(job, on_event) as lease:
             return await self._execute(job, lease.devices, on_event)
 
+    def _chosen(self, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> StageJob:
+        """Return `job` with the executor that runs it here, and tell which and why."""
+        choice = choose(job.executor, job.resources, self._settings, self._inventory)
+        executor = choice.executor
+        if job.executor.preferred or job.executor.why:
+            message = f"engine: {executor.environment} ({choice.why})"
+            on_event(ExecutionEvent("log", {"message": message, "level": "info"}, time.time()))
+        settings = {**job.request.settings, "engine_why": choice.why}
+        request = replace(job.request, executor=executor.path, settings=settings)
+        options = job.engine_options
+        if executor.options is not None:
+            options = {name: value for name, value in options.items() if name in executor.options}
+        return replace(job, executor=executor, request=request, engine_options=options)
+
     async def _execute(
         self, job: StageJob, devices: tuple[str, ...], on_event: Callable[[ExecutionEvent], None]
     ) -> ExecutionResult:
         from mloc_prefect.execution.client import execute
-        from mloc_prefect.execution.hosts import HostSpec
 
-        spec = HostSpec(
+        spec = self._host_spec(job, devices)
+        restarts = job.executor.restarts
+        while True:
+            try:
+                return await execute(
+                    job.request, spec, self._hosts, on_event=on_event, timeout=job.timeout, stall=job.stall
+                )
+            except ExecutionError as error:
+                if restarts < 1 or not _host_died(error):
+                    raise
+                restarts -= 1
+                message = f"{error.message}; started again within this attempt, finished rows are kept"
+                on_event(ExecutionEvent("log", {"message": message, "level": "warning"}, time.time()))
+
+    def _host_spec(self, job: StageJob, devices: tuple[str, ...]) -> HostSpec:
+        from mloc_prefect.execution.hosttypes import HostSpec
+
+        return HostSpec(
             executor=job.executor.path,
             python=interpreter(job.executor, self._settings),
             options=dict(job.engine_options),
             devices=devices,
         )
-        return await execute(job.request, spec, self._hosts, on_event=on_event, timeout=job.timeout, stall=job.stall)
 
     @asynccontextmanager
     async def _lease(self, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> AsyncIterator[Lease]:
@@ -106,7 +138,8 @@ class InProcessDispatcher:
             on_event(ExecutionEvent("phase", {"text": why}, time.time()))
 
         request = clamped(job.resources, self._inventory)
-        lease = await self._leases.acquire(request, holder=job.holder or job.request.name, on_wait=waiting)
+        share = self._host_spec(job, ()).key if job.executor.shared else None
+        lease = await self._leases.acquire(request, holder=job.holder or job.request.name, on_wait=waiting, share=share)
         try:
             yield lease
         finally:
@@ -183,6 +216,12 @@ def on_hosts(settings: MlocSettings, hosts: HostProvider) -> InProcessDispatcher
 def interpreter(executor: ExecutorRef, settings: MlocSettings) -> str:
     """Return the Python that runs an executor: the configured one of its environment, then a built one, else this."""
     return interpreter_of(executor.environment, settings.home, settings.python)
+
+
+def _host_died(error: ExecutionError) -> bool:
+    """Return whether the process ended, or its engine did, by no fault of the task and not for want of memory."""
+    failure = error.failure
+    return failure is not None and (failure.kind in {"killed", "exited"} or failure.error_type == "EngineDeadError")
 
 
 def clamped(request: ResourceRequest, inventory: Inventory) -> ResourceRequest:

@@ -16,6 +16,7 @@ from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError, HttpDes
 from mloc_prefect.artifacts.layout import destination_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
+from mloc_prefect.orchestrate.choice import choose
 from mloc_prefect.orchestrate.dispatch import interpreter
 from mloc_prefect.tasks.registry import task_type
 from mloc_prefect.worker.inventory import misfit
@@ -60,7 +61,7 @@ def check_runnable(plan: WorkflowPlan, options: RunOptions, inventory: Inventory
     _check_models(plan.stages)
     if not ignore_resources:
         _check_resources(plan.stages, inventory)
-    _check_executors(plan.stages, options)
+    _check_executors(plan.stages, options, inventory)
     _check_results(plan.stages, options)
 
 
@@ -99,19 +100,20 @@ def _check_models(stages: Iterable[StagePlan]) -> None:
         raise PlanError(text, hint=f"name a model in the spec, or set {next(iter(wanted))}")
 
 
-def _check_executors(stages: Iterable[StagePlan], options: RunOptions) -> None:
+def _check_executors(stages: Iterable[StagePlan], options: RunOptions, inventory: Inventory) -> None:
     missing: dict[str, list[str]] = {}
     known: dict[tuple[ExecutorRef, str], list[str]] = {}
     extras: dict[str, str] = {}
     for stage in stages:
-        python = interpreter(stage.executor, options.settings)
-        place = (stage.executor, python)
+        executor = choose(stage.executor, stage.resources, options.settings, inventory).executor
+        python = interpreter(executor, options.settings)
+        place = (executor, python)
         if place not in known:
-            known[place] = missing_modules(stage.executor, python)
+            known[place] = missing_modules(executor, python)
         if known[place]:
-            missing.setdefault(lack_text(stage.executor, python, known[place]), []).append(stage.key)
-            if stage.executor.extra and stage.executor.path.partition(":")[0] not in known[place]:
-                extras[stage.executor.extra] = python
+            missing.setdefault(lack_text(executor, python, known[place]), []).append(stage.key)
+            if executor.extra and executor.path.partition(":")[0] not in known[place]:
+                extras[executor.extra] = python
     if missing:
         text = "; ".join(f"{_stages(keys)} cannot run: {why}" for why, keys in missing.items())
         raise MissingExtraError(text, hint="; ".join(install_command(e, p) for e, p in extras.items()) or None)

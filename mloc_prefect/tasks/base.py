@@ -38,6 +38,9 @@ class SpecModel(BaseModel):
     accepted: ClassVar[frozenset[str]] = frozenset()
     """Names without a field that are nevertheless no mistake."""
 
+    passes_on: ClassVar[bool] = False
+    """Other names are handed to a library, which knows them; only near misses of our own are mistakes."""
+
 
 class TaskSpec(SpecModel):
     """Base of the typed reading of `spec`; `tasks.common` adds the fields that all types share [protocol 4.1]."""
@@ -57,6 +60,12 @@ class ExecutorRef:
         environment: Name of the executor environment whose interpreter is used when one is configured.
         imports: Distributions that must be importable there, looked up without importing them.
         engine: True when it loads a model and so needs a lease on a device; False for light work.
+        options: Which engine options it reads; None = all. Hosts are told apart by these only.
+        shared: Tasks with the same engine may run in it at once, under one lease.
+        restarts: How often a host that died is replaced within one attempt; the executor goes on where it was.
+        preferred: Executors that take its place where the place has them, best first.
+        asked: The spec asks for this executor, so it needs no permission by a setting.
+        why: Why it is the one, when the spec alone decides it.
     """
 
     path: str
@@ -64,6 +73,12 @@ class ExecutorRef:
     environment: str = "default"
     imports: tuple[str, ...] = ()
     engine: bool = True
+    options: tuple[str, ...] | None = None
+    shared: bool = False
+    restarts: int = 0
+    preferred: tuple[ExecutorRef, ...] = ()
+    asked: bool = False
+    why: str = ""
 
 
 def _no_options(_spec: TaskSpec) -> dict[str, Any]:

@@ -145,7 +145,9 @@ class ModelSource(SpecModel):
 
 
 class VllmOptions(SpecModel):
-    """`model.vllm` [protocol 4.2]."""
+    """`model.vllm` [protocol 4.2]; other fields are arguments of vLLM's engine."""
+
+    passes_on: ClassVar[bool] = True
 
     tensor_parallel_size: Count | None = None
     gpu_memory_utilization: Annotated[float, number(gt=0, le=1)] = 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from mloc_prefect.tasks.fields import Count, Flag, NotNegative, Text, Texts, blo
 from mloc_prefect.tasks.prompts import Postprocess, PromptData
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mloc_prefect.tasks.base import TaskSpec
 
@@ -40,6 +41,11 @@ class InferenceOptions(SpecModel):
     chat_template: Flag = False
     max_failed_rows: NotNegative = 0
     batch_size: Count | None = None
+    # Ours, vLLM only: answers a prompt, log probabilities, structured output, and going on after the end token.
+    n: Count = 1
+    logprobs: NotNegative | None = None
+    response_schema: Any = None
+    ignore_eos: Flag = False
     max_batch_tokens: Count | None = None
 
 
@@ -62,27 +68,61 @@ class InferenceSpec(CommonSpec):
             )
         else:
             yield from self.data.problems()
-        for path, value in (
-            (("model", "adapters"), self.model.adapters),
-            (("checkpoint", "load"), self.checkpoint.load),
-        ):
-            if value:
-                message = f"{'.'.join(path)} is not read by the transformers engine, which refuses the task"
-                fix = "merge the weights and name them in model.source.identifier"
-                yield Problem(path, "engine-refuses", message, fix, "warning")
+        yield from self._engine_problems()
         dtype = self.model.transformers.dtype
         if dtype.strip().lower().removeprefix("torch.") not in _DTYPES and not is_deferred(dtype):
             near = did_you_mean(dtype, _DTYPES) or f"use one of: {', '.join(_DTYPES)}"
             yield Problem(("model", "transformers", "dtype"), "unsupported-dtype", f"Unsupported dtype: {dtype}", near)
 
+    def _engine_problems(self) -> Iterator[Problem]:
+        """Yield what only vLLM reads, when the spec itself keeps vLLM away."""
+        wanted = (
+            (("model", "adapters"), self.model.adapters),
+            (("checkpoint", "load"), self.checkpoint.load),
+            (("inference", "response_schema"), self.inference.response_schema),
+            (("inference", "logprobs"), self.inference.logprobs is not None),
+            (("inference", "n"), self.inference.n > 1),
+        )
+        for path, value in wanted:
+            if value and self.enforce_cpu:
+                message = f"{'.'.join(path)} is read by vLLM only, and the transformers engine refuses the task"
+                yield Problem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
 
-def _executor(_spec: TaskSpec) -> ExecutorRef:
-    return ExecutorRef(
-        "mloc_prefect.executors.transformers:TransformersExecutor",
-        extra="transformers",
-        environment="transformers",
-        imports=("torch", "transformers", "datasets"),
-    )
+    def wants_vllm(self) -> bool:
+        """Return whether the spec names vLLM, or asks for what only vLLM does."""
+        inference = self.inference
+        special = inference.response_schema is not None or inference.logprobs is not None or inference.n > 1
+        return bool(self.model.vllm.model_fields_set or self.model.adapters or self.checkpoint.load or special)
+
+
+_TRANSFORMERS = ExecutorRef(
+    "mloc_prefect.executors.transformers:TransformersExecutor",
+    extra="transformers",
+    environment="transformers",
+    imports=("torch", "transformers", "datasets"),
+    options=("model", "revision", "trust_remote_code", "enforce_cpu", "transformers"),
+)
+_VLLM = ExecutorRef(
+    "mloc_prefect.executors.vllm:VllmExecutor",
+    environment="vllm",
+    imports=("torch", "vllm", "datasets"),
+    options=("model", "revision", "trust_remote_code", "vllm", "checkpoint"),
+    shared=True,
+    restarts=1,
+)
+_VLLM_CPU = replace(_VLLM, environment="vllm-cpu")
+
+
+def _executor(spec: TaskSpec) -> ExecutorRef:
+    """Return transformers, which every place can have, with vLLM before it where the spec lets it. [protocol 4.2]."""
+    if isinstance(spec, CommonSpec) and spec.enforce_cpu:
+        return replace(_TRANSFORMERS, why="spec.enforce_cpu asks for it")
+    named = isinstance(spec, InferenceSpec) and (spec.wants_vllm() or spec.task_type == "vllm")
+    return replace(_TRANSFORMERS, preferred=(_VLLM, replace(_VLLM_CPU, asked=named)))
+
+
+def _transformers(_spec: TaskSpec) -> ExecutorRef:
+    return replace(_TRANSFORMERS, why="the task type is that of the transformers executor")
 
 
 def _model(spec: TaskSpec) -> str | None:
@@ -93,26 +133,28 @@ def _engine_options(spec: TaskSpec) -> dict[str, Any]:
     """Return what decides how the model is loaded; sampling is not among it, so it may differ on a warm host."""
     if not isinstance(spec, CommonSpec):
         return {}
-    source = spec.model.source
+    source, load = spec.model.source, spec.checkpoint.load
     return {
         "model": source.identifier,
         "revision": source.revision,
         "trust_remote_code": source.trust_remote_code,
         "enforce_cpu": spec.enforce_cpu,
         "transformers": spec.model.transformers.model_dump(mode="json", exclude_unset=True),
+        "vllm": spec.model.vllm.model_dump(mode="json", exclude_unset=True),
+        "checkpoint": load.model_dump(mode="json", exclude_unset=True) if load else None,
     }
 
 
-def _task(name: str, summary: str) -> TaskType:
-    return TaskType(name, InferenceSpec, _executor, summary, _engine_options, _model, model_variable="HF_MODEL")
+def _task(name: str, summary: str, executor: Callable[[TaskSpec], ExecutorRef] = _transformers) -> TaskType:
+    return TaskType(name, InferenceSpec, executor, summary, _engine_options, _model, model_variable="HF_MODEL")
 
 
-INFERENCE = _task("inference", "texts for prompts from a list, a data set or earlier stages")
+INFERENCE = _task("inference", "texts for prompts from a list, a data set or earlier stages", _executor)
 VARIANTS = (
     _task("inference-cpu", "inference with Hugging Face transformers (MLOC spells it so in some specs)"),
     _task("inference-gpu", "inference with Hugging Face transformers (MLOC spells it so in some specs)"),
     _task("default", "inference with Hugging Face transformers"),
-    _task("vllm", "inference; MLOC's own name of its vLLM executor"),
+    _task("vllm", "inference; MLOC's own name of its vLLM executor", _executor),
 )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
+from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import SpecModel
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ class Table:
     Attributes:
         below: Table of each known name; None where anything may stand.
         names: Names to suggest.
+        passes_on: Other names are no mistake, unless they are near one of these.
     """
 
     below: dict[str, Table | None] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    passes_on: bool = False
 
 
 @cache
@@ -39,7 +42,7 @@ def table_of(model: type[SpecModel]) -> Table:
             below[info.alias] = table
     fields = (info.alias or name for name, info in model.model_fields.items())
     names = (*fields, *sorted(name for name in model.accepted if not name.startswith("_")))
-    return Table(below, names)
+    return Table(below, names, model.passes_on)
 
 
 def name_in(part: str, here: Mapping[str, Any]) -> str:
@@ -62,6 +65,8 @@ def _walk(value: Any, table: Table, path: Path, found: list[tuple[Path, Table]])
         below = table.below
         for key, item in value.items():
             if key not in below:
+                if table.passes_on and did_you_mean(str(key), table.names) is None:
+                    continue
                 found.append(((*path, key), table))
             elif (inner := below[key]) is not None and type(item) in _CONTAINERS:
                 _walk(item, inner, (*path, key), found)

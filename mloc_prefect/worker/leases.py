@@ -67,7 +67,12 @@ class LeaseBook(Protocol):
     """Hands out leases. All methods are safe to call from several tasks (file: several processes) at once."""
 
     async def acquire(
-        self, request: ResourceRequest, *, holder: str, on_wait: Callable[[str], None] | None = None
+        self,
+        request: ResourceRequest,
+        *,
+        holder: str,
+        on_wait: Callable[[str], None] | None = None,
+        share: str | None = None,
     ) -> Lease:
         """Wait until `request` can be had and return it.
 
@@ -75,6 +80,8 @@ class LeaseBook(Protocol):
             request: What is wanted; no GPU means one engine slot of the CPU.
             holder: Who asks, for people.
             on_wait: Called with a sentence whenever what is waited for changes.
+            share: Name of an engine that takes several tasks at once: holders with the same name share its devices,
+                as long as nobody else waits for them.
 
         Raises:
             DispatchError: The machine can never satisfy it, or the book cannot be written.
@@ -100,6 +107,7 @@ class _Entry:
     candidates: list[str]
     count: int
     devices: list[str] = field(default_factory=list)
+    share: str = ""
 
 
 @dataclass
@@ -134,11 +142,14 @@ class _State:
     def take(self, entry_id: str, slots: int) -> _Entry | None:
         """Move the waiter to the holders and return it, if those before it leave it room."""
         used: dict[str, int] = {}
-        for device in (d for e in self.held for d in e.devices):
+        engines = {(e.share or e.id, device) for e in self.held for device in e.devices}
+        for _, device in engines:
             used[device] = used.get(device, 0) + 1
         for entry in sorted(self.queue, key=lambda e: e.ticket):
             free = sorted((d for d in entry.candidates if used.get(d, 0) < slots), key=lambda d: used.get(d, 0))
             if entry.id == entry_id:
+                if shared := self._shared(entry):
+                    free = shared
                 if len(free) < entry.count:
                     return None
                 entry.devices = free[: entry.count]
@@ -150,6 +161,13 @@ class _State:
             for device in free[: entry.count] if fits else free:
                 used[device] = used.get(device, 0) + 1 if fits else slots
         return None
+
+    def _shared(self, entry: _Entry) -> list[str]:
+        """Return the devices of the engine that `entry` may join; those who wait for them longer come first."""
+        held = next((e.devices for e in self.held if entry.share and e.share == entry.share), [])
+        waited_for = {c for e in self.queue if e.ticket < entry.ticket for c in e.candidates if e.share != entry.share}
+        fits = len(held) == entry.count and set(held) <= set(entry.candidates)
+        return held if fits and not waited_for & set(held) else []
 
     def reason(self, entry_id: str) -> str:
         """Return what the waiter waits for, in words."""
@@ -177,10 +195,15 @@ class _Book:
         raise NotImplementedError  # pragma: no cover - each book has its own
 
     async def acquire(
-        self, request: ResourceRequest, *, holder: str, on_wait: Callable[[str], None] | None = None
+        self,
+        request: ResourceRequest,
+        *,
+        holder: str,
+        on_wait: Callable[[str], None] | None = None,
+        share: str | None = None,
     ) -> Lease:
         """See `LeaseBook.acquire`."""
-        entry = self._entry(request, holder)
+        entry = self._entry(request, holder, share or "")
         await self._change(lambda s: s.enqueue(entry))
         try:
             return await self._wait(entry, on_wait)
@@ -199,13 +222,14 @@ class _Book:
     def _peek(self) -> _State:
         raise NotImplementedError  # pragma: no cover - each book has its own
 
-    def _entry(self, request: ResourceRequest, holder: str) -> _Entry:
+    def _entry(self, request: ResourceRequest, holder: str, share: str) -> _Entry:
         count = wanted_gpus(request)
         if count and (why := misfit(request, self.inventory)):
             raise DispatchError(f"{holder} {why}")
         candidates = [f"gpu:{g.index}" for g in matching_gpus(request, self.inventory.gpus)] if count else [CPU]
         pid = os.getpid()
-        return _Entry(uuid4().hex, holder, pid, start_mark(pid) or "", time.time(), 0, candidates, count or 1)
+        mark = start_mark(pid) or ""
+        return _Entry(uuid4().hex, holder, pid, mark, time.time(), 0, candidates, count or 1, share=share)
 
     async def _wait(self, entry: _Entry, on_wait: Callable[[str], None] | None) -> Lease:
         told = ""

@@ -1,0 +1,70 @@
+"""Which executor runs a stage in this place, and why: vLLM where the place has it, else transformers [4.2]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mloc_prefect.execution.environments import ENVIRONMENTS, find_python
+from mloc_prefect.worker.inventory import wanted_gpus
+
+if TYPE_CHECKING:
+    from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.settings import MlocSettings
+    from mloc_prefect.tasks.base import ExecutorRef
+    from mloc_prefect.worker.inventory import Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The executor of one stage here.
+
+    Attributes:
+        executor: Its reference.
+        why: One clause for people.
+    """
+
+    executor: ExecutorRef
+    why: str
+
+
+def choose(executor: ExecutorRef, resources: ResourceRequest, settings: MlocSettings, inventory: Inventory) -> Choice:
+    """Return which of `executor` and those preferred to it runs here.
+
+    Args:
+        executor: What the plan chose from the spec alone.
+        resources: What the stage asks for.
+        settings: Where environments are, and whether vLLM may run on the CPU.
+        inventory: What the machine has.
+    """
+    passed_over = []
+    for better in executor.preferred:
+        obstacle = _obstacle(better, resources, settings, inventory)
+        if obstacle is None:
+            return Choice(better, _reason(better))
+        passed_over.append(obstacle)
+    plain = replace(executor, preferred=())
+    return Choice(plain, executor.why or "; ".join(passed_over) or "the only executor of this task type")
+
+
+def _obstacle(
+    executor: ExecutorRef, resources: ResourceRequest, settings: MlocSettings, inventory: Inventory
+) -> str | None:
+    """Return why `executor` cannot take the stage, or None when it can."""
+    name = executor.environment
+    on_gpu = name in ENVIRONMENTS and ENVIRONMENTS[name].needs_gpu
+    if on_gpu and not inventory.gpus:
+        return f"no GPU for {name} here"
+    if on_gpu and not wanted_gpus(resources):
+        return f"the stage asks for no GPU, which {name} needs"
+    if find_python(name, settings.home, settings.python) is None:
+        return f"no environment {name} is built"
+    if not on_gpu and not (executor.asked or settings.vllm_cpu):
+        return f"{name} is not allowed for specs that do not ask for vLLM (MLOC_VLLM_CPU)"
+    return None
+
+
+def _reason(executor: ExecutorRef) -> str:
+    if executor.environment in ENVIRONMENTS and ENVIRONMENTS[executor.environment].needs_gpu:
+        return "the stage asks for a GPU and the environment has vLLM"
+    return "the spec asks for vLLM" if executor.asked else "MLOC_VLLM_CPU allows vLLM on the CPU"
