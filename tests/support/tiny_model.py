@@ -13,7 +13,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, window: int = 64, chat: bool = True) -> Path:
+def save_tiny_model(
+    folder: Path, *, seed: int = 0, window: int = 64, chat: bool = True, hidden: int = 32, heads: int = 4
+) -> Path:
     """Save a model and its tokenizer to `folder`: float32, one token a byte, `window` positions.
 
     Args:
@@ -21,6 +23,8 @@ def save_tiny_model(folder: Path, *, seed: int = 0, window: int = 64, chat: bool
         seed: Other seeds give other weights, so other answers.
         window: Most tokens that it reads.
         chat: Whether the tokenizer has a chat template.
+        hidden: Width.
+        heads: Attention heads; vLLM wants at least 32 of the width for each.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -38,10 +42,10 @@ def save_tiny_model(folder: Path, *, seed: int = 0, window: int = 64, chat: bool
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=window,
         initializer_range=0.6,  # sharp enough that answers differ between prompts

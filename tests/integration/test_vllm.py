@@ -1,0 +1,283 @@
+"""Real vLLM on the CPU, through flow runs: one warm engine, many tasks, kills, adapters, structured output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from mloc_prefect.execution.dirs import run_dir
+from mloc_prefect.execution.hosts import HostPool
+from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
+from mloc_prefect.orchestrate.flow import WorkflowFailedError, build_flow
+from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.plan import check
+from mloc_prefect.settings import get_settings
+from mloc_prefect.worker.inventory import Inventory
+from mloc_prefect.worker.leases import MemoryLeaseBook
+from tests.support.flows import Killable, Recorder, lines
+from tests.support.server import embedded_server
+from tests.support.smollm import prepared_home
+from tests.support.tiny_model import save_tiny_model
+from tests.support.vllm_env import save_adapter, vllm_python
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from mloc_prefect.execution.protocol import ExecutionEvent
+    from mloc_prefect.orchestrate.outcome import StageOutcome
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GREEDY = {"temperature": 0, "max_tokens": 16}
+ENGINE = {"max_model_len": 512, "max_num_seqs": 32}
+COUNTRIES = ["France", "Italy", "Japan", "Peru", "Kenya", "Norway", "Chile", "India"]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with embedded_server(tmp_path_factory.mktemp("server")) as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place(tmp_path_factory: pytest.TempPathFactory, url: str) -> AsyncIterator[Place]:
+    root = tmp_path_factory.mktemp("vllm")
+    python = await asyncio.to_thread(vllm_python)
+    mirrors = prepared_home() / "mirrors.yaml"
+    settings = get_settings(
+        home=root / "home", mirrors=mirrors, python={"vllm-cpu": python}, vllm_cpu=True, retry_base_delay=0.0
+    )
+    inventory = Inventory(2)
+    async with HostPool(run_dir(settings.home), 300, 60) as pool:
+        hosts = Killable(pool)
+        leases = MemoryLeaseBook(inventory)
+        dispatcher = InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=inventory)
+        yield Place(root, python, settings, hosts, dispatcher)
+
+
+class Watch(Recorder):
+    """Also keeps every event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[ExecutionEvent] = []
+
+    def stage_event(self, key: str, event: ExecutionEvent) -> None:
+        self.events.append(event)
+        super().stage_event(key, event)
+
+    def messages(self) -> list[str]:
+        return [e.data["message"] for e in self.events if e.kind == "log"]
+
+
+class Done:
+    """One finished task."""
+
+    def __init__(self, outcome: StageOutcome, watch: Watch, pid: int) -> None:
+        self.result: dict[str, Any] = json.loads(Path(str(outcome.result_path)).read_text())
+        self.dir = Path(str(outcome.result_path)).parent
+        self.summary, self.watch, self.pid = outcome.summary, watch, pid
+
+    @property
+    def outputs(self) -> list[str]:
+        return [item["output"] for item in self.result["items"]]
+
+
+class Place:
+    """A machine with warm hosts; every call is a flow run of its own."""
+
+    def __init__(self, root: Path, python: Path, settings: Any, hosts: Killable, dispatcher: Any) -> None:
+        self.root, self.python, self.settings, self.hosts, self.dispatcher = root, python, settings, hosts, dispatcher
+
+    async def __call__(
+        self,
+        data: list[str] | dict[str, Any],
+        *,
+        model: dict[str, Any] | None = None,
+        identifier: str = "smollm2",
+        watch: Watch | None = None,
+        **inference: Any,
+    ) -> Done:
+        watch = watch or Watch()
+        spec = {
+            "taskType": "inference",
+            "resources": {"replicas": 1, "hardware": {"cpu": "1", "memory": "1Gi"}},
+            "model": {"source": {"identifier": identifier}, "vllm": ENGINE, **(model or {})},
+            "data": data if isinstance(data, dict) else {"type": "list", "items": data},
+            "inference": {**GREEDY, **inference},
+        }
+        document = {"apiVersion": "mloc/v1", "kind": "Task", "metadata": {"name": "answers"}, "spec": spec}
+        plan, diagnostics = check(json.dumps(document))
+        assert plan is not None, diagnostics
+        options = RunOptions(settings=self.settings, dispatcher=self.dispatcher, observer=watch)
+        outcome = await build_flow(plan, options=options)()
+        return Done(outcome.tasks[0], watch, self.hosts.pids[-1])
+
+
+def capitals(count: int) -> list[str]:
+    return [f"{n}. The capital of {COUNTRIES[n % len(COUNTRIES)]} is" for n in range(count)]
+
+
+async def test_two_flow_runs_share_one_warm_engine(place: Place) -> None:
+    first = await place(["The capital of France is", "The capital of Italy is"])
+    second = await place(["The capital of France is"], max_tokens=4)
+    assert "Paris" in first.outputs[0]
+    assert "Rome" in first.outputs[1]
+    assert first.outputs[0].startswith(second.outputs[0])
+    assert (first.pid, first.summary["loads"]) == (second.pid, second.summary["loads"]) == (second.pid, 1)
+    assert first.result["engine"] == {"name": "vllm", "why": "the spec asks for vLLM"}
+    assert first.summary["engine"] == "vllm"
+    assert "engine: vllm-cpu (the spec asks for vLLM)" in first.watch.messages()
+    usage = first.result["usage"]
+    assert usage["num_requests"] == 2
+    assert usage["completion_tokens"] == 32
+    assert usage["latency_sec"] > 0
+    assert {"index", "output", "finish_reason", "prompt", "metadata"} <= set(first.result["items"][0])
+    phases = [e.data["text"] for e in first.watch.events if e.kind == "phase"]
+    assert {"importing vllm", "loading weights", "generating"} <= set(phases)
+
+
+async def test_rows_equal_raw_generate(place: Place) -> None:
+    """The same prompts, engine options and temperature 0 in a process of its own."""
+    prompts = capitals(24)
+    done = await place(prompts)
+    script = """
+import json, os, sys
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", VLLM_CPU_KVCACHE_SPACE="1")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+from vllm import LLM, SamplingParams
+asked = json.load(sys.stdin)
+llm = LLM(asked["model"], enforce_eager=True, distributed_executor_backend="uni", seed=0, **asked["engine"])
+out = llm.generate(asked["prompts"], SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)
+open(asked["to"], "w").write(json.dumps([o.outputs[0].text for o in out]))
+os._exit(0)
+"""
+    to = place.root / "raw.json"
+    model = str(prepared_home() / "models" / "smollm2")
+    asked = json.dumps({"model": model, "engine": ENGINE, "prompts": prompts, "to": str(to)})
+    command = [str(place.python), "-c", script]
+    await asyncio.to_thread(subprocess.run, command, input=asked, text=True, capture_output=True, check=True)
+    assert done.outputs == json.loads(to.read_text())
+
+
+async def test_a_data_set_as_chats_with_metadata(place: Place) -> None:
+    file = place.root / "questions.jsonl"
+    file.write_text("".join(json.dumps({"q": f"Name a fruit, {n}.", "id": n}) + "\n" for n in range(6)))
+    data = {"type": "dataset", "url": str(file), "column": "q", "metadata_columns": {"id": "number"}}
+    done = await place(data, chat_template=True, system_prompt="Be brief.")
+    assert [item["metadata"]["number"] for item in done.result["items"]] == list(range(6))
+    assert "Be brief." in done.result["items"][0]["metadata"]["rendered_prompt"]
+    assert all(done.outputs)
+
+
+async def test_two_tasks_at_once_are_batched_together(place: Place) -> None:
+    watches = [Watch(), Watch()]
+    tasks = [place(capitals(40 + n), watch=w, max_tokens=24, ignore_eos=True) for n, w in enumerate(watches)]
+    first, second = await asyncio.gather(*tasks)
+    assert first.pid == second.pid
+    assert second.summary["loads"] == first.summary["loads"] == 1
+    spans = [[e.ts for e in w.events if e.kind == "progress"] for w in watches]
+    assert spans[0][0] < spans[1][-1]
+    assert spans[1][0] < spans[0][-1]
+    assert [len(first.outputs), len(second.outputs)] == [40, 41]
+
+
+async def test_structured_outputs_all_parse(place: Place) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 120}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    people = [f"Person {n} as JSON:" for n in range(20)]
+    done = await place(people, max_tokens=160, response_schema=schema)
+    for output in done.outputs:
+        person = json.loads(output)
+        assert set(person) == {"name", "age"}
+        assert isinstance(person["age"], int)
+    chosen = await place(["Is water wet? Answer:"] * 3, response_schema={"choices": ["yes", "no"]}, n=2, temperature=1)
+    assert {o["output"] for item in chosen.result["items"] for o in item["outputs"]} <= {"yes", "no"}
+    coded = await place(["A code:"], response_schema={"regex": "[A-Z]{3}-[0-9]{2}"}, logprobs=1)
+    assert len(coded.outputs[0]) == len("ABC-12")
+    assert coded.result["items"][0]["logprobs"][0]["logprob"] <= 0
+
+
+async def test_one_row_that_is_too_long_fails_alone(place: Place) -> None:
+    rows = capitals(50)
+    rows[17] = "word " * 600
+    done = await place(rows, max_tokens=4, max_failed_rows=1)
+    failed = [item for item in done.result["items"] if "error" in item]
+    assert [item["index"] for item in failed] == [17]
+    assert failed[0]["error"] == "the prompt has 601 tokens, but the model reads at most 512"
+    assert sum(map(bool, done.outputs)) == 49
+
+
+async def test_an_unknown_engine_argument_is_one_line(place: Place) -> None:
+    watch = Watch()
+    with pytest.raises(WorkflowFailedError):
+        await place(["x"], model={"vllm": {**ENGINE, "enable_prefix_cachin": True}}, watch=watch)
+    error = watch.outcomes["answers"].error
+    assert error == (
+        "spec.model.vllm.enable_prefix_cachin is not an engine argument of this vLLM: "
+        "did you mean 'enable_prefix_caching'?"
+    )
+    assert [call for call in watch.calls if call[0] == "started"] == [("started", "answers", 1)]
+
+
+async def test_base_and_adapter_alternate_in_one_engine(place: Place) -> None:
+    adapter = save_adapter(place.root / "adapter", prepared_home() / "models" / "smollm2")
+    lora = {"adapters": [{"type": "lora", "name": "random", "path": str(adapter)}]}
+    prompts = capitals(4)
+    adapted = await place(prompts, model=lora)
+    rounds = [await place(prompts, model=model) for model in ({}, lora, {})]
+    base, again, base_again = rounds
+    assert base.outputs == base_again.outputs
+    assert adapted.outputs == again.outputs
+    assert base.outputs != adapted.outputs
+    assert {done.pid for done in rounds} == {adapted.pid}
+    assert {done.summary["loads"] for done in rounds} == {adapted.summary["loads"]}
+    assert adapted.summary["adapter"] == "random"
+
+
+async def test_another_model_gets_an_engine_of_its_own(place: Place) -> None:
+    tiny = save_tiny_model(place.root / "tiny", window=512, hidden=128, heads=2)
+    before = await place(["The capital of France is"])
+    other = await place(["abc"], identifier=str(tiny))
+    after = await place(["The capital of France is"])
+    assert other.result["model"] == str(tiny)
+    assert other.pid != before.pid
+    assert (after.pid, after.outputs) == (before.pid, before.outputs)
+
+
+async def test_a_killed_engine_is_started_once_more_and_rows_are_kept(place: Place) -> None:
+    rows, stop = [f"Name {n} fruits." for n in range(48)], random.Random().randrange(5, 35)
+    watch = Watch()
+    killed: list[int] = []
+
+    def kill_late(done: int) -> None:
+        if done >= stop and not killed:
+            killed.append(place.hosts.pids[-1])
+            place.hosts.kill()
+
+    watch.on_progress = kill_late
+    done = await place(rows, watch=watch, max_tokens=100, chat_template=True)  # answers end at different times
+    indices = [row["index"] for row in lines(done.dir)]
+    assert sorted(indices) == list(range(48)), f"killed after {stop} rows"
+    assert killed
+    assert done.pid != killed[0]
+    assert done.summary["loads"] == 1  # of the new process: rows were missing
+    assert [call for call in watch.calls if call[0] in {"started", "retry"}] == [("started", "answers", 1)]
+    assert any("started again within this attempt" in message for message in watch.messages())
+    assert all(done.outputs)
