@@ -88,8 +88,11 @@ def wish_of(spec: Fields, place: ModelPlace, *, lora_rank: int, on_cpu: bool, kn
         arguments.setdefault("tensor_parallel_size", leased_gpus())
     if arguments["tensor_parallel_size"] == 1:
         arguments.setdefault("distributed_executor_backend", "uni")
-    wanted = max(lora_rank, options.integer("max_lora_rank", 16)) if given.get("enable_lora") else lora_rank
-    return EngineWish(place.fingerprint, arguments, wanted)
+    if options.flag("enable_lora", default=False) or lora_rank:
+        lora_rank = max(lora_rank, options.integer("max_lora_rank", 0 if lora_rank else 16))
+    for name in ("enable_lora", "max_lora_rank"):
+        arguments.pop(name, None)
+    return EngineWish(place.fingerprint, arguments, lora_rank)
 
 
 def leased_gpus() -> int:

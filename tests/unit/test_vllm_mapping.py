@@ -1,0 +1,311 @@
+"""How a spec becomes arguments of vLLM; the engine's thread with a stand-in for the engine."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors import vllm_engine
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.models_source import ModelPlace
+from mloc_prefect.executors.places import Places
+from mloc_prefect.executors.vllm_adapters import checkpoint_folder, find_adapter
+from mloc_prefect.executors.vllm_args import EngineWish, wish_of
+from mloc_prefect.executors.vllm_engine import Answer, EngineDeadError, EngineLoop, Job, Row
+from mloc_prefect.executors.vllm_sampling import VllmSampling
+from mloc_prefect.spec import read
+
+PLACE = ModelPlace("m", "/models/m", "f00")
+KNOWN = frozenset({"dtype", "max_model_len", "enable_prefix_caching", "max_num_seqs", "enable_lora", "max_lora_rank"})
+COMMON = frozenset({"tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code", "model", "revision"})
+
+
+def wish(vllm: dict[str, Any], *, on_cpu: bool = True, lora_rank: int = 0) -> EngineWish:
+    spec = Fields({"model": {"vllm": vllm}})
+    return wish_of(spec, PLACE, lora_rank=lora_rank, on_cpu=on_cpu, known=KNOWN | COMMON)
+
+
+def test_engine_arguments_on_a_cpu() -> None:
+    found = wish({"max_model_len": "512", "gpu_memory_utilization": 0.5, "dtype": "bfloat16"}).engine_arguments()
+    assert found == {
+        "model": "/models/m",
+        "max_model_len": 512,
+        "dtype": "bfloat16",
+        "seed": 0,
+        "disable_log_stats": True,
+        "enforce_eager": True,
+        "tensor_parallel_size": 1,
+        "distributed_executor_backend": "uni",
+    }
+
+
+def test_engine_arguments_on_leased_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    found = wish({}, on_cpu=False).engine_arguments()
+    assert (found["tensor_parallel_size"], found["gpu_memory_utilization"]) == (2, 0.9)
+    assert "enforce_eager" not in found
+    assert "distributed_executor_backend" not in found
+    assert wish({"tensor_parallel_size": 1}, on_cpu=False).engine_arguments()["distributed_executor_backend"] == "uni"
+
+
+@pytest.mark.parametrize(
+    ("vllm", "problem"),
+    [
+        ({"enable_prefix_cachin": True}, "did you mean 'enable_prefix_caching'?"),
+        ({"zzzz": 1}, "see vLLM's engine arguments"),
+        ({"model": "x"}, "is said in spec.model.source"),
+        ({"max_model_len": "many"}, "must be a number"),
+    ],
+)
+def test_unknown_engine_arguments_are_refused(vllm: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=r"spec\.model\.vllm") as caught:
+        wish(vllm)
+    assert problem in str(caught.value)
+
+
+def test_an_engine_with_lora_serves_the_base_model_too() -> None:
+    base, small, large = wish({}), wish({}, lora_rank=8), wish({}, lora_rank=20)
+    assert base.served_by(small)
+    assert not small.served_by(base)
+    assert not large.served_by(small)
+    assert not wish({"dtype": "float32"}).served_by(small)
+    assert large.engine_arguments()["max_lora_rank"] == 32
+    assert base.engine_arguments().get("enable_lora") is None
+    assert small.served_by(wish({"enable_lora": True}))
+
+
+def sampling(**inference: Any) -> VllmSampling:
+    return VllmSampling.of(Fields(inference, "spec.inference"))
+
+
+def test_sampling_defaults_are_those_of_the_protocol() -> None:
+    found = sampling().arguments(0, 512)
+    assert (found["temperature"], found["top_p"], found["top_k"], found["max_tokens"]) == (0.7, 0.95, -1, 512)
+    assert found["seed"] is None
+    assert found["stop"] is None
+
+
+def test_seeds_depend_on_the_row_only() -> None:
+    seeded = sampling(seed=7)
+    assert seeded.arguments(3, 8)["seed"] == seeded.arguments(3, 9)["seed"] != seeded.arguments(4, 8)["seed"]
+    assert sampling(seed=7, temperature=0).arguments(3, 8)["seed"] is None
+
+
+def test_everything_that_decides_a_row_is_in_its_key() -> None:
+    plain = sampling(temperature=0).key()
+    for more in ({"presence_penalty": 1}, {"n": 2}, {"logprobs": 1}, {"response_schema": ["a"]}, {"min_p": 0.1}):
+        assert sampling(temperature=0, **more).key() != plain
+    assert json.loads(json.dumps(plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("schema", "structure"),
+    [
+        ({"type": "object"}, ("json", '{"type": "object"}')),
+        ('{"type": "object"}', ("json", '{"type": "object"}')),
+        ({"regex": "[ab]+"}, ("regex", '"[ab]+"')),
+        ("[ab]+$", ("regex", '"[ab]+$"')),
+        ({"choices": ["x", "y"]}, ("choice", '["x", "y"]')),
+        (["x", "y"], ("choice", '["x", "y"]')),
+        ({"json_schema": {"type": "array"}}, ("json", '{"type": "array"}')),
+        (None, None),
+    ],
+)
+def test_response_schema(schema: Any, structure: Any) -> None:
+    assert sampling(response_schema=schema).structure == structure
+
+
+@pytest.mark.parametrize("schema", [{"colour": "red"}, {"choices": []}, {"choices": [1]}, 7])
+def test_response_schema_that_is_none(schema: Any) -> None:
+    with pytest.raises(UserError, match="response_schema must be"):
+        sampling(response_schema=schema)
+
+
+def test_fields_for_vllm_are_no_typos_unless_they_are_near_one() -> None:
+    text = """
+apiVersion: mloc/v1
+kind: Task
+metadata: {name: a}
+spec:
+  taskType: inference
+  resources: {replicas: 1, hardware: {cpu: '1', memory: 1Gi}}
+  model: {source: {identifier: m}, vllm: {enable_prefix_caching: true, max_modl_len: 3}}
+  data: {type: list, items: [a]}
+"""
+    _, diagnostics = read(text)
+    assert [d.message for d in diagnostics if "modl" in d.message or "prefix" in d.message] == [
+        d.message for d in diagnostics if "modl" in d.message
+    ]
+    assert any("max_modl_len" in d.message for d in diagnostics)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places.of({"home": str(tmp_path / "home"), "base_dir": str(tmp_path)})
+
+
+def adapter_in(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, **config}))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def find(spec: dict[str, Any], places: Places, tmp_path: Path) -> Any:
+    return find_adapter(Fields(spec), places, tmp_path / "results" / "t", tmp_path / "results" / "t" / "attempts" / "1")
+
+
+def test_adapters_by_path_and_by_task(places: Places, tmp_path: Path) -> None:
+    adapter_in(tmp_path / "a")
+    adapter_in(tmp_path / "results" / "before" / "final_lora", r=4)
+    by_path = find({"model": {"adapters": [{"path": "a", "name": "mine"}]}}, places, tmp_path)
+    assert (by_path.name, by_path.rank, by_path.path) == ("mine", 8, str(tmp_path / "a"))
+    by_task = find({"model": {"adapters": [{"taskId": "before"}]}}, places, tmp_path)
+    assert by_task.rank == 4
+    loaded = find({"checkpoint": {"load": {"path": str(tmp_path / "a")}}}, places, tmp_path)
+    assert loaded.fingerprint == by_path.fingerprint
+    assert find({}, places, tmp_path) is None
+
+
+def test_a_scaled_adapter_is_another_one(places: Places, tmp_path: Path) -> None:
+    adapter_in(tmp_path / "a")
+    plain = find({"model": {"adapters": [{"path": "a"}]}}, places, tmp_path)
+    scaled = find({"model": {"adapters": [{"path": "a", "scale": 0.5}]}}, places, tmp_path)
+    assert scaled.fingerprint != plain.fingerprint
+    assert json.loads((Path(scaled.path) / "adapter_config.json").read_text())["lora_alpha"] == 8
+    assert (Path(scaled.path) / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"model": {"adapters": [{"path": "x"}, {"path": "y"}]}}, "one adapter at most"),
+        ({"model": {"adapters": [{"path": "x"}]}}, "holds no adapter_config.json"),
+        ({"model": {"adapters": [{"url": "https://x/y"}]}}, "needs path, task_id"),
+        ({"model": {"adapters": [{"type": "ia3", "path": "x"}]}}, "must be lora"),
+        ({"checkpoint": {"load": {"type": "http", "url": "https://x"}}}, "reads local folders"),
+        ({"checkpoint": {"load": {"path": "nowhere"}}}, "Checkpoint path nowhere not found"),
+    ],
+)
+def test_adapters_that_cannot_be(places: Places, tmp_path: Path, spec: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        find(spec, places, tmp_path)
+
+
+def test_checkpoint_of_another_task(places: Places, tmp_path: Path) -> None:
+    (tmp_path / "results" / "before" / "final_model" / "sub").mkdir(parents=True)
+    spec = Fields({"checkpoint": {"load": {"task_id": "before", "subdir": "sub"}}})
+    found = checkpoint_folder(spec, places, tmp_path / "results" / "t")
+    assert found == tmp_path / "results" / "before" / "final_model" / "sub"
+
+
+class FakeEngine:
+    """Ends every row after two steps; refuses rows whose only token is 13, dies of 666."""
+
+    def __init__(self, seats: int = 2) -> None:
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=seats))
+        self.rows: dict[str, tuple[int, ...]] = {}
+        self.age: dict[str, int] = {}
+        self.most = 0
+        self.aborted: list[str] = []
+
+    def add_request(self, name: str, prompt: dict[str, list[int]], _parameters: Any, lora_request: Any) -> None:
+        del lora_request
+        if prompt["prompt_token_ids"] == [13]:
+            raise ValueError("refused")
+        self.rows[name] = tuple(prompt["prompt_token_ids"])
+        self.age[name] = 0
+        self.most = max(self.most, len(self.rows))
+
+    def abort_request(self, names: list[str]) -> None:
+        self.aborted += names
+        for name in names:
+            self.rows.pop(name, None)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.rows)
+
+    def step(self) -> list[Any]:
+        if (666,) in self.rows.values():
+            raise RuntimeError("bad kernel")
+        ended = []
+        for name in list(self.rows):
+            self.age[name] += 1
+            if self.age[name] == 2:
+                del self.rows[name]
+                ended.append(SimpleNamespace(request_id=name, finished=True))
+        return ended
+
+
+@pytest.fixture
+def loop() -> Any:
+    made = EngineLoop()
+    yield made
+    made.end()
+
+
+def start(loop: EngineLoop, engine: FakeEngine) -> None:
+    loop.call(lambda: setattr(loop, "_engine", engine)).result(5)
+
+
+def job(*tokens: int) -> Job:
+    return Job(deque(Row(index, (token,), None) for index, token in enumerate(tokens)))
+
+
+def answers(of: Job, count: int) -> list[Answer | BaseException]:
+    return [of.answers.get(timeout=5) for _ in range(count)]
+
+
+def test_rows_of_two_jobs_share_the_engine_and_find_their_way_home(loop: EngineLoop) -> None:
+    engine = FakeEngine()
+    start(loop, engine)
+    first, second = job(*range(20)), job(*range(5))
+    loop.submit(first)
+    loop.submit(second)
+    assert sorted(a.index for a in answers(second, 5) if isinstance(a, Answer)) == list(range(5))
+    assert sorted(a.index for a in answers(first, 20) if isinstance(a, Answer)) == list(range(20))
+    assert engine.most == 4  # twice its seats: a free one is taken at once, and no job takes them all
+
+
+def test_a_refused_row_fails_alone(loop: EngineLoop) -> None:
+    start(loop, FakeEngine())
+    mixed = job(1, 13, 2)
+    loop.submit(mixed)
+    found = {a.index: a.error for a in answers(mixed, 3) if isinstance(a, Answer)}
+    assert found == {0: None, 1: "refused", 2: None}
+
+
+def test_cancelled_rows_leave_the_engine(loop: EngineLoop) -> None:
+    engine = FakeEngine()
+    engine.step = list  # type: ignore[method-assign]  # nothing ever ends
+    start(loop, engine)
+    endless = job(*range(10))
+    loop.submit(endless)
+    while not engine.rows:
+        pass
+    loop.cancel(endless).result(5)
+    assert engine.rows == {}
+    assert len(engine.aborted) == 4
+    with pytest.raises(queue.Empty):
+        endless.answers.get(timeout=0.05)
+
+
+def test_a_dying_engine_fails_all_its_jobs(loop: EngineLoop) -> None:
+    start(loop, FakeEngine(8))
+    jobs = [job(1, 666), job(1, 2, 3)]
+    for each in jobs:
+        loop.submit(each)
+    for each in jobs:
+        last: Any = None
+        while not isinstance(last, BaseException):
+            (last,) = answers(each, 1)
+        assert isinstance(last, EngineDeadError)
+        assert "bad kernel" in str(last)
+    assert vllm_engine.EngineDeadError.__name__ == "EngineDeadError"  # dispatchers know it by this name
