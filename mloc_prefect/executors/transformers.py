@@ -13,6 +13,7 @@ from mloc_prefect.executors.answers import engine_choice, items_of, usage_of
 from mloc_prefect.executors.batching import Budget
 from mloc_prefect.executors.data import load_prompts
 from mloc_prefect.executors.engine import EngineOptions, load_engine
+from mloc_prefect.executors.export import Export
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.models_source import find_model, identifier_of
 from mloc_prefect.executors.places import Places
@@ -65,6 +66,7 @@ class TransformersExecutor:
         sampling, style, options = Sampling.of(spec.child("inference")), Style.of(spec), EngineOptions.of(spec)
         allowed_failures = spec.child("inference").integer("max_failed_rows", 0)
         places = Places.of(request.settings)
+        export = Export.of(spec, context.task_dir)
         context.phase("reading data")
         prompts = load_prompts(request.spec, request.upstream, places)
         context.check()
@@ -81,10 +83,12 @@ class TransformersExecutor:
             run = RowsRun(engine, prompts, keys, style, sampling, context)
             run.compute(set(finished), _budget(spec, engine))
             run.judge(allowed_failures)
+        exported = export.write(items_of(context.rows, prompts, style)) if export else None
         return {
             "ok": True,
             "model": identifier,
             "items": items_of(context.rows, prompts, style),
+            **({"jsonl_export": exported} if exported else {}),
             "usage": usage_of(context.rows, len(prompts)),
             "engine": {"name": "transformers", "why": engine_choice(request.settings)},
             "_summary": self._summary(engine_choice(request.settings), len(prompts), context.rows),
@@ -151,8 +155,6 @@ def _note_ignored(spec: Fields, context: ExecutionContext) -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         if inference.number(name, 0.0):
             context.log(f"{inference.path}.{name} has no effect in the transformers engine", "warning")
-    if spec.child("postprocess").get("jsonl_export"):
-        context.log("spec.postprocess.jsonl_export is not read by this engine: no such file is written", "warning")
 
 
 def _budget(spec: Fields, engine: Engine) -> Budget:

@@ -15,6 +15,7 @@ from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.rows import row_key
 from mloc_prefect.executors.answers import engine_choice, items_of, usage_of
 from mloc_prefect.executors.data import load_prompts
+from mloc_prefect.executors.export import Export
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.models_source import find_model, identifier_of
 from mloc_prefect.executors.places import Places
@@ -71,6 +72,7 @@ class VllmExecutor:
         identifier, places = identifier_of(spec, "VLLM_MODEL"), Places.of(request.settings)
         sampling, style = VllmSampling.of(inference), Style.of(spec)
         allowed = inference.integer("max_failed_rows", 0)
+        export = Export.of(spec, context.task_dir)
         context.phase("reading data")
         prompts = load_prompts(request.spec, request.upstream, places)
         context.check()
@@ -100,11 +102,13 @@ class VllmExecutor:
                 )
                 run.compute(finished)
             run.judge(allowed)
+        exported = export.write(items_of(context.rows, prompts, style)) if export else None
         why = engine_choice(request.settings)
         return {
             "ok": True,
             "model": identifier,
             "items": items_of(context.rows, prompts, style),
+            **({"jsonl_export": exported} if exported else {}),
             "usage": {
                 **usage_of(context.rows, len(prompts)),
                 "latency_sec": round(time.monotonic() - begun, 3),

@@ -108,6 +108,7 @@ class Place:
         model: dict[str, Any] | None = None,
         identifier: str = "smollm2",
         watch: Watch | None = None,
+        more: dict[str, Any] | None = None,
         **inference: Any,
     ) -> Done:
         watch = watch or Watch()
@@ -117,6 +118,7 @@ class Place:
             "model": {"source": {"identifier": identifier}, "vllm": ENGINE, **(model or {})},
             "data": data if isinstance(data, dict) else {"type": "list", "items": data},
             "inference": {**GREEDY, **inference},
+            **(more or {}),
         }
         document = {"apiVersion": "mloc/v1", "kind": "Task", "metadata": {"name": "answers"}, "spec": spec}
         plan, diagnostics = check(json.dumps(document))
@@ -176,10 +178,16 @@ async def test_a_data_set_as_chats_with_metadata(place: Place) -> None:
     file = place.root / "questions.jsonl"
     file.write_text("".join(json.dumps({"q": f"Name a fruit, {n}.", "id": n}) + "\n" for n in range(6)))
     data = {"type": "dataset", "url": str(file), "column": "q", "metadata_columns": {"id": "number"}}
-    done = await place(data, chat_template=True, system_prompt="Be brief.")
+    export = {"path": "out/answers.jsonl", "fields": {"id": "metadata.number", "answer": "output"}}
+    more = {"postprocess": {"jsonl_export": export}}
+    done = await place(data, chat_template=True, system_prompt="Be brief.", more=more)
     assert [item["metadata"]["number"] for item in done.result["items"]] == list(range(6))
     assert "Be brief." in done.result["items"][0]["metadata"]["rendered_prompt"]
     assert all(done.outputs)
+    told = done.result["jsonl_export"]
+    written = [json.loads(line) for line in Path(told["path"]).read_text().splitlines()]
+    assert written == [{"id": str(n), "answer": output} for n, output in enumerate(done.outputs)]
+    assert (told["record_count"], told["relative_path"]) == (6, "out/answers.jsonl")
 
 
 async def test_two_tasks_at_once_are_batched_together(place: Place) -> None:

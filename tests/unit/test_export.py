@@ -1,0 +1,84 @@
+"""`postprocess.jsonl_export`: which value goes where, what is left out, and what cannot be meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.export import Export
+from mloc_prefect.executors.fields import Fields
+
+ITEMS = [
+    {"index": 0, "prompt": "p0", "output": "o0", "metadata": {"id": 7, "tags": ["a", "ü"]}},
+    {"index": 1, "prompt": "p1", "output": "", "metadata": {}},
+    {"index": 2, "prompt": "p2", "output": "", "error": "too long", "metadata": {"id": 9}},
+]
+
+
+def export(tmp_path: Path, **wanted: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    made = Export.of(Fields({"postprocess": {"jsonl_export": {"path": "a/b.jsonl", **wanted}}}), tmp_path)
+    assert made is not None
+    told = made.write(ITEMS)
+    return told, [json.loads(line) for line in Path(told["path"]).read_text(encoding="utf-8").splitlines()]
+
+
+def test_nothing_is_written_without_it(tmp_path: Path) -> None:
+    assert Export.of(Fields({}), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompt_and_output_are_the_default(tmp_path: Path) -> None:
+    told, records = export(tmp_path)
+    assert records == [{"prompt": "p0", "output": "o0"}, {"prompt": "p1", "output": ""}]
+    assert told == {
+        "path": str(tmp_path / "a/b.jsonl"),
+        "relative_path": "a/b.jsonl",
+        "record_count": 2,
+        "fields": ["prompt", "output"],
+    }
+
+
+def test_every_kind_of_field(tmp_path: Path) -> None:
+    _, records = export(
+        tmp_path,
+        fields={
+            "id": {"from": "metadata", "key": "id", "default": -1},
+            "tags": "metadata.tags",
+            "row": "item.index",
+            "answer": {"source": "output", "fallback": "prompt"},
+            "kind": {"literal": "test"},
+            "also": {"from": "literal", "value": 3},
+        },
+    )
+    assert records == [
+        {"id": "7", "tags": '["a", "ü"]', "row": "0", "answer": "o0", "kind": "test", "also": "3"},
+        {"id": "-1", "tags": "", "row": "1", "answer": "p1", "kind": "test", "also": "3"},
+    ]
+
+
+def test_rows_without_a_required_field_are_left_out(tmp_path: Path) -> None:
+    told, records = export(tmp_path, required_fields=["output"])
+    assert (told["record_count"], [r["prompt"] for r in records]) == (1, ["p0"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ({"path": "../x.jsonl"}, "leaves the directory of the task"),
+        ({"path": "responses.json"}, "place of our own files"),
+        ({"path": "attempts/x"}, "place of our own files"),
+        ({"fields": {"a": "answer"}}, r"fields\.a must be prompt, output"),
+        ({"fields": {"a": "metadata"}}, r"fields\.a must be"),
+        ({"fields": {"a": {"from": "output", "fallback": "x"}}}, r"fields\.a\.fallback must be"),
+        ({"fields": {"a": 3}}, r"fields\.a must be"),
+        ({"required_fields": ["zz"]}, "required_fields must be one of prompt, output"),
+    ],
+)
+def test_what_cannot_be_meant(tmp_path: Path, wanted: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        export(tmp_path, **wanted)
+    assert not list(tmp_path.rglob("*.jsonl"))
