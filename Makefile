@@ -49,6 +49,7 @@ bench: setup
 	@echo "==> benchmarks at their smallest size"
 	@$(BIN)/python benchmarks/compile.py --quick
 	@$(BIN)/python benchmarks/stage_overhead.py --quick
+	@$(BIN)/python benchmarks/inference.py --quick
 
 check: lint types unit  ## Lint, types and unit tests
 

@@ -108,10 +108,11 @@ def prepare_environment() -> None:
     wait_passively()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cpu_kv_gib()))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_cache_gib()))
 
 
-def _cpu_kv_gib() -> int:
+def cpu_cache_gib() -> int:
+    """Return the GiB of the key-value cache on this CPU: a sixteenth of the memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(32, round(total * _CPU_KV_SHARE / _GIB)))
 
