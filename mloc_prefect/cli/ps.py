@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mloc_prefect.cli.boundary import examples
-from mloc_prefect.cli.units import age_text
+from mloc_prefect.cli.units import age_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,5 +55,7 @@ def status_lines(status: Mapping[str, Any] | None) -> list[str]:
     for host in status["hosts"]:
         devices = ", ".join(host["devices"])
         place = f"{host['executor']} on {devices}" if devices else host["executor"]
-        lines.append(f"host     {place}, used {age_text(host['last_used_seconds'])} ago, process {host['pid']}")
+        memory = f", {size_text(host['memory_bytes'])}" if host.get("memory_bytes") else ""
+        used = f"used {age_text(host['last_used_seconds'])} ago"
+        lines.append(f"host     {place}, {used}, process {host['pid']}{memory}")
     return lines

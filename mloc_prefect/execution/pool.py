@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution.hosttypes import Host, HostExit, HostSpec
 from mloc_prefect.execution.owners import kill_left_over
+from mloc_prefect.execution.ram import available_bytes, resident_bytes
 from mloc_prefect.execution.supervised import SupervisedHost
 from mloc_prefect.execution.wire import decode, encode
 
@@ -36,6 +37,8 @@ LOG_DAYS = 7
 """Age at which logs of hosts are removed."""
 
 _REMEMBERED = 256
+_CPU = "cpu"
+_SPARE = 1.25
 
 
 class HostPool:
@@ -119,7 +122,7 @@ class HostPool:
         return sum([await self._stop_idle(child) for child in there])
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return executor, devices, pid and idle time of every host, for displays."""
+        """Return executor, devices, pid, resident memory and idle time of every host, for displays."""
         now = time.monotonic()
         return [
             {
@@ -127,6 +130,7 @@ class HostPool:
                 "executor": child.spec.executor,
                 "devices": list(child.spec.devices),
                 "pid": child.pid,
+                "memory_bytes": resident_bytes(child.pid),
                 "last_used_seconds": round(now - child.last_used, 1),
             }
             for child in self._hosts.values()
@@ -189,10 +193,22 @@ class HostPool:
         return sorted((c for c in self._hosts.values() if c.usable), key=lambda child: child.last_used)
 
     async def _make_room(self, spec: HostSpec) -> None:
-        """Give the new host the memory of its GPUs, and keep the number of warm hosts bounded."""
+        """Give the new host the memory of its GPUs, or of the CPU, and keep the number of warm hosts bounded."""
         await self.evict([name for name in spec.devices if name.startswith("gpu:")])
+        if _CPU in spec.devices:
+            await self._free_memory()
         for child in self._by_use():
             if len(self._hosts) < self._warm_limit:
+                return
+            await self._stop_idle(child)
+
+    async def _free_memory(self) -> None:
+        """Let idle engines on the CPU leave until one as large as the largest of them has room."""
+        engines = [child for child in self._by_use() if _CPU in child.spec.devices]
+        largest = max((resident_bytes(child.pid) or 0 for child in engines), default=0)
+        for child in engines:
+            available = available_bytes()
+            if available is None or available >= largest * _SPARE:
                 return
             await self._stop_idle(child)
 

@@ -22,7 +22,7 @@ from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rendering import Reader, Style
 from mloc_prefect.executors.vllm_adapters import checkpoint_folder, find_adapter
 from mloc_prefect.executors.vllm_args import prepare_environment, wish_of
-from mloc_prefect.executors.vllm_engine import EngineLoop
+from mloc_prefect.executors.vllm_engine import EngineDeadError, EngineLoop
 from mloc_prefect.executors.vllm_rows import VllmRows
 from mloc_prefect.executors.vllm_sampling import VllmSampling
 
@@ -153,7 +153,7 @@ class _HeldEngine:
         try:
             assert self._loop is not None
             yield self._loop, self._engine, self._loads
-        except RuntimeError:  # the engine is dead, or a task of it found out first
+        except EngineDeadError:
             self._engine = None
             raise
         finally:

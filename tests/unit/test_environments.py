@@ -163,3 +163,25 @@ def test_packages_of_a_real_interpreter() -> None:
     assert found is not None
     assert "version" in found["torch"]
     assert packages_of("/no/such/python") is None
+
+
+def test_the_command_lists_what_is_there_and_what_is_old(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mloc_prefect.cli.env import create_env, list_env
+
+    monkeypatch.setenv("MLOC_HOME", str(tmp_path))
+    monkeypatch.setenv("MLOC_PYTHON", '{"train": "/mine/python"}')
+    monkeypatch.setenv("MLOC_INVENTORY", '{"cpus": 2}')
+    create_env("vllm-cpu")
+    create_env("vllm")
+    shown = capsys.readouterr()
+    assert f"vllm-cpu is ready: {python_of(tmp_path, 'vllm-cpu')}" in shown.out
+    assert "this machine shows no NVIDIA GPU" in shown.err
+    (tmp_path / "envs" / "vllm" / MARKER).write_text(json.dumps({"digest": "of an older recipe"}))
+    list_env()
+    listed = capsys.readouterr().out
+    assert "  ready, built" in listed
+    assert "  out of date: mloc env create vllm, built" in listed
+    assert "  MLOC_PYTHON names /mine/python" in listed
+    assert commands.lines

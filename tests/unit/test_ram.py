@@ -1,0 +1,49 @@
+"""Memory of processes, and room for a further engine on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mloc_prefect.execution import pool
+from mloc_prefect.execution.hosttypes import HostSpec
+from mloc_prefect.execution.pool import HostPool
+from mloc_prefect.execution.ram import available_bytes, resident_bytes
+
+GIB = 1 << 30
+
+
+def test_real_figures() -> None:
+    mine, free = resident_bytes(os.getpid()), available_bytes()
+    assert mine is not None
+    assert free is not None
+    assert 1 << 20 < mine < 64 * GIB
+    assert free > 1 << 20
+    assert resident_bytes(None) is None
+
+
+@pytest.mark.parametrize(("free", "left"), [(9, []), (2.6, []), (2, ["old"]), (0.1, ["old", "new"])])
+async def test_engines_leave_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, left: list[str]
+) -> None:
+    """Each engine holds 2 GiB; the next one is taken to need a quarter more."""
+    hosts = HostPool(tmp_path, 60, 10)
+    devices = {"new": ("cpu",), "old": ("cpu",), "light": ()}
+    for age, (name, given) in enumerate(devices.items()):
+        spec = HostSpec("m:C", "python", devices=given)
+        hosts._hosts[name] = SimpleNamespace(key=name, spec=spec, pid=1, usable=True, last_used=-age)  # type: ignore[assignment]
+    gone: list[str] = []
+
+    async def stop_idle(child: Any) -> bool:
+        gone.append(child.key)
+        return True
+
+    monkeypatch.setattr(hosts, "_stop_idle", stop_idle)
+    monkeypatch.setattr(pool, "resident_bytes", lambda _pid: 2 * GIB)
+    monkeypatch.setattr(pool, "available_bytes", lambda: int((free + 0.5 * len(gone)) * GIB))
+    await hosts._make_room(HostSpec("m:C", "python", devices=("cpu",)))
+    assert gone == left
