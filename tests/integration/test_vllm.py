@@ -244,6 +244,39 @@ async def test_an_unknown_engine_argument_is_one_line(place: Place) -> None:
     assert [call for call in watch.calls if call[0] == "started"] == [("started", "answers", 1)]
 
 
+async def test_a_cancelled_task_leaves_the_engine_to_others(place: Place) -> None:
+    watch, begun = Watch(), asyncio.Event()
+    watch.on_progress = lambda done: begun.set() if done else None
+    task = asyncio.create_task(place(capitals(400), watch=watch, max_tokens=200, ignore_eos=True))
+    await asyncio.wait_for(begun.wait(), 120)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    pid = place.hosts.pids[-1]
+    done = await asyncio.wait_for(place(["The capital of France is"], max_tokens=4), 30)
+    assert done.pid == pid
+    assert "Paris" in done.outputs[0]
+
+
+async def test_the_pinned_engine_takes_what_is_given_only_on_gpus(place: Place) -> None:
+    """Not run here, for want of a GPU: the arguments exist, with the types that we give."""
+    given = ["tensor_parallel_size", "gpu_memory_utilization", "download_dir", "dtype", "distributed_executor_backend"]
+    script = """
+import dataclasses, json, sys
+from vllm.engine.arg_utils import EngineArgs
+fields = {f.name: str(f.type) for f in dataclasses.fields(EngineArgs)}
+open(sys.argv[1], "w").write(json.dumps(fields))
+"""
+    to = place.root / "fields.json"
+    command = [str(place.python), "-c", script, str(to)]
+    await asyncio.to_thread(subprocess.run, command, text=True, capture_output=True, check=True)
+    fields = json.loads(to.read_text())
+    assert set(given) <= set(fields)
+    assert "int" in fields["tensor_parallel_size"]
+    assert "float" in fields["gpu_memory_utilization"]
+    assert {"max_lora_rank", "max_loras", "enable_lora", "revision", "enforce_eager", "seed"} <= set(fields)
+
+
 async def test_base_and_adapter_alternate_in_one_engine(place: Place) -> None:
     adapter = save_adapter(place.root / "adapter", prepared_home() / "models" / "smollm2")
     lora = {"adapters": [{"type": "lora", "name": "random", "path": str(adapter)}]}
