@@ -156,18 +156,19 @@ async def interleave(
     rates["transformers"] = []
     probe = await asyncio.to_thread(raw.rate, load, prompts(load, 24 if seconds < 60 else 128, "probe"))
     count = max(16, int(probe * seconds * 1.1 / ANSWER))
+    few = max(8, count // 32)
+    await mloc.rate(load, prompts(load, 2, "load"), model, enforce_cpu=True)
     for number in range(rounds):
         rows = prompts(load, count, str(number))
         for arm, seen in rates.items():
-            if arm == "mloc":
-                rate = await mloc.rate(load, rows, model)
-            elif arm == "transformers":
-                rate = await mloc.rate(load, rows[: max(8, count // 32)], model, enforce_cpu=True)
+            given = rows[:few] if arm == "transformers" else rows
+            if arm in {"mloc", "transformers"}:
+                rate = await mloc.rate(load, given, model, enforce_cpu=arm == "transformers")
             else:
                 chunk = ENGINE["max_num_seqs"] if arm == "chunked" else 0
-                rate = await asyncio.to_thread(raw.rate, load, rows, chunk)
+                rate = await asyncio.to_thread(raw.rate, load, given, chunk)
             seen.append(rate)
-            print(f"{load} round {number} {arm}: {len(rows)} rows, {rate:.1f} tokens/s", file=sys.stderr, flush=True)
+            print(f"{load} round {number} {arm}: {len(given)} rows, {rate:.1f} tokens/s", file=sys.stderr, flush=True)
     return rates
 
 
