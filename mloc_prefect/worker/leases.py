@@ -12,7 +12,8 @@ import fcntl
 import json
 import os
 import time
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -182,17 +183,16 @@ class _State:
         return f"waiting for an engine slot on {what}" + (f": {', '.join(parts)}" if parts else "")
 
 
-class _Book:
+class _Book(ABC):
     """What both books share; a subclass says how the state is reached."""
 
     def __init__(self, inventory: Inventory, engines_per_device: int = 1) -> None:
         self.inventory = inventory
         self.slots = engines_per_device
 
-    @contextmanager
-    def _state(self) -> Iterator[_State | None]:
-        """Yield the state, kept when the block ends, or None when it is locked at the moment."""
-        raise NotImplementedError  # pragma: no cover - each book has its own
+    @abstractmethod
+    def _state(self) -> AbstractContextManager[_State | None]:
+        """Give the state, kept when the block ends, or None when it is locked at the moment."""
 
     async def acquire(
         self,
@@ -219,8 +219,9 @@ class _Book:
         """See `LeaseBook.snapshot`."""
         return tuple(Held(Lease(e.id, tuple(e.devices), e.holder), e.pid, e.since) for e in self._peek().held)
 
+    @abstractmethod
     def _peek(self) -> _State:
-        raise NotImplementedError  # pragma: no cover - each book has its own
+        """Return the state as it is now."""
 
     def _entry(self, request: ResourceRequest, holder: str, share: str) -> _Entry:
         count = wanted_gpus(request)
