@@ -18,7 +18,6 @@ from mloc_prefect.artifacts.manifest import read_manifest
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
 from mloc_prefect.orchestrate.choice import choose
 from mloc_prefect.orchestrate.dispatch import interpreter
-from mloc_prefect.tasks.registry import task_type
 from mloc_prefect.worker.inventory import misfit
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def check_runnable(plan: WorkflowPlan, options: RunOptions, inventory: Inventory
         ArtifactError: Results cannot be written where they should be, or may not be sent there.
     """
     _check_external(plan.stages, options.root)
-    _check_models(plan.stages)
+    _check_models(plan.stages, options, inventory)
     if not ignore_resources:
         _check_resources(plan.stages, inventory)
     _check_executors(plan.stages, options, inventory)
@@ -85,11 +84,11 @@ def _is_done(root: Path, task_id: str) -> bool:
     return manifest is not None and manifest.status == "DONE"
 
 
-def _check_models(stages: Iterable[StagePlan]) -> None:
+def _check_models(stages: Iterable[StagePlan], options: RunOptions, inventory: Inventory) -> None:
     """Refuse stages whose model neither the spec nor the environment names. [protocol 4.2]."""
     wanted: dict[str, list[str]] = {}
     for stage in stages:
-        variable = task_type(stage.task_type).model_variable
+        variable = choose(stage.executor, stage.resources, options.settings, inventory).executor.model_variable
         if variable and not stage.model and not os.environ.get(variable):
             wanted.setdefault(variable, []).append(stage.key)
     if wanted:

