@@ -52,7 +52,7 @@ def _obstacle(
 ) -> str | None:
     """Return why `executor` cannot take the stage, or None when it can."""
     name = executor.environment
-    on_gpu = name in ENVIRONMENTS and ENVIRONMENTS[name].needs_gpu
+    on_gpu = _needs_gpu(executor)
     if on_gpu and not inventory.gpus:
         return f"no GPU for {name} here"
     if on_gpu and not wanted_gpus(resources):
@@ -65,6 +65,11 @@ def _obstacle(
 
 
 def _reason(executor: ExecutorRef) -> str:
-    if executor.environment in ENVIRONMENTS and ENVIRONMENTS[executor.environment].needs_gpu:
+    if _needs_gpu(executor):
         return "the stage asks for a GPU and the environment has vLLM"
     return "the spec asks for vLLM" if executor.asked else "MLOC_VLLM_CPU allows vLLM on the CPU"
+
+
+def _needs_gpu(executor: ExecutorRef) -> bool:
+    recipe = ENVIRONMENTS.get(executor.environment)
+    return recipe is not None and recipe.needs_gpu

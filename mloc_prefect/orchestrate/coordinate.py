@@ -158,8 +158,7 @@ class _Coordinator:
                 outcome = await run_stage(stage, self.scope, log=log, on_event=progress.event)
             except MlocError as error:
                 return self._ended(stage, "FAILED", str(error))
-            except Exception as error:
-                # boundary: one stage's defect must not take the others down; the traceback is in the run's log
+            except Exception as error:  # boundary: the defect of one stage must not take the others down
                 log.exception("stage %r met an unexpected error", stage.key)
                 return self._ended(stage, "FAILED", f"unexpected {type(error).__name__}: {error}")
         self._note(outcome)
