@@ -88,6 +88,15 @@ class LeaseBook(Protocol):
             DispatchError: The machine can never satisfy it, or the book cannot be written.
         """
 
+    async def try_acquire(self, request: ResourceRequest, *, holder: str, share: str | None = None) -> Lease | None:
+        """Return a lease if `request` can be had at this moment, else None; never waits and never queues.
+
+        What those who wait in `acquire` have reserved is not taken from them.
+
+        Raises:
+            DispatchError: The machine can never satisfy it, or the book cannot be written.
+        """
+
     async def release(self, lease: Lease) -> None:
         """Give a lease back; a second time nothing happens."""
 
@@ -210,6 +219,21 @@ class _Book(ABC):
         except BaseException:
             await asyncio.shield(self._change(lambda s: s.drop(entry.id)))
             raise
+
+    async def try_acquire(self, request: ResourceRequest, *, holder: str, share: str | None = None) -> Lease | None:
+        """See `LeaseBook.try_acquire`."""
+        entry = self._entry(request, holder, share or "")
+
+        def attempt(state: _State) -> _Entry | None:
+            state.drop_dead()
+            state.enqueue(entry)
+            taken = state.take(entry.id, self.slots)
+            if taken is None:
+                state.drop(entry.id)
+            return taken
+
+        taken = await self._change(attempt)
+        return Lease(taken.id, tuple(taken.devices), taken.holder) if taken else None
 
     async def release(self, lease: Lease) -> None:
         """See `LeaseBook.release`."""

@@ -144,6 +144,25 @@ async def test_waiting_callers_are_told_what_they_wait_for_and_only_when_it_chan
     await asyncio.wait([third])
 
 
+async def test_an_asker_that_does_not_wait_gets_a_lease_or_none_and_leaves_no_trace(
+    make: Callable[..., LeaseBook],
+) -> None:
+    book = make()
+    first = await book.try_acquire(A100, holder="a")
+    assert first is not None
+    assert await book.try_acquire(BOTH_A100, holder="b") is None
+    second = await book.try_acquire(A100, holder="c")
+    assert second is not None
+    waiting = ask(book, A100, "d")
+    assert await waits(waiting)
+    await book.release(first)
+    assert await book.try_acquire(A100, holder="e") is None  # what is free is for the one that waits
+    assert (await waiting).devices == first.devices
+    with pytest.raises(DispatchError, match="needs 9x gpu"):
+        await book.try_acquire(ResourceRequest(gpu_count=9), holder="f")
+    assert [h.lease.holder for h in book.snapshot()] == ["c", "d"]
+
+
 async def test_a_cancelled_waiter_leaves_the_queue(make: Callable[..., LeaseBook]) -> None:
     book = make()
     first = await book.acquire(CPU, holder="a")
