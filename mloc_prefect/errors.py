@@ -62,6 +62,20 @@ class DispatchError(MlocError):
     http_status = 503
 
 
+class StoreError(DispatchError):
+    """The store of records (Redis) cannot be reached or refuses; the message names it by host and port."""
+
+
+class FencedError(DispatchError):
+    """The lease under which a step was to be taken has gone to another holder."""
+
+
+class ConflictError(MlocError):
+    """The request contradicts an earlier one."""
+
+    http_status = 409
+
+
 class ExecutionError(MlocError):
     """A stage ran and failed.
 

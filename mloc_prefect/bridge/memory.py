@@ -1,21 +1,22 @@
-"""In-memory twins of the bridge's ports: one process, no files, same rules."""
+"""In-memory twins of publisher, leases and worker registry: one process, no files, same rules."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.bridge.states import allowed
+from mloc_prefect.bridge.ports import Fence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from mloc_prefect.bridge.ports import Message, Publisher
-    from mloc_prefect.bridge.records import TaskRecord, WorkerRecord
-    from mloc_prefect.bridge.states import Mark
+    from mloc_prefect.bridge.records import WorkerRecord
 
 
 class MemoryPublisher:
@@ -38,50 +39,27 @@ class MemoryPublisher:
             receiver(data)
         return len(receivers)
 
-
-class MemoryTaskStore:
-    """Task records in a dictionary."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
-        self._records: dict[str, TaskRecord] = {}
-
-    async def create(self, records: Sequence[TaskRecord]) -> None:
-        """Add the records of one submission, all or none; ValueError when an id is taken."""
-        ids = [record.task_id for record in records]
-        taken = sorted({task_id for task_id in ids if task_id in self._records or ids.count(task_id) > 1})
-        if taken:
-            raise ValueError(f"task id taken: {', '.join(taken)}")
-        self._records |= {record.task_id: record for record in records}
-
-    async def get(self, task_id: str) -> TaskRecord | None:
-        """Return one record, or None."""
-        return self._records.get(task_id)
-
-    async def list(self, *, submission_id: str | None = None) -> Sequence[TaskRecord]:
-        """Return all records, or those of one submission, in order of creation."""
-        return [
-            record
-            for record in self._records.values()
-            if submission_id is None or record.submission_id == submission_id
-        ]
-
-    async def transition(
-        self, task_id: str, mark: Mark, changes: Mapping[str, Any] | None = None, messages: Sequence[Message] = ()
-    ) -> TaskRecord | None:
-        """Move a record to `mark`, change fields and send messages; None when the step is not allowed."""
-        record = self._records.get(task_id)
-        if record is None or not allowed(record.mark, mark):
-            return None
-        # No await between the look and the change: that is what makes it one step here.
-        self._records[task_id] = record = replace(record, mark=mark, **(changes or {}))
-        for channel, message in messages:
-            await self._publisher.publish(channel, message)
-        return record
+    @asynccontextmanager
+    async def listen(self, *channels: str) -> AsyncIterator[AsyncIterator[tuple[str, dict[str, Any]]]]:
+        """Hear channels from the moment the context is entered until it is left."""
+        heard: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        mine = [(name, lambda data, name=name: heard.put_nowait((name, data))) for name in channels]
+        self._subscribers += mine
+        try:
+            yield _drain(heard)
+        finally:
+            self._subscribers = [entry for entry in self._subscribers if entry not in mine]
 
 
-class MemoryWorkerRegistry:
-    """Workers in a dictionary.
+async def _drain(
+    heard: asyncio.Queue[tuple[str, dict[str, Any]]],
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    while True:
+        yield await heard.get()
+
+
+class MemoryLeases:
+    """Leases in a dictionary.
 
     Args:
         clock: Seconds, never going back; tests hand in their own.
@@ -89,26 +67,75 @@ class MemoryWorkerRegistry:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._held: dict[str, tuple[str, float]] = {}
+        self._numbers: dict[str, int] = {}
+
+    async def acquire(self, name: str, holder: str, *, ttl: float) -> Fence | None:
+        """Take the lease for `ttl` seconds, or prolong one's own; None when another holds it."""
+        current, deadline = self._held.get(name, ("", 0.0))
+        alive = bool(current) and self._clock() < deadline
+        if alive and current != holder:
+            return None
+        if not alive:
+            self._numbers[name] = self._numbers.get(name, 0) + 1
+        self._held[name] = (holder, self._clock() + ttl)
+        return Fence(name, self._numbers[name])
+
+    async def release(self, name: str, holder: str) -> bool:
+        """Give it back; returns False when `holder` did not hold it."""
+        current, deadline = self._held.get(name, ("", 0.0))
+        if current != holder or self._clock() >= deadline:
+            return False
+        del self._held[name]
+        return True
+
+    def valid(self, fence: Fence) -> bool:
+        """Return whether no later holder has taken the lease."""
+        return self._numbers.get(fence.name, 0) <= fence.number
+
+
+class MemoryWorkerRegistry:
+    """Workers in a dictionary.
+
+    Args:
+        clock: Seconds, never going back; tests hand in their own.
+        publisher: Where the messages of the steps go.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, publisher: Publisher | None = None) -> None:
+        self._clock = clock
+        self._publisher = publisher or MemoryPublisher()
         self._workers: dict[str, tuple[WorkerRecord, float]] = {}
 
-    async def register(self, record: WorkerRecord, *, ttl: float) -> None:
+    async def register(self, record: WorkerRecord, *, ttl: float, messages: Sequence[Message] = ()) -> None:
         """Add or replace a worker that lives until `ttl` seconds without a heartbeat have passed."""
         self._workers[record.worker_id] = (replace(record, last_seen=_now()), self._clock() + ttl)
+        await self._send(messages)
 
-    async def heartbeat(self, worker_id: str, *, ttl: float) -> bool:
+    async def heartbeat(self, worker_id: str, *, ttl: float, messages: Sequence[Message] = ()) -> bool:
         """Renew a worker; returns False when it is not registered."""
         if worker_id not in self._workers:
             return False
         record, _ = self._workers[worker_id]
         self._workers[worker_id] = (replace(record, last_seen=_now()), self._clock() + ttl)
+        await self._send(messages)
         return True
 
-    async def set_status(self, worker_id: str, status: str) -> bool:
-        """Set `status`; returns False when the worker is not registered."""
+    async def set_status(
+        self,
+        worker_id: str,
+        status: str,
+        *,
+        extra: Mapping[str, str] | None = None,
+        messages: Sequence[Message] = (),
+    ) -> bool:
+        """Set `status`; returns False when the worker is not registered. Nobody reads `extra` from here."""
+        del extra
         if worker_id not in self._workers:
             return False
         record, deadline = self._workers[worker_id]
         self._workers[worker_id] = (replace(record, status=status), deadline)
+        await self._send(messages)
         return True
 
     async def get(self, worker_id: str) -> WorkerRecord | None:
@@ -123,9 +150,18 @@ class MemoryWorkerRegistry:
         found = [await self.get(worker_id) for worker_id in sorted(self._workers)]
         return [record for record in found if record is not None]
 
-    async def remove(self, worker_id: str) -> bool:
-        """Forget a worker; returns whether it was there."""
-        return self._workers.pop(worker_id, None) is not None
+    async def remove(self, worker_id: str, *, only_stale: bool = False, messages: Sequence[Message] = ()) -> bool:
+        """Forget a worker; returns whether it was there (and, where asked for, stale)."""
+        record = await self.get(worker_id)
+        if record is None or (only_stale and not record.stale):
+            return False
+        del self._workers[worker_id]
+        await self._send(messages)
+        return True
+
+    async def _send(self, messages: Sequence[Message]) -> None:
+        for channel, message in messages:
+            await self._publisher.publish(channel, message)
 
 
 def _now() -> str:

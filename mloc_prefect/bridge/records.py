@@ -27,6 +27,9 @@ ORIGINAL_KEYS = (
 )
 """Keys of the original generation's record, in its order; those of the later one follow them in our answers."""
 
+INTERNAL = ("mark", "name", "protocol", "flow_run")
+"""Fields that no answer shows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
@@ -58,6 +61,9 @@ class TaskRecord:
         finished_ts: When it ended, or None.
         load: `spec.resources.estimatedLoad`.
         depends_on: Task ids that it depends on, in order.
+        name: Ours, not shown: `metadata.name` of the task.
+        protocol: Ours, not shown: what the worker speaks, `ours` or `original`; None while nobody has it.
+        flow_run: Ours, not shown: Prefect flow run of the stage, or None.
     """
 
     task_id: str
@@ -85,6 +91,9 @@ class TaskRecord:
     finished_ts: float | None = None
     load: int = 0
     depends_on: tuple[str, ...] = ()
+    name: str = ""
+    protocol: str | None = None
+    flow_run: str | None = None
 
     @property
     def status(self) -> TaskStatus:
@@ -101,9 +110,13 @@ class TaskRecord:
         """Attempts begun so far, as the later generation counts them."""
         return self.mark.attempt if self.mark.phase >= Phase.DISPATCHED else self.mark.attempt - 1
 
+    def goes_by(self, name: str) -> bool:
+        """Return whether `name` is its name, the submission's (the part before the first colon) or the stage's."""
+        return name in {self.name, self.name.partition(":")[0], self.graph_node_name}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the answer object: the original's keys in their order, then the later generation's."""
-        data = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "mark"}
+        data = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in INTERNAL}
         data |= {
             "status": str(self.status),
             "retries": self.retries,
@@ -113,6 +126,37 @@ class TaskRecord:
         }
         original = {key: data.pop(key) for key in ORIGINAL_KEYS}
         return original | data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What one request submitted: all that is needed to run it, once for all of its tasks.
+
+    Attributes:
+        submission_id: Its id, a UUID; also the idempotency key of its Prefect run.
+        raw_yaml: The whole text, as it came.
+        task_ids: Its tasks, in the order of the answer.
+        submitted_at: UTC, ISO 8601.
+        name: `metadata.name`.
+        file: Name that messages about the text show.
+        parameters: Values of `${param.NAME}`.
+        idempotency_key: What the client sent as `Idempotency-Key`, or None.
+        digest: Hash of what the client sent, compared when the key is used again.
+        flow_run: Prefect flow run of the submission once there is one, or None.
+        cancelled: Whether its end was asked for.
+    """
+
+    submission_id: str
+    raw_yaml: str
+    task_ids: tuple[str, ...] = ()
+    submitted_at: str = ""
+    name: str = ""
+    file: str = "<submitted>"
+    parameters: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    digest: str | None = None
+    flow_run: str | None = None
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

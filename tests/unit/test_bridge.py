@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mloc_prefect.bridge.memory import MemoryPublisher, MemoryTaskStore, MemoryWorkerRegistry
-from mloc_prefect.bridge.ports import TASK_EVENTS
+from mloc_prefect.bridge.memory import MemoryLeases, MemoryPublisher, MemoryWorkerRegistry
+from mloc_prefect.bridge.ports import TASK_EVENTS, WORKER_EVENTS
 from mloc_prefect.bridge.records import ORIGINAL_KEYS, TaskRecord, WorkerRecord
 from mloc_prefect.bridge.states import Mark, Phase, TaskStatus, allowed
 
@@ -81,7 +81,7 @@ def test_record_shows_the_original_keys_first_and_in_order():
     shown = record(depends_on=("t0",)).to_dict()
     assert tuple(shown)[: len(ORIGINAL_KEYS)] == ORIGINAL_KEYS
     assert shown["depends_on"] == ["t0"]
-    assert "mark" not in shown
+    assert not {"mark", "name", "protocol", "flow_run"} & shown.keys()
     assert (shown["retries"], shown["max_retries"], shown["attempts"], shown["max_attempts"]) == (0, 3, 0, 4)
 
 
@@ -99,51 +99,17 @@ def test_counts_of_both_generations(mark, status, retries, attempts):
     assert (shown["status"], shown["retries"], shown["attempts"]) == (status, retries, attempts)
 
 
-# --- task store -------------------------------------------------------------------------------------------------------
+def test_a_record_goes_by_its_name_the_submission_s_and_the_stage_s():
+    entry = record(name="pipe:first", graph_node_name="first")
+    assert [entry.goes_by(name) for name in ("pipe:first", "pipe", "first", "second", "")] == [True] * 3 + [False] * 2
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def publisher() -> MemoryPublisher:
     return MemoryPublisher()
-
-
-@pytest.fixture
-def store(publisher: MemoryPublisher) -> MemoryTaskStore:
-    return MemoryTaskStore(publisher)
-
-
-async def test_records_come_back_in_order_of_creation(store):
-    await store.create([record("b", submission_id="s1"), record("a", submission_id="s1")])
-    await store.create([record("c", submission_id="s2")])
-    assert [entry.task_id for entry in await store.list()] == ["b", "a", "c"]
-    assert [entry.task_id for entry in await store.list(submission_id="s1")] == ["b", "a"]
-    assert await store.get("nobody") is None
-
-
-async def test_a_submission_is_stored_whole_or_not_at_all(store):
-    await store.create([record("a")])
-    with pytest.raises(ValueError, match="task id taken: a"):
-        await store.create([record("b"), record("a")])
-    with pytest.raises(ValueError, match="task id taken: c"):
-        await store.create([record("c"), record("c")])
-    assert [entry.task_id for entry in await store.list()] == ["a"]
-
-
-async def test_a_step_changes_the_record_and_sends_its_messages(store, publisher):
-    await store.create([record()])
-    message = {"type": "TASK_STARTED", "task_id": "t1"}
-    moved = await store.transition("t1", Mark(1, Phase.STARTED), {"assigned_worker": "w"}, [(TASK_EVENTS, message)])
-    assert moved == await store.get("t1")
-    assert moved.assigned_worker == "w"
-    assert publisher.sent == [(TASK_EVENTS, message)]
-
-
-async def test_a_forbidden_step_changes_and_sends_nothing(store, publisher):
-    await store.create([record(mark=Mark(1, Phase.DONE))])
-    assert await store.transition("t1", Mark(1, Phase.FAILED), {"error": "late"}, [(TASK_EVENTS, {})]) is None
-    assert await store.transition("unknown", Mark(1, Phase.FAILED)) is None
-    assert (await store.get("t1")).error is None
-    assert publisher.sent == []
 
 
 async def test_publisher_counts_receivers(publisher):
@@ -152,6 +118,38 @@ async def test_publisher_counts_receivers(publisher):
     assert await publisher.publish(TASK_EVENTS, {"n": (1, 2)}) == 1
     assert await publisher.publish("elsewhere", {}) == 0
     assert received == [{"n": [1, 2]}]
+
+
+async def test_a_listener_hears_its_channels_while_it_listens(publisher):
+    await publisher.publish(TASK_EVENTS, {"n": 0})
+    async with publisher.listen(TASK_EVENTS, WORKER_EVENTS) as heard:
+        for channel, n in ((TASK_EVENTS, 1), ("elsewhere", 2), (WORKER_EVENTS, 3)):
+            await publisher.publish(channel, {"n": n})
+        assert [await anext(heard), await anext(heard)] == [(TASK_EVENTS, {"n": 1}), (WORKER_EVENTS, {"n": 3})]
+    assert await publisher.publish(TASK_EVENTS, {}) == 0
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_has_one_holder_and_each_holder_a_higher_number():
+    now = [0.0]
+    leases = MemoryLeases(clock=lambda: now[0])
+    first = await leases.acquire("bridge", "a", ttl=10)
+    assert first is not None
+    assert await leases.acquire("bridge", "b", ttl=10) is None
+    now[0] = 9
+    assert await leases.acquire("bridge", "a", ttl=10) == first
+    now[0] = 18
+    assert not await leases.release("bridge", "b")
+    assert leases.valid(first)
+    now[0] = 19
+    second = await leases.acquire("bridge", "b", ttl=10)
+    assert second is not None
+    assert second.number > first.number
+    assert not leases.valid(first)
+    assert await leases.release("bridge", "b")
+    assert (await leases.acquire("bridge", "a", ttl=10)).number > second.number
 
 
 # --- worker registry --------------------------------------------------------------------------------------------------
@@ -188,3 +186,15 @@ async def test_worker_can_change_and_leave():
     assert (shown["status"], shown["tags"], shown["stale"]) == ("RUNNING", ["cpu"], False)
     assert await registry.remove("w1")
     assert not await registry.remove("w1")
+
+
+async def test_only_a_stale_worker_is_removed_when_that_was_asked(publisher):
+    now = [0.0]
+    registry = MemoryWorkerRegistry(clock=lambda: now[0], publisher=publisher)
+    await registry.register(WorkerRecord(worker_id="w"), ttl=10)
+    gone = [(WORKER_EVENTS, {"type": "UNREGISTER", "worker_id": "w"})]
+    assert not await registry.remove("w", only_stale=True, messages=gone)
+    assert publisher.sent == []
+    now[0] = 10
+    assert await registry.remove("w", only_stale=True, messages=gone)
+    assert publisher.sent == gone

@@ -1,0 +1,256 @@
+"""In-memory twins of task store and journal: one process, no files, same rules."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.bridge.ports import Entry
+from mloc_prefect.bridge.states import TaskStatus, allowed
+from mloc_prefect.errors import ConflictError, FencedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mloc_prefect.bridge.memory import MemoryLeases
+    from mloc_prefect.bridge.ports import Fence, Message, Publisher
+    from mloc_prefect.bridge.records import Submission, TaskRecord
+    from mloc_prefect.bridge.states import Mark
+
+IDEMPOTENCY_SECONDS = 24 * 3600
+"""How long an idempotency key is remembered."""
+
+
+class MemoryJournal:
+    """The journal in a list.
+
+    Args:
+        clock: Seconds, never going back; tests hand in their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = 0
+        self._waiting: list[Entry] = []
+        self._taken: dict[str, tuple[Entry, float]] = {}
+        self._added = asyncio.Event()
+
+    def add(self, entry: Entry) -> Entry:
+        """Append an entry; its `id` is given here."""
+        self._last += 1
+        entry = replace(entry, id=f"{self._last}-0")
+        self._waiting.append(entry)
+        self._added.set()
+        return entry
+
+    async def read(self, consumer: str, *, block_ms: int = 0, count: int = 16) -> Sequence[Entry]:
+        """Return the next entries, at most `count`; waits up to `block_ms` for the first."""
+        del consumer
+        if not self._waiting and block_ms:
+            self._added.clear()
+            try:
+                async with asyncio.timeout(block_ms / 1000):
+                    await self._added.wait()
+            except TimeoutError:
+                return []
+        entries, self._waiting = self._waiting[:count], self._waiting[count:]
+        return self._take(entries)
+
+    async def ack(self, entry: Entry) -> None:
+        """Take a finished entry out of the journal."""
+        self._taken.pop(entry.id, None)
+
+    async def reclaim(self, consumer: str, *, min_idle_ms: int, count: int = 16) -> Sequence[Entry]:
+        """Take over entries that any consumer took at least `min_idle_ms` ago and has not acknowledged."""
+        del consumer
+        latest = self._clock() - min_idle_ms / 1000
+        return self._take([entry for entry, since in self._taken.values() if since <= latest][:count])
+
+    async def depth(self) -> int:
+        """Return how many entries are not acknowledged."""
+        return len(self._waiting) + len(self._taken)
+
+    def _take(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        self._taken |= {entry.id: (entry, self._clock()) for entry in entries}
+        return entries
+
+
+class MemoryTaskStore:
+    """Submissions and records in dictionaries.
+
+    Args:
+        publisher: Where messages of transitions go.
+        journal: Where submissions and cancellations go; None: an own one.
+        leases: What `fence` is compared with; None: no fence is ever refused.
+        clock: Seconds since the epoch; tests hand in their own.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        journal: MemoryJournal | None = None,
+        leases: MemoryLeases | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._publisher = publisher
+        self._journal = journal or MemoryJournal()
+        self._leases = leases
+        self._clock = clock
+        self._records: dict[str, TaskRecord] = {}
+        self._order: dict[str, float] = {}
+        self._submissions: dict[str, Submission] = {}
+        self._keys: dict[str, tuple[str, float]] = {}
+        self._tally: dict[str, float] = {}
+
+    async def submit(self, submission: Submission, records: Sequence[TaskRecord]) -> Submission:
+        """Store a submission, its records and its journal entry, all or nothing."""
+        key = submission.idempotency_key
+        if key is not None and (earlier := self._earlier(key)) is not None:
+            if earlier.digest != submission.digest:
+                raise ConflictError(
+                    f"the idempotency key {key!r} was used for another submission", hint="use a new key for new content"
+                )
+            return earlier
+        _refuse_taken([record.task_id for record in records], self._records)
+        first = self._next_place()
+        self._add(records, [first + index for index in range(len(records))])
+        self._submissions[submission.submission_id] = submission
+        if key is not None:
+            self._keys[key] = (submission.submission_id, self._clock() + IDEMPOTENCY_SECONDS)
+        self._journal.add(Entry("", "submit", submission.submission_id))
+        return submission
+
+    async def create(self, records: Sequence[TaskRecord], submission: Submission | None = None) -> tuple[str, ...]:
+        """Add records of runs that were started elsewhere; what is there already stays as it is."""
+        if submission is not None:
+            self._submissions.setdefault(submission.submission_id, submission)
+        new = {record.task_id: record for record in records if record.task_id not in self._records}
+        listed = list(submission.task_ids) if submission else [record.task_id for record in records]
+        first = self._next_place()
+        places = [
+            (record.submitted_ts * 1e6 if record.submitted_ts else first)
+            + (listed.index(task_id) if task_id in listed else 0)
+            for task_id, record in new.items()
+        ]
+        self._add(list(new.values()), places)
+        return tuple(new)
+
+    async def get(self, task_id: str) -> TaskRecord | None:
+        """Return one record, or None."""
+        return self._records.get(task_id)
+
+    async def get_many(self, task_ids: Sequence[str]) -> Mapping[str, TaskRecord]:
+        """Return those of the records that are there, in the order asked for."""
+        return {task_id: self._records[task_id] for task_id in task_ids if task_id in self._records}
+
+    async def page(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        task_type: str | None = None,
+        submission_id: str | None = None,
+        name: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> Sequence[TaskRecord]:
+        """Return records in order of creation that fit all that is given."""
+        ids = sorted(self._records, key=lambda task_id: (self._order[task_id], task_id), reverse=newest_first)
+        if after is not None:
+            ids = ids[ids.index(after) + 1 :] if after in self._records else []
+        found = [
+            record
+            for record in map(self._records.__getitem__, ids)
+            if status in {None, record.status}
+            and task_type in {None, record.task_type}
+            and submission_id in {None, record.submission_id}
+            and (name is None or record.goes_by(name))
+        ]
+        return found[:limit]
+
+    async def list(self, *, submission_id: str | None = None) -> Sequence[TaskRecord]:
+        """Return all records, or those of one submission, in order of creation."""
+        return await self.page(submission_id=submission_id)
+
+    async def submission(self, submission_id: str) -> Submission | None:
+        """Return one submission, or None."""
+        return self._submissions.get(submission_id)
+
+    async def dispatched(self, submission_id: str, flow_run: str) -> None:
+        """Note the Prefect flow run of a submission."""
+        if submission_id in self._submissions:
+            self._submissions[submission_id] = replace(self._submissions[submission_id], flow_run=flow_run)
+
+    async def counts(self) -> Mapping[TaskStatus, int]:
+        """Return how many records show each status, zeros included."""
+        shown = [record.status for record in self._records.values()]
+        return {status: shown.count(status) for status in TaskStatus}
+
+    async def tally(self) -> Mapping[str, float]:
+        """Return the sums that transitions added to."""
+        return dict(self._tally)
+
+    async def request_cancel(self, submission_id: str, task_id: str | None = None) -> Entry:
+        """Ask for the end of a submission, or of one task of it: a journal entry."""
+        if task_id is None and submission_id in self._submissions:
+            self._submissions[submission_id] = replace(self._submissions[submission_id], cancelled=True)
+        return self._journal.add(Entry("", "cancel", submission_id, task_id))
+
+    async def transition(
+        self,
+        task_id: str,
+        mark: Mark,
+        changes: Mapping[str, Any] | None = None,
+        messages: Sequence[Message] = (),
+        *,
+        add: Mapping[str, float] | None = None,
+        fence: Fence | None = None,
+    ) -> TaskRecord | None:
+        """Move a record to `mark`, change fields and send messages; None when the step is not allowed."""
+        if fence is not None and self._leases is not None and not self._leases.valid(fence):
+            raise FencedError(f"the lease {fence.name} has gone to another holder")
+        record = self._records.get(task_id)
+        if record is None or not allowed(record.mark, mark):
+            return None
+        # No await between the look and the change: that is what makes it one step here.
+        self._records[task_id] = record = replace(record, mark=mark, **(changes or {}))
+        for key, amount in (add or {}).items():
+            self._tally[key] = self._tally.get(key, 0.0) + amount
+        await self._send(messages)
+        return record
+
+    async def note(
+        self, task_id: str, mark: Mark, changes: Mapping[str, Any], messages: Sequence[Message] = ()
+    ) -> TaskRecord | None:
+        """Change fields of a record that stands exactly at `mark`."""
+        record = self._records.get(task_id)
+        if record is None or record.mark != mark:
+            return None
+        self._records[task_id] = record = replace(record, **changes)
+        await self._send(messages)
+        return record
+
+    def _earlier(self, key: str) -> Submission | None:
+        submission_id, deadline = self._keys.get(key, ("", 0.0))
+        return self._submissions.get(submission_id) if self._clock() < deadline else None
+
+    def _next_place(self) -> float:
+        """Return the place after all others: microseconds since the epoch, as the order of records is kept."""
+        return max(self._clock() * 1e6, max(self._order.values(), default=0.0) + 1)
+
+    def _add(self, records: Sequence[TaskRecord], places: Sequence[float]) -> None:
+        for record, place in zip(records, places, strict=True):
+            self._records[record.task_id] = record
+            self._order[record.task_id] = place
+
+    async def _send(self, messages: Sequence[Message]) -> None:
+        for channel, message in messages:
+            await self._publisher.publish(channel, message)
+
+
+def _refuse_taken(ids: Sequence[str], known: Mapping[str, TaskRecord]) -> None:
+    taken = sorted({task_id for task_id in ids if task_id in known or ids.count(task_id) > 1})
+    if taken:
+        raise ValueError(f"task id taken: {', '.join(taken)}")
