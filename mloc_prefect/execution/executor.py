@@ -37,3 +37,7 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back what the executor holds; called once, when the host leaves by itself."""
+
+    # An executor may also have `sleep() -> bool`: give back the memory of the device but keep what makes the next task
+    # start fast, and return whether that was done. It is called between tasks, beside the threads of `run`, and the
+    # next `run` wakes the executor by itself.

@@ -19,7 +19,7 @@ from mloc_prefect.execution.supervised import SupervisedHost
 from mloc_prefect.execution.wire import decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ STOP_SECONDS = 25.0
 
 ANSWER_SECONDS = 2.0
 """How long a host may take to say whether it is idle."""
+
+SLEEP_SECONDS = 60.0
+"""How long a host may take to move its weights out of the way; after that it is asked to leave."""
 
 LOG_DAYS = 7
 """Age at which logs of hosts are removed."""
@@ -86,6 +89,9 @@ class HostPool:
             child = self._hosts.get(key)
             if child is not None and child.usable:
                 child.last_used = time.monotonic()
+                if child.asleep:
+                    child.asleep = False  # before the wait: nobody else need wake it
+                    await self._make_room(child.spec, keep=key)
                 return host
             if child is not None:
                 await self._gone(child)
@@ -110,16 +116,20 @@ class HostPool:
             return None
 
     async def evict(self, devices: Collection[str], *, keep: str | None = None) -> int:
-        """Let idle hosts on any of `devices` leave, the one used least recently first; return how many left.
+        """Let idle hosts on any of `devices` give back their memory, the one used least recently first.
 
-        A busy host stays: whoever leased the device for it still uses it.
+        One that can sleep stays and needs no loading later; any other leaves. A busy host keeps what it has: whoever
+        leased the device for it still uses it.
 
         Args:
             devices: Names as in `HostSpec.devices`.
             keep: Key of a host that stays.
+
+        Returns:
+            How many gave back theirs.
         """
-        there = [c for c in self._by_use() if c.key != keep and set(c.spec.devices) & set(devices)]
-        return sum([await self._stop_idle(child) for child in there])
+        there = [c for c in self._by_use() if c.key != keep and set(c.spec.devices) & set(devices) and not c.asleep]
+        return sum([await self._sleep(child) or await self._stop_idle(child) for child in there])
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return executor, devices, pid, resident memory and idle time of every host, for displays."""
@@ -132,6 +142,7 @@ class HostPool:
                 "pid": child.pid,
                 "memory_bytes": resident_bytes(child.pid),
                 "last_used_seconds": round(now - child.last_used, 1),
+                "asleep": child.asleep,
             }
             for child in self._hosts.values()
         ]
@@ -192,13 +203,13 @@ class HostPool:
     def _by_use(self) -> list[SupervisedHost]:
         return sorted((c for c in self._hosts.values() if c.usable), key=lambda child: child.last_used)
 
-    async def _make_room(self, spec: HostSpec) -> None:
-        """Give the new host the memory of its GPUs, or of the CPU, and keep the number of warm hosts bounded."""
-        await self.evict([name for name in spec.devices if name.startswith("gpu:")])
+    async def _make_room(self, spec: HostSpec, *, keep: str | None = None) -> None:
+        """Give a host the memory of its GPUs, or of the CPU, and keep the number of warm hosts bounded."""
+        await self.evict([name for name in spec.devices if name.startswith("gpu:")], keep=keep)
         if _CPU in spec.devices:
             await self._free_memory()
         for child in self._by_use():
-            if len(self._hosts) < self._warm_limit:
+            if keep is not None or len(self._hosts) < self._warm_limit:
                 return
             await self._stop_idle(child)
 
@@ -212,9 +223,16 @@ class HostPool:
                 return
             await self._stop_idle(child)
 
+    async def _sleep(self, child: SupervisedHost) -> bool:
+        """Let `child` give back the memory of its device but keep its model; return whether it did."""
+        answer = await _ask(child.socket, {"op": "sleep"}, SLEEP_SECONDS) if child.socket else None
+        child.asleep = bool(answer and answer.get("ok"))
+        return child.asleep
+
     async def _stop_idle(self, child: SupervisedHost) -> bool:
         """Let `child` leave if it has no task; return whether it did."""
-        if child.socket is None or not await _leaves(child.socket):
+        answer = await _ask(child.socket, {"op": "stop", "if_idle": True}, ANSWER_SECONDS) if child.socket else None
+        if answer is None or not answer.get("ok"):
             return False
         await self._gone(child)
         return True
@@ -228,20 +246,20 @@ class HostPool:
         self._retire(child)
 
 
-async def _leaves(socket_path: str) -> bool:
-    """Ask a host to leave if it is idle; return whether it does."""
+async def _ask(socket_path: str, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
+    """Ask a host something; None when it is busy in C code with the interpreter locked, `ok` when it is leaving."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket_path)
     except OSError:  # it is leaving already
-        return True
+        return {"ok": True}
     try:
-        writer.write(encode({"op": "stop", "if_idle": True}))
-        answer = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
-    except (OSError, TimeoutError):  # busy in C code with the interpreter locked
-        return False
+        writer.write(encode(question))
+        answer = await asyncio.wait_for(reader.readline(), seconds)
+    except (OSError, TimeoutError):
+        return None
     finally:
         writer.close()
-    return not answer or bool(decode(answer).get("ok"))
+    return decode(answer) if answer else {"ok": True}
 
 
 def tidy(run_dir: Path) -> None:

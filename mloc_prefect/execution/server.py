@@ -83,6 +83,7 @@ class HostServer:
         self._running: dict[HostTask, _Connection] = {}
         self._silent: set[_Connection] = set()
         self._done: deque[HostTask] = deque()
+        self._answers: deque[tuple[_Connection, dict[str, Any]]] = deque()
         self._served = 0
         self._idle_since = time.monotonic()
         self._stopping = False
@@ -191,6 +192,8 @@ class HostServer:
             self._start(conn, request)
         elif op == "ping":
             self._answer(conn, self._pong())
+        elif op == "sleep":
+            self._sleep(conn)
         elif op == "stop":
             self._answer(conn, {"t": "stopping", "ok": self._stop(if_idle=bool(message.get("if_idle")))})
         else:
@@ -215,6 +218,18 @@ class HostServer:
             "served": self._served,
             "idle_seconds": round(idle, 3),
         }
+
+    def _sleep(self, conn: _Connection) -> None:
+        """Let the executor give back the memory of its device, when no task is here; the answer comes when it has."""
+        if self._running:
+            self._answer(conn, {"t": "asleep", "ok": False})
+            return
+
+        def done(ok: bool) -> None:
+            self._answers.append((conn, {"t": "asleep", "ok": ok}))
+            self._wake()
+
+        self.runner.sleep(done)
 
     def _stop(self, *, if_idle: bool) -> bool:
         if if_idle and self._running:
@@ -252,7 +267,11 @@ class HostServer:
         self._reap()
 
     def _reap(self) -> None:
-        """Close the connections of finished tasks; only this thread closes any."""
+        """Close the connections of finished tasks and answered questions; only this thread closes any."""
+        while self._answers:
+            conn, message = self._answers.popleft()
+            if conn.registered:  # else the asker has gone
+                self._answer(conn, message)
         while self._done:
             conn = self._running.pop(self._done.popleft())
             self._drop(conn)

@@ -43,12 +43,14 @@ class SupervisedHost:
     Attributes:
         started: Monotonic time of the start.
         last_used: Monotonic time of the last acquisition.
+        asleep: It has given back the memory of its device, and takes it again with its next task.
     """
 
     def __init__(self, spec: HostSpec, key: str, run_dir: Path, *, idle_seconds: float) -> None:
         self.spec = spec
         self.key = key
         self.last_used = time.monotonic()
+        self.asleep = False
         self._run_dir = run_dir
         self._idle_seconds = idle_seconds
         self._socket = run_dir / f"{secrets.token_hex(4)}.sock"  # short: 107 bytes is all that a path may have

@@ -107,6 +107,20 @@ class TaskRunner:
         if self._executor is not None:
             self._executor.close()
 
+    def sleep(self, on_done: Callable[[bool], None]) -> None:
+        """Let an executor that can do so give back the memory of its device; `on_done` hears whether it has."""
+
+        def action() -> None:
+            sleep = getattr(self._executor, "sleep", None)
+            ok = False
+            try:
+                ok = bool(sleep()) if sleep is not None else False
+            except Exception as error:  # boundary: who cannot sleep is ended by the owner instead
+                traceback.print_exception(error, file=sys.stderr)
+            on_done(ok)
+
+        threading.Thread(target=action, name="mloc-sleep", daemon=True).start()
+
     def stop(self) -> None:
         """Let every worker end when the tasks queued before are done."""
         with self._lock:

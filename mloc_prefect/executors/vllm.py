@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,21 +19,16 @@ from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rendering import Reader, Style
 from mloc_prefect.executors.vllm_adapters import checkpoint_folder, find_adapter
 from mloc_prefect.executors.vllm_args import prepare_environment, wish_of
-from mloc_prefect.executors.vllm_engine import EngineDeadError, EngineLoop
+from mloc_prefect.executors.vllm_held import HeldEngine
 from mloc_prefect.executors.vllm_rows import VllmRows
 from mloc_prefect.executors.vllm_sampling import VllmSampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
-
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.execution.protocol import ExecutionRequest
     from mloc_prefect.executors.models_source import ModelPlace
     from mloc_prefect.executors.vllm_adapters import Adapter
     from mloc_prefect.executors.vllm_args import EngineWish
-
-_LOOK_SECONDS = 0.25
 
 
 class VllmExecutor:
@@ -54,7 +46,7 @@ class VllmExecutor:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         del options
-        self._held = _HeldEngine()
+        self._held = HeldEngine()
 
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
         """Do one inference task.
@@ -125,120 +117,17 @@ class VllmExecutor:
             },
         }
 
+    def sleep(self) -> bool:
+        """Move the weights to the memory of the machine, so that another model has room; the next task wakes them.
+
+        Returns:
+            Whether it was done; an engine on the CPU, or one with `enable_sleep_mode: false`, cannot.
+        """
+        return self._held.sleep()
+
     def close(self) -> None:
         """Give the engine's memory back."""
         self._held.close()
-
-
-class _HeldEngine:
-    """The engine of this process and who uses it."""
-
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._loop: EngineLoop | None = None
-        self._engine: Any = None
-        self._wish: EngineWish | None = None
-        self._users = 0
-        self._loading = False
-        self._loads = 0
-        self._adapters: dict[str, int] = {}
-
-    @contextmanager
-    def lent(self, wish: Callable[[], EngineWish], context: ExecutionContext) -> Iterator[tuple[EngineLoop, Any, int]]:
-        """Yield the engine that the task wishes, with the number of engines loaded so far; loads it when needed."""
-        if "vllm" not in sys.modules:
-            context.phase("importing vllm")
-        wanted = wish()
-        self._enter(wanted, context)
-        try:
-            assert self._loop is not None
-            yield self._loop, self._engine, self._loads
-        except EngineDeadError:
-            self._engine = None
-            raise
-        finally:
-            with self._free:
-                self._users -= 1
-                self._free.notify_all()
-
-    def lora(self, adapter: Adapter | None) -> Any:
-        """Return the `LoRARequest` of `adapter` after the engine has taken it, None without one.
-
-        Raises:
-            UserError: vLLM does not run such an adapter.
-        """
-        if adapter is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        assert self._loop is not None
-        with self._free:
-            number = self._adapters.setdefault(adapter.fingerprint, len(self._adapters) + 1)
-        request = LoRARequest(adapter.fingerprint[:16], number, adapter.path)
-        engine = self._engine
-        try:
-            # Now, because an adapter that fails while rows run would take the engine with it.
-            self._loop.call(lambda: engine.add_lora(request)).result()
-        except (ValueError, TypeError, KeyError, OSError, RuntimeError, NotImplementedError) as error:
-            text = " ".join(str(error).split())
-            raise UserError(f"the adapter {adapter.name!r} ({adapter.path}) does not fit the model: {text}") from error
-        return request
-
-    def close(self) -> None:
-        """Unload and end the thread."""
-        if self._loop is not None:
-            self._loop.unload().result()
-            self._loop.end()
-
-    def _enter(self, wanted: EngineWish, context: ExecutionContext) -> None:
-        with self._free:
-            told = False
-            while self._loading or not self._suits(wanted):
-                if not self._loading and self._users == 0:
-                    self._loading = True
-                    break
-                if not told:
-                    context.phase("waiting for the engine")
-                    told = True
-                self._free.wait(_LOOK_SECONDS)
-                context.check()
-            self._users += 1
-            if not self._loading or self._users > 1:
-                return
-        self._load(wanted, context)
-
-    def _suits(self, wanted: EngineWish) -> bool:
-        return self._engine is not None and self._wish is not None and wanted.served_by(self._wish)
-
-    def _load(self, wanted: EngineWish, context: ExecutionContext) -> None:
-        """Replace the engine; nobody uses it, and `_loading` keeps others away."""
-        held = self._wish
-        if held is not None and wanted.arguments == held.arguments and wanted.fingerprint == held.fingerprint:
-            wanted = replace(wanted, lora_rank=max(wanted.lora_rank, held.lora_rank))
-        try:
-            self._loop = self._loop or EngineLoop()
-            if self._engine is not None:
-                context.phase("unloading the previous engine")
-                self._engine = None
-                _patiently(self._loop.unload(), context)
-            self._engine = _patiently(self._loop.load(wanted.engine_arguments(), context.phase), context)
-            self._wish, self._loads = wanted, self._loads + 1
-            self._adapters.clear()
-        except BaseException:
-            with self._free:
-                self._users -= 1
-            raise
-        finally:
-            with self._free:
-                self._loading = False
-                self._free.notify_all()
-
-
-def _patiently(future: Future[Any], context: ExecutionContext) -> Any:
-    """Return the result of something that cannot be cut off; a cancelled task leaves when it is done."""
-    result = future.result()
-    context.check()
-    return result
 
 
 def _wish(spec: Fields, place: ModelPlace, adapter: Adapter | None, context: ExecutionContext) -> EngineWish:
@@ -255,7 +144,14 @@ def _wish(spec: Fields, place: ModelPlace, adapter: Adapter | None, context: Exe
         )
     known = {f.name for f in fields(EngineArgs)}
     rank = adapter.rank if adapter else 0
-    return wish_of(spec, place, lora_rank=rank, on_cpu=current_platform.is_cpu(), known=known)
+    return wish_of(
+        spec,
+        place,
+        lora_rank=rank,
+        on_cpu=current_platform.is_cpu(),
+        known=known,
+        can_sleep=current_platform.is_sleep_mode_available(),
+    )
 
 
 def _place(spec: Fields, identifier: str, places: Places, task_dir: Path) -> ModelPlace:

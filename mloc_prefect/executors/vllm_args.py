@@ -49,7 +49,15 @@ class EngineWish:
         return {"max_lora_rank": rank, "max_loras": 2, **self.arguments, "enable_lora": True}
 
 
-def wish_of(spec: Fields, place: ModelPlace, *, lora_rank: int, on_cpu: bool, known: Collection[str]) -> EngineWish:
+def wish_of(
+    spec: Fields,
+    place: ModelPlace,
+    *,
+    lora_rank: int,
+    on_cpu: bool,
+    known: Collection[str],
+    can_sleep: bool = False,
+) -> EngineWish:
     """Return the engine that `spec` asks for.
 
     Args:
@@ -58,6 +66,7 @@ def wish_of(spec: Fields, place: ModelPlace, *, lora_rank: int, on_cpu: bool, kn
         lora_rank: Rank of the task's adapter, 0 without one.
         on_cpu: Whether this vLLM runs on the CPU.
         known: Names of the arguments of this vLLM's `EngineArgs`.
+        can_sleep: Whether its platform can move weights out of the way and back.
 
     Raises:
         UserError: A field of `model.vllm` that this vLLM does not know, or a value that cannot be one of its.
@@ -86,6 +95,7 @@ def wish_of(spec: Fields, place: ModelPlace, *, lora_rank: int, on_cpu: bool, kn
     else:
         arguments.setdefault("gpu_memory_utilization", 0.9)
         arguments.setdefault("tensor_parallel_size", leased_gpus())
+        arguments.setdefault("enable_sleep_mode", can_sleep)
     if arguments["tensor_parallel_size"] == 1:
         arguments.setdefault("distributed_executor_backend", "uni")
     if options.flag("enable_lora", default=False) or lora_rank:

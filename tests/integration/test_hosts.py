@@ -306,6 +306,25 @@ class TestIdle:
         await pool.acquire(new)  # an engine takes the whole GPU: the one before has to go
         assert not is_alive(pids[2])
 
+    async def test_engines_that_can_sleep_take_turns_on_a_gpu_without_a_reload(
+        self, pool: HostPool, tmp_path: Path
+    ) -> None:
+        run = Runner(pool, tmp_path)
+        sleepy = TROUBLE.replace("Trouble", "Sleepy")
+        first, second, third = (
+            HostSpec(sleepy, sys.executable, options, devices=("gpu:0",), env=host_spec().env)
+            for options in ({"n": 1}, {"n": 2}, {"n": 3, "can_sleep": False})
+        )
+        seen = [await run(trouble_request(tmp_path), spec) for spec in (first, second, first, first, third, second)]
+        answers = [json.loads(Path(result.path).read_text()) for result in seen]
+        assert [answer["woken"] for answer in answers] == [0, 0, 1, 1, 0, 1]
+        assert len({answer["pid"] for answer in answers}) == 3
+        assert {host["pid"] for host in pool.snapshot()} == {
+            answers[0]["pid"],
+            answers[1]["pid"],
+        }  # the third had to go
+        assert not is_alive(answers[4]["pid"])
+
     async def test_number_of_warm_hosts_is_bounded(self, tmp_path: Path) -> None:
         async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30, warm_limit=2) as pool:
             run = Runner(pool, tmp_path)

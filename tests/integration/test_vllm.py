@@ -260,17 +260,33 @@ async def test_a_cancelled_task_leaves_the_engine_to_others(place: Place) -> Non
 
 async def test_the_pinned_engine_takes_what_is_given_only_on_gpus(place: Place) -> None:
     """Not run here, for want of a GPU: the arguments exist, with the types that we give."""
-    given = ["tensor_parallel_size", "gpu_memory_utilization", "download_dir", "dtype", "distributed_executor_backend"]
+    given = [
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+        "download_dir",
+        "dtype",
+        "distributed_executor_backend",
+        "enable_sleep_mode",
+    ]
     script = """
-import dataclasses, json, sys
+import dataclasses, inspect, json, sys
+from vllm.config import ModelConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.engine.llm_engine import LLMEngine
 fields = {f.name: str(f.type) for f in dataclasses.fields(EngineArgs)}
-open(sys.argv[1], "w").write(json.dumps(fields))
+methods = {n: list(inspect.signature(getattr(LLMEngine, n)).parameters) for n in ("sleep", "wake_up")}
+config = [f.name for f in dataclasses.fields(ModelConfig)]
+can_sleep = current_platform.is_sleep_mode_available()
+open(sys.argv[1], "w").write(json.dumps([fields, methods, config, can_sleep]))
 """
     to = place.root / "fields.json"
     command = [str(place.python), "-c", script, str(to)]
     await asyncio.to_thread(subprocess.run, command, text=True, capture_output=True, check=True)
-    fields = json.loads(to.read_text())
+    fields, methods, config, can_sleep = json.loads(to.read_text())
+    assert methods == {"sleep": ["self", "level", "mode"], "wake_up": ["self", "tags"]}
+    assert "enable_sleep_mode" in config
+    assert can_sleep is False  # of the CPU: so no engine here is asked to
     assert set(given) <= set(fields)
     assert "int" in fields["tensor_parallel_size"]
     assert "float" in fields["gpu_memory_utilization"]

@@ -192,3 +192,20 @@ def _write(name: str, pids: list[int]) -> None:
     part = Path(f"{name}.part")
     part.write_text(" ".join(map(str, pids)))
     part.rename(name)
+
+
+class Sleepy(Trouble):
+    """Can give back its device between tasks, as an engine with a sleep mode does."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options)
+        self.asleep, self.woken = False, 0
+
+    def run(self, request, context):
+        if self.asleep:
+            self.asleep, self.woken = False, self.woken + 1
+        return {**super().run(request, context), "woken": self.woken}
+
+    def sleep(self) -> bool:
+        self.asleep = True
+        return bool(self.options.get("can_sleep", True))
