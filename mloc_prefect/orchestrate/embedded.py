@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mloc_prefect.errors import DispatchError
+from mloc_prefect.orchestrate.server_main import Private, ServerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,18 +30,20 @@ class ServerAddress:
 
     Attributes:
         pid: Its process.
-        port: Its port on the loopback interface.
+        port: Its port.
         started: When it was ready, seconds since the epoch.
+        host: Its address for clients on this machine.
     """
 
     pid: int
     port: int
     started: float
+    host: str = "127.0.0.1"
 
     @property
     def ui_url(self) -> str:
         """Address of the web pages."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def api_url(self) -> str:
@@ -55,12 +58,21 @@ class EmbeddedServer:
         home: `MLOC_HOME`; the database lies in its `prefect/`, the log in `logs/prefect-server.log`, and
             `prefect/server.json` (mode 0600) names the process, port and start time while it runs.
         port: Wanted port; another free one is taken when it is in use.
+        host: Address to listen on.
+        exact: Take that port or fail.
+        private: Redis for its events and jobs, and the password of its API; without it both live in memory and the
+            API is open.
     """
 
-    def __init__(self, home: Path, port: int) -> None:
+    def __init__(
+        self, home: Path, port: int, *, host: str = "127.0.0.1", exact: bool = False, private: Private | None = None
+    ) -> None:
         self.home = home / "prefect"
         self.log = home / "logs" / "prefect-server.log"
         self._port = port
+        self._host = host
+        self._exact = exact
+        self._private = private or Private()
         self._state = self.home / "server.json"
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
@@ -78,12 +90,19 @@ class EmbeddedServer:
         _rotate(self.log)
         self._let_go()
         read_end, self._lifeline = os.pipe()
-        options = {"home": str(self.home), "port": self._port, "lifeline": read_end, "state_file": str(self._state)}
+        options = ServerOptions(
+            home=str(self.home),
+            port=self._port,
+            lifeline=read_end,
+            state_file=str(self._state),
+            host=self._host,
+            exact=self._exact,
+        )
         try:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "mloc_prefect.orchestrate.server_main", json.dumps(options)],
-                    stdin=subprocess.DEVNULL,
+                    [sys.executable, "-P", "-m", "mloc_prefect.orchestrate.server_main", options.to_argument()],
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     pass_fds=(read_end,),
@@ -91,6 +110,9 @@ class EmbeddedServer:
                 )
         finally:
             os.close(read_end)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as private:  # if it has ended already, `poll` tells why
+            private.write(self._private.to_input())
 
     def poll(self) -> ServerAddress | None:
         """Return the address once the server answers, None before.
