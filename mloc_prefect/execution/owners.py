@@ -29,6 +29,11 @@ def kill_left_over(run_dir: Path) -> int:
     return len(left)
 
 
+def is_host_of(pid: int, run_dir: Path) -> bool:
+    """Return whether `pid` is a host of `run_dir`, or a process that one started; False when it cannot be read."""
+    return _mark_of(pid).startswith(_prefix(run_dir) + ".")
+
+
 def _prefix(run_dir: Path) -> str:
     digest = hashlib.sha256(os.fsencode(run_dir.resolve())).hexdigest()[:12]
     return f"{digest}.{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116  # the link's target is not a path

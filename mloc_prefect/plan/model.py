@@ -24,6 +24,8 @@ class ResourceRequest:
         gpu_type: Lower-case substring of the device name, or None for any.
         gpu_memory_bytes: Memory that each device must have, or None.
         enforce_cpu: The engine must not use a device even where there is one.
+        gpu_exclusive: Its devices are its own, even where it needs only a part of their memory.
+        tags: Lower-case words that the machine must have.
     """
 
     cpus: int | None = None
@@ -32,6 +34,8 @@ class ResourceRequest:
     gpu_type: str | None = None
     gpu_memory_bytes: int | None = None
     enforce_cpu: bool = False
+    gpu_exclusive: bool = False
+    tags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         from mloc_prefect.plan.resources import describe

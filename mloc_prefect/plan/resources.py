@@ -42,7 +42,8 @@ def request_of(task_type: str, spec: Mapping[str, Any]) -> ResourceRequest:
         task_type: `spec.taskType`; `enforce_cpu` has a meaning for inference only.
         spec: The plain `spec` mapping of the effective document.
     """
-    hardware = _mapping(_mapping(spec.get("resources")).get("hardware"))
+    resources = _mapping(spec.get("resources"))
+    hardware = _mapping(resources.get("hardware"))
     gpu = _mapping(hardware.get("gpu"))
     return ResourceRequest(
         cpus=parse_cpus(hardware.get("cpu")),
@@ -51,7 +52,15 @@ def request_of(task_type: str, spec: Mapping[str, Any]) -> ResourceRequest:
         gpu_type=gpu_type(gpu.get("type")),
         gpu_memory_bytes=parse_memory(gpu.get("memory")),
         enforce_cpu=is_true(spec.get("enforce_cpu")) and task_type.lower().startswith("inference"),
+        gpu_exclusive=is_true(gpu.get("exclusive")),
+        tags=tags_of(resources.get("tags")),
     )
+
+
+def tags_of(value: Any) -> tuple[str, ...]:
+    """Return tags as sorted lower-case words; `value` is a list of texts, or one text with commas."""
+    found = value if isinstance(value, (list, tuple)) else str(value if value is not None else "").split(",")
+    return tuple(sorted({str(tag).strip().lower() for tag in found} - {""}))
 
 
 def describe(request: ResourceRequest) -> str:
@@ -65,8 +74,12 @@ def describe(request: ResourceRequest) -> str:
         memory = f"{memory_text(request.gpu_memory_bytes)} each" if request.gpu_memory_bytes else None
         detail = ", ".join(text for text in (request.gpu_type, memory) if text)
         parts.append(f"{request.gpu_count} gpu" + (f" ({detail})" if detail else ""))
+        if request.gpu_exclusive and request.gpu_memory_bytes:
+            parts.append("not shared")
     if request.enforce_cpu:
         parts.append("no gpu used")
+    if request.tags:
+        parts.append(f"tags {', '.join(request.tags)}")
     return ", ".join(parts) or "nothing in particular"
 
 

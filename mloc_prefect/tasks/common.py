@@ -16,6 +16,7 @@ from mloc_prefect.tasks.fields import (
     ItemText,
     Positive,
     Text,
+    Texts,
     block,
     is_deferred,
     item,
@@ -39,6 +40,8 @@ class Gpu(SpecModel):
     count: Annotated[int | None, whole(ge=0)] = None
     type: Text = "any"
     memory: Text | None = None
+    # Ours: a task that states a part of a card's memory shares the card with others that do, unless this is set.
+    exclusive: Flag = False
 
 
 class Hardware(SpecModel):
@@ -55,6 +58,8 @@ class Resources(SpecModel):
     replicas: Annotated[int, whole(ge=0, lenient=True)] = 1
     hardware: Annotated[Hardware, block()] = Hardware()
     estimated_load: Annotated[float | None, number(ge=0)] = Field(None, alias="estimatedLoad")
+    # Ours: words that a worker must have (its inventory's tags and MLOC_WORKER_TAGS).
+    tags: Texts | None = None
 
 
 class Parallel(SpecModel):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import MlocError
-from mloc_prefect.plan.resources import memory_text, parse_memory
+from mloc_prefect.plan.resources import memory_text, parse_memory, tags_of
+from mloc_prefect.worker.gpus import Gpu, gpus_text, matching_gpus, wanted_gpus, wanted_text
+from mloc_prefect.worker.nvml import nvml_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,28 +19,18 @@ if TYPE_CHECKING:
     from mloc_prefect.plan.model import ResourceRequest
     from mloc_prefect.settings import MlocSettings
 
-_log = logging.getLogger(__name__)
+__all__ = [
+    "Gpu",
+    "Inventory",
+    "gpus_text",
+    "matching_gpus",
+    "misfit",
+    "parse_inventory",
+    "read_inventory",
+    "wanted_gpus",
+]
+
 _FORM = '{"cpus": 8, "memory": "64GiB", "tags": ["lab"], "gpus": [{"type": "a100", "memory": "80GiB"}]}'
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One device.
-
-    Attributes:
-        index: Number by which `CUDA_VISIBLE_DEVICES` names it.
-        type: Lower-case name, e.g. `nvidia a100-sxm4-80gb`.
-        memory_bytes: All memory on it, or None when unknown.
-        uuid: UUID, or None for declared devices.
-    """
-
-    index: int
-    type: str
-    memory_bytes: int | None = None
-    uuid: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.type} {memory_text(self.memory_bytes)}" if self.memory_bytes else self.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +55,19 @@ class Inventory:
 
 
 def read_inventory(settings: MlocSettings) -> Inventory:
-    """Return the declared inventory (`MLOC_INVENTORY`), or what the machine shows.
+    """Return the declared inventory (`MLOC_INVENTORY`), or what the machine shows; with the tags of `MLOC_WORKER_TAGS`.
+
+    Of the machine's GPUs, those that `CUDA_VISIBLE_DEVICES` leaves to this process are there (`nvml_gpus`).
 
     Raises:
         MlocError: The declaration cannot be read; the message says what is wrong and shows the form.
     """
     if settings.inventory and settings.inventory.strip():
-        return parse_inventory(_declaration(settings.inventory.strip()))
-    return Inventory(len(os.sched_getaffinity(0)), _memory(), _nvml_gpus())
+        found = parse_inventory(_declaration(settings.inventory.strip()))
+    else:
+        found = Inventory(len(os.sched_getaffinity(0)), _memory(), nvml_gpus(settings.home))
+    more = [tag for tag in tags_of(settings.worker_tags) if tag not in tags_of(found.tags)]
+    return replace(found, tags=(*found.tags, *more))
 
 
 def parse_inventory(text: str) -> Inventory:
@@ -108,37 +104,16 @@ def misfit(request: ResourceRequest, inventory: Inventory) -> str | None:
         wants.append(f"{memory_text(request.memory_bytes)} of memory")
         has.append(f"{memory_text(_rounded(inventory.memory_bytes))} of memory")
     if wanted_gpus(request) > len(matching_gpus(request, inventory.gpus)):
-        wants.append(_wanted_text(request))
+        wants.append(wanted_text(request))
         has.append(gpus_text(inventory.gpus))
+    if missing := [tag for tag in request.tags if tag not in tags_of(inventory.tags)]:
+        wants.append(_tags_text(missing))
+        has.append(_tags_text(inventory.tags))
     return f"needs {' and '.join(wants)}, this machine has {' and '.join(has)}" if wants else None
 
 
-def wanted_gpus(request: ResourceRequest) -> int:
-    """Return how many devices the request takes (none when it must stay on the CPU)."""
-    return 0 if request.enforce_cpu else request.gpu_count
-
-
-def matching_gpus(request: ResourceRequest, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Return the devices whose name and memory fit the request (protocol 2.4; unknown memory fits)."""
-    need = request.gpu_memory_bytes or 0
-    return tuple(
-        g
-        for g in gpus
-        if (not request.gpu_type or request.gpu_type in g.type) and (g.memory_bytes is None or g.memory_bytes >= need)
-    )
-
-
-def gpus_text(gpus: Sequence[Gpu]) -> str:
-    """Return devices in words: `2x a100 80 GiB`, or `no gpu`."""
-    counts: dict[str, int] = {}
-    for gpu in gpus:
-        counts[str(gpu)] = counts.get(str(gpu), 0) + 1
-    return ", ".join(f"{n}x {name}" for name, n in counts.items()) or "no gpu"
-
-
-def _wanted_text(request: ResourceRequest) -> str:
-    memory = f" with {memory_text(request.gpu_memory_bytes)}" if request.gpu_memory_bytes else ""
-    return f"{wanted_gpus(request)}x {request.gpu_type or 'gpu'}{memory}"
+def _tags_text(tags: Sequence[str]) -> str:
+    return f"the tag{'s' if len(tags) > 1 else ''} {', '.join(tags)}" if tags else "no tags"
 
 
 def _declaration(value: str) -> str:
@@ -193,29 +168,3 @@ def _rounded(size: int | None) -> int:
     """Return bytes rounded down to what people say: whole GiB, or MiB below one."""
     unit = 1 << (30 if (size or 0) >= 1 << 30 else 20)
     return (size or 0) // unit * unit
-
-
-def _nvml_gpus() -> tuple[Gpu, ...]:
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        _log.debug("NVML is installed but finds no driver: %s", error)
-        return ()
-    try:
-        return tuple(_nvml_gpu(pynvml, i) for i in range(pynvml.nvmlDeviceGetCount()))
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _nvml_gpu(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return Gpu(index, _text(nvml.nvmlDeviceGetName(handle)).lower(), memory, _text(nvml.nvmlDeviceGetUUID(handle)))
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

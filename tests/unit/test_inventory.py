@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,26 +90,13 @@ def test_unknown_device_memory_fits() -> None:
     assert misfit(request, Inventory(1)) == "needs 1x gpu with 1 GiB, this machine has no gpu"
 
 
-def test_gpus_come_from_nvml_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    nvml = SimpleNamespace(
-        NVMLError=OSError,
-        nvmlInit=lambda: calls.append("init"),
-        nvmlShutdown=lambda: calls.append("shutdown"),
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda i: i,
-        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=24 * GIB),
-        nvmlDeviceGetName=lambda _: b"NVIDIA L4",
-        nvmlDeviceGetUUID=lambda _: "GPU-1",
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert read_inventory(get_settings()).gpus == (Gpu(0, "nvidia l4", 24 * GIB, "GPU-1"),)
-    assert calls == ["init", "shutdown"]
+def test_tags_must_all_be_there_in_any_case() -> None:
+    lab = Inventory(8, None, (), ("Lab", "nvme"))
+    assert misfit(ResourceRequest(tags=("lab",)), lab) is None
+    assert misfit(ResourceRequest(tags=("lab", "a")), lab) == "needs the tag a, this machine has the tags Lab, nvme"
+    assert misfit(ResourceRequest(tags=("a", "b")), Inventory(8)) == "needs the tags a, b, this machine has no tags"
 
 
-def test_nvml_without_a_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise OSError("driver not loaded")
-
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=OSError, nvmlInit=refuse))
-    assert read_inventory(get_settings()).gpus == ()
+def test_worker_tags_are_added_to_those_of_the_inventory() -> None:
+    settings = get_settings(inventory='{"tags": ["Lab"]}', worker_tags="lab, nvme,")
+    assert read_inventory(settings).tags == ("Lab", "nvme")

@@ -76,6 +76,21 @@ def test_enforce_cpu_is_for_inference_only() -> None:
     assert not request_of("sft", _spec(enforce_cpu=True)).enforce_cpu
 
 
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [(["Lab", "a100-nodes"], ("a100-nodes", "lab")), ("lab, NVMe", ("lab", "nvme")), (None, ()), ([], ()), ("", ())],
+)
+def test_tags_are_words_of_a_list_or_of_a_text(tags: Any, expected: tuple[str, ...]) -> None:
+    assert request_of("sft", {"resources": {"tags": tags}}).tags == expected
+
+
+def test_a_card_is_shared_unless_the_spec_refuses() -> None:
+    assert not request_of("sft", _spec({"count": 1, "memory": "40Gi"})).gpu_exclusive
+    request = request_of("sft", _spec({"count": 1, "memory": "40Gi", "exclusive": "yes"}))
+    assert request.gpu_exclusive
+    assert describe(request).endswith("1 gpu (40 GiB each), not shared")
+
+
 def test_a_spec_without_resources_asks_for_nothing() -> None:
     assert request_of("echo", {}) == ResourceRequest()
     assert request_of("echo", {"resources": "x"}) == ResourceRequest()

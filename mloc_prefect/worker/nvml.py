@@ -1,0 +1,140 @@
+"""The GPUs of this machine by NVML, as far as this process may use them.
+
+What NVML cannot tell is a warning and a device less, never a failure of the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.dirs import run_dir
+from mloc_prefect.execution.owners import is_host_of
+from mloc_prefect.worker.gpus import Gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+
+def nvml_gpus(home: Path) -> tuple[Gpu, ...]:
+    """Return the devices that `CUDA_VISIBLE_DEVICES` leaves to this process, in its order; all when it is not set.
+
+    A card in MIG mode is not offered: CUDA runs on its instances only. Those that `CUDA_VISIBLE_DEVICES` names by UUID
+    are offered, each as a device of its own. No setting of a card is ever changed.
+
+    Args:
+        home: `MLOC_HOME`; memory of its executor hosts is ours, that of all other processes is taken by others.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        # A machine without a driver is no news; one with a driver that does not answer is.
+        missing = getattr(pynvml, "NVMLError_LibraryNotFound", None)
+        level = logging.DEBUG if missing is not None and isinstance(error, missing) else logging.WARNING
+        _log.log(level, "no GPU is offered: NVML does not start: %s", error)
+        return ()
+    try:
+        reader = _Reader(pynvml, home)
+        return tuple(_visible(list(reader.cards()), os.environ.get("CUDA_VISIBLE_DEVICES"), reader))
+    except pynvml.NVMLError as error:
+        _log.warning("no GPU is offered: NVML fails: %s", error)
+        return ()
+    finally:
+        _end(pynvml)
+
+
+class _Reader:
+    def __init__(self, nvml: Any, home: Path) -> None:
+        self._nvml = nvml
+        self._home = home
+
+    def cards(self) -> Iterator[Gpu]:
+        """Yield every whole card that answers."""
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            try:
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+                if self._partitioned(handle):
+                    _log.info("GPU %d is in MIG mode: only its instances in CUDA_VISIBLE_DEVICES are offered", index)
+                    continue
+                yield self._gpu(handle, index)
+            except self._nvml.NVMLError as error:
+                _log.warning("GPU %d is not offered: %s", index, error)
+
+    def instance(self, uuid: str) -> Gpu | None:
+        """Return the part of a partitioned card with that UUID, or None."""
+        try:
+            return self._gpu(self._nvml.nvmlDeviceGetHandleByUUID(uuid), 0)
+        except self._nvml.NVMLError as error:
+            _log.warning("%s in CUDA_VISIBLE_DEVICES is not offered: %s", uuid, error)
+            return None
+
+    def _gpu(self, handle: Any, index: int) -> Gpu:
+        nvml = self._nvml
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        name, uuid = _text(nvml.nvmlDeviceGetName(handle)).lower(), _text(nvml.nvmlDeviceGetUUID(handle))
+        return Gpu(index, name, memory, uuid, min(self._taken(handle), memory))
+
+    def _partitioned(self, handle: Any) -> bool:
+        try:
+            return bool(self._nvml.nvmlDeviceGetMigMode(handle)[0])
+        except self._nvml.NVMLError:  # not a card that can be partitioned
+            return False
+
+    def _taken(self, handle: Any) -> int:
+        """Return the bytes that processes of others hold on a card."""
+        nvml = self._nvml
+        used: dict[int, int] = {}
+        for list_processes in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+            try:
+                found = list_processes(handle)
+            except nvml.NVMLError as error:
+                _log.debug("NVML does not list processes: %s", error)
+                continue
+            for process in found:  # one that computes and draws is in both lists
+                used[process.pid] = max(used.get(process.pid, 0), int(process.usedGpuMemory or 0))
+        return sum(size for pid, size in used.items() if not is_host_of(pid, run_dir(self._home)))
+
+
+def _visible(cards: list[Gpu], wanted: str | None, reader: _Reader) -> Iterator[Gpu]:
+    """Yield what `CUDA_VISIBLE_DEVICES` names; as CUDA does, up to the first name that means nothing."""
+    if wanted is None:
+        yield from cards
+        return
+    seen: set[str] = set()
+    for word in filter(None, (part.strip() for part in wanted.split(","))):
+        gpu = reader.instance(word) if word.startswith("MIG-") else _named(cards, word)
+        if gpu is None:
+            if word != "-1":
+                _log.warning(
+                    "CUDA_VISIBLE_DEVICES=%s: there is no device %r; it and what follows is not used", wanted, word
+                )
+            return
+        if gpu.device not in seen:
+            seen.add(gpu.device)
+            yield gpu
+
+
+def _named(cards: list[Gpu], word: str) -> Gpu | None:
+    if word.isdigit():
+        return next((g for g in cards if g.index == int(word)), None)
+    found = [g for g in cards if word.startswith("GPU-") and (g.uuid or "").startswith(word)]
+    return found[0] if len(found) == 1 else None
+
+
+def _end(nvml: Any) -> None:
+    try:
+        nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        _log.debug("NVML does not shut down: %s", error)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
