@@ -129,12 +129,13 @@ class MemoryWorkerRegistry:
         extra: Mapping[str, str] | None = None,
         messages: Sequence[Message] = (),
     ) -> bool:
-        """Set `status`; returns False when the worker is not registered. Nobody reads `extra` from here."""
-        del extra
+        """Set `status`, and what `extra` says of tasks; returns False when the worker is not registered."""
         if worker_id not in self._workers:
             return False
         record, deadline = self._workers[worker_id]
-        self._workers[worker_id] = (replace(record, status=status), deadline)
+        tasks = {"task_id": record.running, "last_task": record.last_task, **(extra or {})}
+        changed = replace(record, status=status, running=tasks["task_id"], last_task=tasks["last_task"])
+        self._workers[worker_id] = (changed, deadline)
         await self._send(messages)
         return True
 

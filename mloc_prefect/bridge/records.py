@@ -28,7 +28,10 @@ ORIGINAL_KEYS = (
 """Keys of the original generation's record, in its order; those of the later one follow them in our answers."""
 
 INTERNAL = ("mark", "name", "protocol", "flow_run")
-"""Fields that no answer shows."""
+"""Fields of a task that no answer shows."""
+
+INTERNAL_TO_WORKERS = ("protocol", "running", "last_task")
+"""Fields of a worker that no answer shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,10 @@ class WorkerRecord:
         cost_per_hour: Later generation; None when unknown.
         cached_models: Later generation: models that need no download.
         cached_datasets: Later generation: data sets that need no download.
+        protocol: Ours, not shown: how it gets its work, `ours` (hash field `mloc_protocol`) or, where that field is
+            missing, `original`: by messages on `tasks`.
+        running: Not shown: the task that it began last (`extra_task_id`), or None.
+        last_task: Not shown: the task that it ended last (`extra_last_task`), or None.
     """
 
     worker_id: str
@@ -190,8 +197,12 @@ class WorkerRecord:
     cost_per_hour: float | None = None
     cached_models: tuple[str, ...] = ()
     cached_datasets: tuple[str, ...] = ()
+    protocol: str = "original"
+    running: str | None = None
+    last_task: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer object: the original's keys in their order, then the later generation's."""
-        data = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        shown = [entry.name for entry in fields(self) if entry.name not in INTERNAL_TO_WORKERS]
+        data = {name: getattr(self, name) for name in shown}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
