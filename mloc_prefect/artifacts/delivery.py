@@ -27,6 +27,8 @@ _SHOWN = 200  # characters of the answer in an error text, as MLOC shows
 _CHUNK = 1 << 18
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
+STAGE_RUN = "X-MLOC-Stage-Run"
+"""Header that names the flow run of the stage whose own runner sends its result."""
 _OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -155,6 +157,7 @@ async def deliver(
     result: Path,
     worker_id: str | None,
     allowed: AllowedHosts,
+    stage_run: str | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> None:
     """Send `{"task_id", "result", "worker_id"}` with the JSON of the file `result`, streamed.
@@ -168,6 +171,7 @@ async def deliver(
         result: File with the result object as JSON.
         worker_id: Who did the work, or None.
         allowed: Hosts that may be named.
+        stage_run: Flow run of the stage that sends it, for the header `STAGE_RUN`; not sent to another origin.
         transport: Takes the place of the network (tests).
 
     Raises:
@@ -176,6 +180,8 @@ async def deliver(
     import httpx
 
     url, method, headers, bare = destination.url, destination.method, dict(destination.headers), False
+    if stage_run is not None:
+        headers[STAGE_RUN] = stage_run
     try:
         async with httpx.AsyncClient(
             timeout=destination.timeout, follow_redirects=False, transport=transport

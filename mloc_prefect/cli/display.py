@@ -117,10 +117,10 @@ class PlainDisplay:
         self.say(text)
 
     def _changed(self, key: str | None, what: str) -> None:
-        if key is None or what in {"metric"}:
+        if key is None or what in {"metric", "placed"}:
             return
         view = self.progress.stages[key]
-        if what in {"progress", "phase"} and not self._due(view, what):
+        if what in {"progress", "phase", "waiting"} and not self._due(view, what):
             return
         self.say(f"{key}: {self._words(view, what)}")
 
@@ -128,7 +128,7 @@ class PlainDisplay:
         """Return whether a line may be written now: at a new phase, at the last row, else when the time has come."""
         now = self.progress.clock()
         stem = view.note.rstrip("0123456789 %")
-        first = what == "phase" and self._phase.get(view.key) != stem
+        first = what in {"phase", "waiting"} and self._phase.get(view.key) != stem
         last = what == "progress" and view.done == view.total
         if not (first or last) and now - self._last.get(view.key, -self._every) < self._every:
             return False

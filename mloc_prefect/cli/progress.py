@@ -76,8 +76,8 @@ class RunProgress:
     """A `RunObserver` that turns events into stage views and then calls `changed(key, what)`.
 
     Args:
-        changed: Called after each change with the stage's key and one of `run`, `started`, `progress`, `phase`,
-            `log`, `retry`, `ended`.
+        changed: Called after each change with the stage's key and one of `run`, `started`, `waiting`, `placed`,
+            `progress`, `phase`, `log`, `retry`, `ended`.
         clock: Seconds, monotonic.
     """
 
@@ -119,6 +119,10 @@ class RunProgress:
             _count(view, data, self.clock())
         elif event.kind == "phase":
             view.note = phase_text(data)
+        elif event.kind == "waiting":
+            view.state, view.note = "WAITING", one_line(data.get("reason", ""))
+        elif event.kind == "placed":
+            view.state, view.note = "RUNNING", ""
         elif event.kind == "log":
             self.log = str(data.get("message", ""))
         self.changed(key, event.kind)

@@ -58,7 +58,8 @@ class Committer:
         destination: Where else the result goes, or None.
         allowed: Hosts that may be named.
         fence: Says whether we still may.
-        worker_id: Who did the work, for the delivery.
+        stage_run: Flow run of the stage, told to the destination: our own endpoint then knows that the result comes
+            from the stage itself and does not end the task by it.
     """
 
     directory: Path
@@ -68,7 +69,7 @@ class Committer:
     destination: HttpDestination | None
     allowed: AllowedHosts
     fence: RunFence
-    worker_id: str
+    stage_run: str | None = None
 
     def finished(self, spec_sha256: str) -> Manifest | None:
         """Return the manifest when the stage is done for this very spec; set aside that of another one.
@@ -100,8 +101,12 @@ class Committer:
                 return found
         return None
 
-    async def commit(self, computed: Computed) -> Manifest:
+    async def commit(self, computed: Computed, *, worker_id: str) -> Manifest:
         """Deliver and commit; return the manifest that counts (another process may have been first).
+
+        Args:
+            computed: The result.
+            worker_id: Who did the work, for the delivery.
 
         Raises:
             DeliveryError: The destination did not take the result.
@@ -112,21 +117,47 @@ class Committer:
         await self.fence.check()
         digest: tuple[int, str] | None = None
         if self.destination is not None:
-            digest = self._publish(result)
+            self._publish(result)
             await deliver(
                 self.destination,
                 task_id=self.task_id,
                 result=result,
-                worker_id=self.worker_id,
+                worker_id=worker_id,
                 allowed=self.allowed,
+                stage_run=self.stage_run,
             )
             await self.fence.check()
+            # An endpoint that shares our results root has put its envelope there [protocol 1.4].
+            digest = atomic.digest(self.directory / RESPONSES)
         manifest = self._manifest(computed, digest or atomic.digest(result))
         if not commit_manifest(self.directory, manifest):
             return self._other(computed.spec_sha256)
         if digest is None:
             self._publish(result)
         return manifest
+
+    async def adopt(self, spec_sha256: str, run_count: int) -> Manifest:
+        """Commit the `responses.json` that somebody else has put there; return the manifest that counts.
+
+        Raises:
+            ArtifactError: There is none, or files cannot be written.
+        """
+        path = self.directory / RESPONSES
+        if not path.is_file():
+            raise ArtifactError(
+                f"task {self.task_id} was completed from outside, but its result is not at {path}",
+                hint="endpoint and workers must share one results root (MLOC_RESULTS_DIR)",
+            )
+        computed = Computed(
+            spec_sha256=spec_sha256,
+            attempt_dir="",
+            attempt=0,
+            run_count=run_count,
+            path=str(path),
+            summary={"engine": "outside"},
+        )
+        manifest = self._manifest(computed, atomic.digest(path))
+        return manifest if commit_manifest(self.directory, manifest) else self._other(spec_sha256)
 
     def _publish(self, result: Path) -> tuple[int, str]:
         return atomic.copy(result, self.directory / RESPONSES)
@@ -139,7 +170,7 @@ class Committer:
             spec_sha256=computed.spec_sha256,
             attempt=computed.attempt,
             run_count=computed.run_count,
-            attempt_dir=f"attempts/{computed.attempt_dir}",
+            attempt_dir=f"attempts/{computed.attempt_dir}" if computed.attempt_dir else "",
             engine=computed.summary.get("engine"),
             summary=computed.summary,
             name=self.name,

@@ -13,17 +13,19 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException, PrefectSignal
 from prefect.logging import get_run_logger
-from prefect.states import Cancelled, Failed
+from prefect.states import Cancelled, Completed, Failed
 
 from mloc_prefect import __version__
 from mloc_prefect.errors import MlocError
 from mloc_prefect.orchestrate import report
+from mloc_prefect.orchestrate.cancelling import on_board
 from mloc_prefect.orchestrate.dispatch import current_dispatcher, local_dispatcher
 from mloc_prefect.orchestrate.engine import RunIdentity, run_as
 from mloc_prefect.orchestrate.fence import ApiFence, NoFence, RunFence
 from mloc_prefect.orchestrate.observer import NullObserver
-from mloc_prefect.orchestrate.outcome import StageOutcome, WorkflowOutcome
-from mloc_prefect.orchestrate.stage import RunScope, run_stage
+from mloc_prefect.orchestrate.outcome import StageOutcome, Status, WorkflowOutcome
+from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
+from mloc_prefect.orchestrate.tell import ATTEMPT_LABEL, StageTeller
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
     from mloc_prefect.plan.model import StagePlan, WorkflowPlan
 
 _log = logging.getLogger(__name__)
+
+_Barred = tuple[Status, str]  # the end of a stage that cannot run, and why
+
+COMMITTED = "result committed"
+"""How the message of a stage's Completed state begins; a Completed without it was set by hand."""
 
 
 async def coordinate(plan: WorkflowPlan, options: RunOptions) -> WorkflowOutcome:
@@ -59,7 +66,7 @@ async def coordinate(plan: WorkflowPlan, options: RunOptions) -> WorkflowOutcome
 def root_identity(plan: WorkflowPlan, options: RunOptions) -> RunIdentity:
     """Return how the root run of `plan` shows in Prefect."""
     tags = ("mloc", *((f"mloc-submission:{options.submission_id}",) if options.submission_id else ()))
-    return RunIdentity(name=plan.name, tags=tags, labels={"mloc.kind": plan.kind})
+    return RunIdentity(name=plan.name, tags=tags, labels={"mloc.kind": plan.kind}, shown=options.shown)
 
 
 class _Coordinator:
@@ -106,9 +113,10 @@ class _Coordinator:
     async def _stage(self, stage: StagePlan) -> StageOutcome:
         above = [self.tasks[k] for k in stage.upstream]
         upstream = {o.key: o for o in await asyncio.gather(*(asyncio.shield(t) for t in above))} if above else {}
+        barred = await self._external(stage) if all(o.ok for o in upstream.values()) else None
         start = time.monotonic()
         try:
-            outcome = await self._subflow(stage, upstream)
+            outcome = await self._subflow(stage, upstream, barred)
         except asyncio.CancelledError:
             outcome = self._ended(stage, "CANCELLED", "cancelled")
             raise
@@ -116,14 +124,39 @@ class _Coordinator:
             self.seconds[stage.key] = time.monotonic() - start
         return outcome
 
-    async def _subflow(self, stage: StagePlan, upstream: dict[str, StageOutcome]) -> StageOutcome:
+    async def _external(self, stage: StagePlan) -> _Barred | None:
+        """Wait for the tasks of other submissions; return why the stage cannot run, or None."""
+        if not stage.external:
+            return None
+        watch = self.options.task_watch
+        cancelled = asyncio.ensure_future(watch.cancelled(self.task_ids[stage.key]))
+        try:
+            for task_id in stage.external:
+                ended = asyncio.ensure_future(watch.ended(task_id))
+                try:
+                    await asyncio.wait({ended, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    ended.cancel()
+                if not ended.done():
+                    return "CANCELLED", "cancelled"
+                if (end := await ended) != "DONE":
+                    return "FAILED", f"Dependency {task_id} {'failed' if end == 'FAILED' else 'was cancelled'}"
+        except MlocError as error:
+            return "FAILED", str(error)
+        finally:
+            cancelled.cancel()
+        return None
+
+    async def _subflow(
+        self, stage: StagePlan, upstream: dict[str, StageOutcome], barred: _Barred | None
+    ) -> StageOutcome:
         """Run one stage as a subflow; its state and the returned outcome say the same."""
         outcomes: list[StageOutcome] = []
 
         # One parameter only: Prefect's graph query repeats a parent for each parameter that it has itself.
         async def body(upstream: dict[str, Any]) -> Any:
             del upstream  # shown in the UI; the runner reads results from their files
-            outcome = await self._body(stage, above)
+            outcome = await self._body(stage, above, barred)
             outcomes.append(outcome)
             return self._state(stage, outcome)
 
@@ -144,30 +177,42 @@ class _Coordinator:
             return outcomes[0]
         return self._ended(stage, "FAILED", f"ended as {state.name} before it started: {state.message or ''}")
 
-    async def _body(self, stage: StagePlan, upstream: dict[str, StageOutcome]) -> StageOutcome:
+    async def _body(self, stage: StagePlan, upstream: dict[str, StageOutcome], barred: _Barred | None) -> StageOutcome:
         context = FlowRunContext.get()
         assert context is not None and context.flow_run is not None
-        run_id = context.flow_run.id
-        self.stage_runs[stage.key] = run_id
-        log = get_run_logger()
+        self.stage_runs[stage.key] = context.flow_run.id
         bad = [o for o in upstream.values() if not o.ok]
         if bad:
             return self._not_run(stage, bad)
-        async with report.ProgressArtifact(self.client, run_id, stage.name) as progress:
-            try:
-                outcome = await run_stage(stage, self.scope, log=log, on_event=progress.event)
-            except MlocError as error:
-                return self._ended(stage, "FAILED", str(error))
-            except Exception as error:  # boundary: the defect of one stage must not take the others down
-                log.exception("stage %r met an unexpected error", stage.key)
-                return self._ended(stage, "FAILED", f"unexpected {type(error).__name__}: {error}")
+        if barred is not None:
+            return self._ended(stage, *barred)
+        log = get_run_logger()
+        try:
+            outcome = await self._run_stage(stage, context.flow_run, log)
+        except MlocError as error:
+            return self._ended(stage, "FAILED", str(error))
+        except Exception as error:  # boundary: the defect of one stage must not take the others down
+            log.exception("stage %r met an unexpected error", stage.key)
+            return self._ended(stage, "FAILED", f"unexpected {type(error).__name__}: {error}")
         self._note(outcome)
         return outcome
 
+    async def _run_stage(self, stage: StagePlan, run: FlowRun, log: Any) -> StageOutcome:
+        tags, task_id = self._identity(stage).tags, self.task_ids[stage.key]
+        async with (
+            report.ProgressArtifact(self.client, run.id, stage.name) as progress,
+            StageTeller(self.client, run.id, name=stage.name, tags=tags, task_id=task_id) as teller,
+        ):
+            stage_run = StageRun(
+                log=log, on_event=progress.event, teller=teller, flow_run_id=str(run.id), begun=_begun(run)
+            )
+            with on_board(run.id, stage_run.cancel.set):
+                return await run_stage(stage, self.scope, stage_run)
+
     def _state(self, stage: StagePlan, outcome: StageOutcome) -> Any:
-        """Return what the subflow returns. The very object goes on to later stages: Prefect draws edges by identity."""
+        """Return the state that the subflow ends in."""
         if outcome.ok:
-            return self.rows[stage.key]
+            return Completed(data=self.rows[stage.key], message=f"{COMMITTED}{' before' if outcome.reused else ''}")
         state = Cancelled if outcome.status == "CANCELLED" else Failed
         return state(message=outcome.error)
 
@@ -175,10 +220,10 @@ class _Coordinator:
         blamed = tuple(dict.fromkeys(k for o in bad for k in (o.blamed or (o.key,))))
         ends = {k: self.tasks[k].result().status for k in blamed}
         why = ", ".join(f"stage {k!r} {'failed' if s == 'FAILED' else 'was cancelled'}" for k, s in ends.items())
-        status = "FAILED" if "FAILED" in ends.values() else "CANCELLED"
+        status: Status = "FAILED" if "FAILED" in ends.values() else "CANCELLED"
         return self._ended(stage, status, f"not run: {why}", blamed=blamed)
 
-    def _ended(self, stage: StagePlan, status: Any, error: str, *, blamed: tuple[str, ...] = ()) -> StageOutcome:
+    def _ended(self, stage: StagePlan, status: Status, error: str, *, blamed: tuple[str, ...] = ()) -> StageOutcome:
         outcome = StageOutcome(
             key=stage.key,
             node=stage.node,
@@ -204,6 +249,7 @@ class _Coordinator:
                 f"mloc-task:{task_id}",
                 f"mloc-submission:{self.submission}",
                 f"mloc-type:{stage.task_type}",
+                f"mloc-stage:{stage.key}",
             ),
             labels=labels | ({"mloc.model": stage.model} if stage.model else {}),
             key=stage.key,
@@ -223,6 +269,12 @@ class _Coordinator:
                 await self.client.update_flow_run_labels(self.run_.id, dict(identity.labels))
         except httpx.HTTPError as error:  # a name must not fail the run
             _log.warning("the root run could not be named: %s", error)
+
+
+def _begun(run: FlowRun) -> int:
+    """Return how many attempts the labels of a stage's run tell of: the next one is noted when one has failed."""
+    text = str(run.labels.get(ATTEMPT_LABEL, 1))
+    return int(text) - 1 if text.isdigit() else 0
 
 
 def _fence(client: PrefectClient, run: FlowRun) -> RunFence:

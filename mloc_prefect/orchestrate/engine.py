@@ -43,6 +43,7 @@ class RunIdentity:
         labels: Labels, set at creation.
         key: Key of the stage among its siblings; None for a root.
         after: Flow runs of the upstream stages: edges of the graph.
+        shown: Parameters that Prefect shows, beside those that the flow is called with.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunIdentity:
     labels: Mapping[str, str] = field(default_factory=dict)
     key: str | None = None
     after: tuple[UUID, ...] = ()
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
 
 _wanted: ContextVar[Callable[[], bool]] = ContextVar("mloc_cancel_wanted", default=lambda: True)
@@ -144,7 +146,7 @@ async def _create(
         flow_id=await _flow_id(client, flow),
         flow_version=flow.version,
         name=identity.name,
-        parameters=flow.serialize_parameters(parameters),
+        parameters={**identity.shown, **flow.serialize_parameters(parameters)},
         tags=sorted({*TagsContext.get().current_tags, *identity.tags}),
         labels=dict(identity.labels),
         parent_task_run_id=tracking,

@@ -22,7 +22,7 @@ class RunObserver(Protocol):
         """An attempt begins, from 1."""
 
     def stage_event(self, key: str, event: ExecutionEvent) -> None:
-        """The executor said something; waiting for a lease comes as a `phase`."""
+        """The executor said something; before that the dispatcher says `waiting` or `placed`."""
 
     def stage_retry(self, key: str, attempt: int, error: str, delay: float) -> None:
         """Attempt `attempt` failed; the next one starts in `delay` seconds."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from mloc_prefect.orchestrate.watch import ManifestWatch
 from mloc_prefect.settings import MlocSettings, get_settings
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.orchestrate.dispatch import StageDispatcher
     from mloc_prefect.orchestrate.observer import RunObserver
+    from mloc_prefect.orchestrate.watch import TaskWatch
     from mloc_prefect.plan.model import WorkflowPlan
 
 
@@ -31,6 +33,8 @@ class RunOptions:
         task_ids: Ids of the tasks by stage key; None: made from the submission id.
         base_dir: Directory that relative paths of data and models start from.
         loopback: Whether results may be delivered to this machine.
+        watch: Who knows of tasks from outside (records, tasks of other submissions); None: the manifests below `root`.
+        shown: What Prefect shows as parameters of a root run made from a plan; the bridge finds the spec there.
     """
 
     settings: MlocSettings = field(default_factory=get_settings)
@@ -42,11 +46,18 @@ class RunOptions:
     task_ids: Mapping[str, str] | None = None
     base_dir: Path = field(default_factory=Path.cwd)
     loopback: bool = True
+    watch: TaskWatch | None = None
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
         """Absolute results root."""
         return (self.results_root or self.settings.results_root).expanduser().absolute()
+
+    @property
+    def task_watch(self) -> TaskWatch:
+        """The watch in force."""
+        return self.watch or ManifestWatch(self.root)
 
     def ids(self, plan: WorkflowPlan, flow_run_id: str) -> dict[str, str]:
         """Return the task id of each stage key: the given one, else uuid5(submission or root flow run, key)."""

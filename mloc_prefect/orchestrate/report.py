@@ -124,6 +124,10 @@ class ProgressArtifact:
             self._done, self._total = int(event.data.get("done") or 0), int(event.data.get("total") or 0)
         elif event.kind == "phase":
             self._text = str(event.data.get("text") or "")
+        elif event.kind == "waiting":
+            self._text = f"waiting: {event.data.get('reason') or ''}"
+        elif event.kind == "placed":
+            self._text = f"at {event.data.get('worker') or 'a worker'}"
 
     async def _keep(self) -> None:
         await asyncio.sleep(PROGRESS_AFTER)

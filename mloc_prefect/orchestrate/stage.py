@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 import platform
+import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.artifacts import atomic
-from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError, HttpDestination
-from mloc_prefect.artifacts.layout import (
-    RESPONSES,
-    attempt_dirs,
-    attempt_number,
-    destination_dir,
-    new_attempt_dir,
-    open_task_dir,
-    task_dir,
-)
-from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError
+from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs, attempt_number, new_attempt_dir
 from mloc_prefect.errors import ArtifactError, DispatchError, ExecutionError, MlocError
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.commit import Committer, Computed
-from mloc_prefect.orchestrate.dispatch import StageJob
 from mloc_prefect.orchestrate.outcome import StageOutcome
+from mloc_prefect.orchestrate.prepare import Work, prepare
 from mloc_prefect.orchestrate.stagelog import StageLog
-from mloc_prefect.plan.resolve import resolve_stage, with_result_level
-from mloc_prefect.plan.resources import request_of
-from mloc_prefect.tasks.checks import check
-from mloc_prefect.tasks.registry import task_type
+from mloc_prefect.orchestrate.tell import NullTeller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,6 +31,7 @@ if TYPE_CHECKING:
     from mloc_prefect.orchestrate.fence import RunFence
     from mloc_prefect.orchestrate.observer import RunObserver
     from mloc_prefect.orchestrate.options import RunOptions
+    from mloc_prefect.orchestrate.tell import Teller
     from mloc_prefect.plan.model import StagePlan
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
@@ -71,56 +59,47 @@ class RunScope:
     task_ids: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """A resolved stage."""
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One run of one stage, as Prefect knows it.
 
-    spec: dict[str, Any]
-    upstream: dict[str, Any]
-    warnings: tuple[str, ...]
-    sha256: str
-    directory: Path
-    job: Callable[[ExecutionRequest], StageJob]
-    destination: HttpDestination | None
-    artifacts: list[str] = field(default_factory=list)
-
-
-async def run_stage(
-    stage: StagePlan,
-    scope: RunScope,
-    *,
-    log: Logger,
-    on_event: Callable[[ExecutionEvent], None] = lambda _: None,
-) -> StageOutcome:
-    """Run one stage whose upstream stages are DONE, to its end.
-
-    Args:
-        stage: The stage.
-        scope: What the run's stages share.
+    Attributes:
         log: Takes one line for each step.
         on_event: Called with each event of the executor.
+        teller: Told how attempts go.
+        cancel: Set when this stage alone is to end.
+        flow_run_id: Its flow run, or None outside Prefect.
+        begun: Attempts that earlier starts of the run are known to have begun.
+    """
+
+    log: Logger
+    on_event: Callable[[ExecutionEvent], None] = lambda _: None
+    teller: Teller = field(default_factory=NullTeller)
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    flow_run_id: str | None = None
+    begun: int = 0
+
+
+async def run_stage(stage: StagePlan, scope: RunScope, run: StageRun) -> StageOutcome:
+    """Run one stage whose upstream stages are DONE, to its end.
+
+    A result that is stored from outside meanwhile ends it as DONE with that result; `run.cancel`, or a cancellation
+    from outside, ends it as CANCELLED.
 
     Raises:
         MlocError: The stage failed for good; the message is for the user.
     """
-    work = await asyncio.to_thread(_prepare, stage, scope)
+    work = await asyncio.to_thread(prepare, stage, scope.options, scope.task_ids)
     with StageLog(work.directory) as journal:
-        return await _StageRun(stage, scope, work, journal, log, on_event).run()
+        return await _Runner(stage, scope, run, work, journal).run()
 
 
-class _StageRun:
-    def __init__(
-        self,
-        stage: StagePlan,
-        scope: RunScope,
-        work: _Work,
-        journal: StageLog,
-        log: Logger,
-        on_event: Callable[[ExecutionEvent], None],
-    ) -> None:
-        self.stage, self.scope, self.work = stage, scope, work
-        self.journal, self.log, self.forward = journal, log, on_event
+class _Runner:
+    def __init__(self, stage: StagePlan, scope: RunScope, run: StageRun, work: Work, journal: StageLog) -> None:
+        self.stage, self.scope, self.run_, self.work, self.journal = stage, scope, run, work, journal
         self.task_id = scope.task_ids[stage.key]
+        self.attempt = 0  # counted over all starts of the run
+        self.placed: dict[str, Any] | None = None
         self.committer = Committer(
             directory=work.directory,
             task_id=self.task_id,
@@ -129,7 +108,7 @@ class _StageRun:
             destination=work.destination,
             allowed=AllowedHosts.of(scope.options.settings, loopback=scope.options.loopback),
             fence=scope.fence,
-            worker_id=f"{platform.node()}:{os.getpid()}",
+            stage_run=run.flow_run_id,
         )
 
     async def run(self) -> StageOutcome:
@@ -139,24 +118,55 @@ class _StageRun:
         if manifest is not None:
             self._say("finished before, nothing to do")
             return self._outcome(manifest, reused=True)
-        manifest = await self._attempts()
-        return self._outcome(manifest)
+        return await self._until_an_end()
+
+    async def _until_an_end(self) -> StageOutcome:
+        """Return how the attempts end, or what comes first from outside: a result, or a cancellation."""
+        watch = self.scope.options.task_watch
+        attempts = asyncio.ensure_future(self._attempts())
+        completed = asyncio.ensure_future(watch.completed(self.task_id))
+        stops = [asyncio.ensure_future(c) for c in (watch.cancelled(self.task_id), self.run_.cancel.wait())]
+        try:
+            await asyncio.wait({attempts, completed, *stops}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (attempts, completed, *stops):
+                if not task.done():
+                    task.cancel()
+            ended = await asyncio.gather(attempts, completed, *stops, return_exceptions=True)
+        if not attempts.cancelled():
+            return self._outcome(attempts.result())
+        if completed.done() and not completed.cancelled() and completed.exception() is None:
+            return await self._adopted()
+        broken = next((e for e in ended if isinstance(e, Exception)), None)
+        if broken is not None:
+            raise broken
+        self._say("cancelled")
+        return StageOutcome(
+            key=self.stage.key, node=self.stage.node, task_id=self.task_id, status="CANCELLED", error="cancelled"
+        )
+
+    async def _adopted(self) -> StageOutcome:
+        self._say("completed from outside: the result that was stored there counts")
+        return self._outcome(await self.committer.adopt(self.work.sha256, self.scope.run_count))
 
     async def _attempts(self) -> Manifest:
         settings = self.scope.options.settings
-        retries, attempt = min(self._spent(), settings.max_retries), 0
+        retries, attempt, begun = min(self._spent(), settings.max_retries), 0, self._begun()
         while True:
             attempt += 1
+            self.attempt, self.placed = begun + attempt, None
             self.scope.observer.stage_started(self.stage.key, attempt)
             self._say(f"attempt {attempt} starts")
             try:
                 return await self._attempt(attempt)
             except (ExecutionError, DispatchError, ArtifactError) as error:
                 self._note_failure(attempt, error)
-                if not _worth_a_retry(error) or retries >= settings.max_retries:
+                final = not _worth_a_retry(error) or retries >= settings.max_retries
+                delay = min(settings.retry_base_delay * 2 ** (retries + 1), settings.retry_max_delay)
+                self._tell_failure(error, None if final else delay)
+                if final:
                     raise
                 retries += 1
-                delay = min(settings.retry_base_delay * 2**retries, settings.retry_max_delay)
                 self.scope.observer.stage_retry(self.stage.key, attempt, str(error), delay)
                 self._say(f"next attempt in {delay:g} s")
                 await _sleep(delay)
@@ -168,7 +178,8 @@ class _StageRun:
             self.committer.keep(computed)
         else:
             self._say(f"the result of attempts/{computed.attempt_dir} is there, only its delivery is repeated")
-        return await self.committer.commit(computed)
+        self._ensure_placed()
+        return await self.committer.commit(computed, worker_id=self._worker)
 
     async def _compute(self, attempt: int) -> Computed:
         directory = new_attempt_dir(self.work.directory, self.scope.run_count, attempt)
@@ -212,13 +223,54 @@ class _StageRun:
 
     def _on_event(self, event: ExecutionEvent) -> None:
         self.journal.event(event)
-        self.forward(event)
+        if event.kind == "waiting":
+            self.run_.teller.tell("waiting", self.attempt, reason=str(event.data.get("reason") or ""))
+        elif event.kind == "placed":
+            self._place(event.data)
+        elif event.kind in {"progress", "metric"}:
+            self._ensure_placed()
+        self.run_.on_event(event)
         self.scope.observer.stage_event(self.stage.key, event)
+
+    def _place(self, data: Mapping[str, Any]) -> None:
+        """Tell where the attempt is. A worker of ours begins at once; one of the original protocol says so itself."""
+        where = {"worker": str(data.get("worker") or self._worker), "protocol": str(data.get("protocol") or "ours")}
+        if self.placed == where:
+            return
+        self.placed = where
+        self.run_.teller.tell("placed", self.attempt, **where, flow_run=data.get("flow_run"))
+        if where["protocol"] == "ours":
+            self.run_.teller.tell("started", self.attempt, **where)
+
+    def _ensure_placed(self) -> None:
+        """An executor that speaks is somewhere, whether or not the dispatcher said where."""
+        if self.placed is None:
+            self._place({})
+
+    @property
+    def _worker(self) -> str:
+        if self.placed is not None:
+            return str(self.placed["worker"])
+        return self.scope.options.settings.worker_id or f"{platform.node()}:{os.getpid()}"
+
+    def _tell_failure(self, error: MlocError, delay: float | None) -> None:
+        due = None if delay is None else datetime.fromtimestamp(time.time() + delay, UTC).isoformat()
+        where = self.placed or {"worker": None, "protocol": None}
+        self.run_.teller.tell(
+            "failed", self.attempt, **where, error=error.message, final=delay is None, next_retry_at=due
+        )
 
     def _spent(self) -> int:
         """Return how many earlier starts of the root run ended while this stage was at work: one attempt each."""
-        starts = {attempt_number(p)[0] for p in attempt_dirs(self.work.directory)}
-        return sum(0 < start < self.scope.run_count for start in starts)
+        return len({start for start, _ in self._earlier()})
+
+    def _begun(self) -> int:
+        """Return how many attempts earlier starts have begun, so that the numbers go on."""
+        return max(len(self._earlier()), self.run_.begun)
+
+    def _earlier(self) -> list[tuple[int, int]]:
+        attempts = map(attempt_number, attempt_dirs(self.work.directory))
+        return [(start, number) for start, number in attempts if 0 < start < self.scope.run_count]
 
     def _note_failure(self, attempt: int, error: MlocError) -> None:
         self._say(f"attempt {attempt} failed: {error}", level=logging.WARNING)
@@ -230,7 +282,7 @@ class _StageRun:
 
     def _say(self, text: str, *, level: int = logging.INFO) -> None:
         self.journal.line(text)
-        self.log.log(level, "%s", text)
+        self.run_.log.log(level, "%s", text)
 
     def _outcome(self, manifest: Manifest, *, reused: bool = False) -> StageOutcome:
         return StageOutcome(
@@ -244,91 +296,7 @@ class _StageRun:
         )
 
 
-def _prepare(stage: StagePlan, scope: RunScope) -> _Work:
-    options = scope.options
-    outside = _external_ids(stage, options.root, scope.task_ids)
-    ids = {**outside, **scope.task_ids}
-    names = dict.fromkeys((*stage.upstream, *(r.stage for r in stage.references if r.stage), *outside))
-    results = {n: _result_of(n, options.root, ids) for n in names if n in ids}
-    known = {n: r for n, r in results.items() if r is not None}
-    resolved = resolve_stage(stage, known, ids, env=_allowed_env(options), params=options.params)
-    spec = resolved.spec
-    kind = task_type(stage.task_type)
-    checked = check(kind.model, spec, resolved=True)
-    bad = [p for p in checked.problems if p.severity == "error"]
-    if bad:
-        text = "; ".join(f"{_dotted(('spec', *p.path))}: {p.message}" for p in bad)
-        raise ExecutionError(f"invalid once its references are filled in: {text}", retryable=False)
-    output = spec.get("output") or {}
-    destination = output.get("destination") or {}
-    http = HttpDestination.of(destination)
-    if http is not None:
-        AllowedHosts.of(options.settings, loopback=options.loopback).check(http.url)
-    task_id = scope.task_ids[stage.key]
-    target = destination_dir(options.root, task_id, destination, allow_outside=options.settings.allow_outside_results)
-    needs_upstream = (spec.get("data") or {}).get("type") == "graph_template" if _is_map(spec.get("data")) else False
-    upstream = known if needs_upstream else {}
-    timeout = getattr(checked.spec, "timeout_sec", None)
-
-    def job(request: ExecutionRequest) -> StageJob:
-        return StageJob(
-            request=request,
-            executor=kind.executor(checked.spec),
-            engine_options=dict(kind.engine_options(checked.spec)),
-            resources=request_of(stage.task_type, spec),
-            timeout=timeout,
-            stall=options.settings.stall_seconds,
-            holder=stage.name,
-        )
-
-    return _Work(
-        spec=spec,
-        upstream=upstream,
-        warnings=resolved.warnings,
-        sha256=_digest(stage.task_type, spec, upstream),
-        directory=open_task_dir(options.root, task_id, target),
-        job=job,
-        destination=http,
-        artifacts=[str(a) for a in output.get("artifacts") or []],
-    )
-
-
-def _external_ids(stage: StagePlan, root: Path, own: Mapping[str, str]) -> dict[str, str]:
-    """Return the ids of the tasks of other submissions in `dependsOn` by the names that references use."""
-    manifests = ((task_id, read_manifest(task_dir(root, task_id))) for task_id in stage.external)
-    named = {manifest.short_name: task_id for task_id, manifest in manifests if manifest is not None}
-    return {name: task_id for name, task_id in named.items() if name and name not in own}
-
-
-def _result_of(key: str, root: Path, task_ids: Mapping[str, str]) -> Any:
-    try:
-        return with_result_level(atomic.read_json(task_dir(root, task_ids[key]) / RESPONSES))
-    except FileNotFoundError:
-        return None
-
-
-def _allowed_env(options: RunOptions) -> dict[str, str]:
-    names = [n.strip() for n in options.settings.allowed_env.split(",")]
-    return {n: os.environ[n] for n in names if n in os.environ}
-
-
-def _digest(kind: str, spec: Mapping[str, Any], upstream: Mapping[str, Any]) -> str:
-    """Return what makes two runs of a stage the same: its type, its resolved spec, and the results its prompt reads."""
-    text = json.dumps([kind, spec, upstream], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def _worth_a_retry(error: MlocError) -> bool:
     if isinstance(error, (ExecutionError, DeliveryError)):
         return error.retryable
     return isinstance(error, DispatchError)
-
-
-def _is_map(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    from mloc_prefect.spec.positions import path_text
-
-    return path_text(path)

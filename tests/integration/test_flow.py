@@ -85,7 +85,7 @@ async def test_a_graph_shows_its_edges_names_tags_and_labels(api: Api, local: An
     assert (root["name"], root["state_name"]) == ("demo", "Completed")
     assert set(root["tags"]) == {"mloc", f"mloc-submission:{outcome.flow_run_id}"}
     task_id = outcome.task("d").task_id
-    assert set(stages["demo:d"]["tags"]) == {*root["tags"], f"mloc-task:{task_id}", "mloc-type:echo"}
+    assert set(stages["demo:d"]["tags"]) == {*root["tags"], f"mloc-task:{task_id}", "mloc-type:echo", "mloc-stage:d"}
     assert stages["demo:d"]["labels"].items() >= {"mloc.task-type": "echo", "mloc.task-id": task_id}.items()
     assert set(stages["demo:d"]["parameters"]) == {"upstream"}
     assert stages["demo:d"]["parameters"]["upstream"]["b"]["status"] == "DONE"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from mloc_prefect.orchestrate import commit, stage
 from mloc_prefect.orchestrate.dispatch import MemoryDispatcher
 from mloc_prefect.orchestrate.fence import NoFence, StaleRunError
 from mloc_prefect.orchestrate.options import RunOptions
-from mloc_prefect.orchestrate.stage import RunScope, run_stage
+from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
 from mloc_prefect.settings import get_settings
 from tests.support.flows import Recorder, graph
 
@@ -25,6 +27,33 @@ if TYPE_CHECKING:
 
     from mloc_prefect.execution.protocol import ExecutionRequest
     from mloc_prefect.orchestrate.outcome import StageOutcome
+
+
+class Told:
+    """Keeps what the server would be told."""
+
+    def __init__(self) -> None:
+        self.facts: list[tuple[str, int, dict[str, Any]]] = []
+
+    def tell(self, what: str, attempt: int, **facts: Any) -> None:
+        self.facts.append((what, attempt, facts))
+
+    @property
+    def words(self) -> list[tuple[str, int]]:
+        return [(what, attempt) for what, attempt, _ in self.facts]
+
+
+class Outside:
+    """A watch that a test moves."""
+
+    def __init__(self) -> None:
+        self.done, self.stopped = asyncio.Event(), asyncio.Event()
+
+    async def completed(self, task_id: str) -> None:
+        await self.done.wait()
+
+    async def cancelled(self, task_id: str) -> None:
+        await self.stopped.wait()
 
 
 class Bench:
@@ -41,6 +70,9 @@ class Bench:
         self.fence: Any = NoFence()
         self.ids: dict[str, str] = {}
         self.run_count = 1
+        self.begun = 0
+        self.teller = Told()
+        self.cancel = asyncio.Event()
 
     async def __call__(self, nodes: dict[str, Any], key: str = "a") -> StageOutcome:
         plan = graph(nodes)
@@ -52,7 +84,8 @@ class Bench:
             run_count=self.run_count,
             task_ids={s.key: self.ids.get(s.key, f"id-{s.key}") for s in plan.stages},
         )
-        return await run_stage(plan.stage(key), scope, log=logging.getLogger("test"))
+        run = StageRun(log=logging.getLogger("test"), teller=self.teller, cancel=self.cancel, begun=self.begun)
+        return await run_stage(plan.stage(key), scope, run)
 
     @property
     def attempts(self) -> list[str]:
@@ -322,3 +355,123 @@ async def test_expected_artifacts_of_impossible_names_are_missing_ones(tmp_path:
     manifest = json.loads((Path(outcome.result_path or "").parent / "manifest.json").read_text())
     found = [e["status"] for e in manifest["entries"] if e["path"] in {n.strip("/") for n in names}]
     assert found == ["missing"] * 4
+
+
+# --- what others are told, and what others decide ---------------------------------------------------------------------
+
+
+async def test_attempts_are_told_in_order_and_numbered_over_all_starts(tmp_path: Path, waits: list[float]) -> None:
+    bench = Bench(tmp_path, failing(2, killed), worker_id="w-1", max_retries=2)
+    await bench({"a": ([], {})})
+    at = {"worker": "w-1", "protocol": "ours"}
+    assert bench.teller.words == [("failed", 1), ("failed", 2), ("placed", 3), ("started", 3)]
+    assert bench.teller.facts[2] == ("placed", 3, {**at, "flow_run": None})
+    what, _, failed = bench.teller.facts[0]
+    assert (what, failed["error"], failed["final"]) == ("failed", "killed by SIGKILL", False)
+    assert failed["next_retry_at"] > "2026"
+    later = Bench(tmp_path, failing(9, killed), max_retries=1)
+    later.run_count = 2
+    with pytest.raises(ExecutionError):
+        await later({"a": ([], {"other": 1})})
+    assert later.teller.words == [("failed", 4)], "three attempts of the first start, one of them its only retry"
+    assert later.teller.facts[0][2]["final"] is True
+
+
+async def test_labels_know_of_attempts_that_left_no_directory(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, echo)
+    bench.begun = 4
+    await bench({"a": ([], {})})
+    assert bench.teller.words == [("placed", 5), ("started", 5)]
+
+
+async def test_the_dispatcher_says_where_an_attempt_waits_and_runs(tmp_path: Path) -> None:
+    def run(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+        emit("waiting", reason="no GPU is free")
+        emit("placed", worker="w-9", protocol="original")
+        emit("progress", done=1, total=1)
+        return echo(request, emit)
+
+    bench = Bench(tmp_path, run)
+    await bench({"a": ([], {})})
+    assert bench.teller.facts == [
+        ("waiting", 1, {"reason": "no GPU is free"}),
+        ("placed", 1, {"worker": "w-9", "protocol": "original", "flow_run": None}),
+    ], "a worker of the original protocol tells by itself that it has started"
+
+
+async def forever(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+    emit("progress", done=0, total=1)
+    await asyncio.Event().wait()
+    return {}
+
+
+async def until(fact: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not fact():
+            await asyncio.sleep(0)
+            await asyncio.to_thread(lambda: None)
+
+
+async def test_a_result_from_outside_ends_the_running_attempt(tmp_path: Path) -> None:
+    bench, watch = Bench(tmp_path, forever), Outside()
+    bench.options = replace(bench.options, watch=watch)
+    run = asyncio.ensure_future(bench({"a": ([], {})}))
+    await until(lambda: bench.teller.words)
+    path = tmp_path / "results" / "id-a" / "responses.json"
+    path.write_text('{"task_id": "id-a", "result": {"by": "somebody"}}')
+    watch.done.set()
+    outcome = await run
+    assert (outcome.status, outcome.result_path) == ("DONE", str(path))
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    assert (manifest["status"], manifest["engine"]) == ("DONE", "outside")
+    assert (await Bench(tmp_path, forever)({"a": ([], {})})).reused
+    nodes = {"a": ([], {}), "b": (["a"], {"x": "${a.result.by}"})}
+    later = Bench(tmp_path, echo)
+    await later(nodes, "b")
+    assert later.dispatcher.requests[0].spec["x"] == "somebody"
+
+
+async def test_a_result_from_outside_ends_the_wait_for_a_retry(tmp_path: Path) -> None:
+    bench, watch = Bench(tmp_path, failing(9, killed), retry_base_delay=1000), Outside()
+    bench.options = replace(bench.options, watch=watch)
+    run = asyncio.ensure_future(bench({"a": ([], {})}))
+    await until(lambda: bench.teller.words == [("failed", 1)])
+    (tmp_path / "results" / "id-a" / "responses.json").write_text("{}")
+    watch.done.set()
+    assert (await run).ok
+    assert len(bench.attempts) == 1
+
+
+async def test_a_completion_without_a_result_is_an_error(tmp_path: Path) -> None:
+    bench, watch = Bench(tmp_path, forever), Outside()
+    bench.options = replace(bench.options, watch=watch)
+    watch.done.set()
+    with pytest.raises(ArtifactError, match="share one results root"):
+        await bench({"a": ([], {})})
+
+
+@pytest.mark.parametrize("how", ["record", "board"])
+async def test_a_cancelled_task_ends_alone(tmp_path: Path, how: str) -> None:
+    bench, watch = Bench(tmp_path, forever), Outside()
+    bench.options = replace(bench.options, watch=watch)
+    run = asyncio.ensure_future(bench({"a": ([], {})}))
+    await until(lambda: bench.teller.words)
+    (watch.stopped if how == "record" else bench.cancel).set()
+    outcome = await run
+    assert (outcome.status, outcome.error) == ("CANCELLED", "cancelled")
+    assert not (tmp_path / "results" / "id-a" / "manifest.json").exists()
+
+
+async def test_an_envelope_of_our_own_endpoint_is_what_the_manifest_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results" / "id-a" / "responses.json"
+
+    async def deliver(destination: Any, *, stage_run: str | None, **_: Any) -> None:
+        path.write_text('{"task_id": "id-a", "result": {}}')
+
+    monkeypatch.setattr(commit, "deliver", deliver)
+    nodes = {"a": ([], {"output": {"destination": {"type": "http", "url": "http://127.0.0.1/x"}}})}
+    assert (await Bench(tmp_path, echo)(nodes)).ok
+    assert (await Bench(tmp_path, forever)(nodes)).reused
+    assert path.read_text() == '{"task_id": "id-a", "result": {}}'
