@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
-from mloc_prefect.tasks.fields import Count, Positive, Text, block, item, number, rows, whole
-from mloc_prefect.tasks.training import TrainingData, TrainingOptions, TrainSpec, train_executor, train_model
+from mloc_prefect.tasks.fields import Count, Positive, Text, block, item, number, rows
+from mloc_prefect.tasks.lora_sft import LoraOptions
+from mloc_prefect.tasks.training import (
+    TrainingData,
+    TrainingOptions,
+    TrainSpec,
+    names_in_trl,
+    train_executor,
+    train_model,
+)
+from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_MODEL = "microsoft/DialoGPT-small"
+_ITEMS = "must be a list with one entry for each pair"
 _ROW = ("prompt", "chosen", "rejected")
 
 
@@ -23,6 +32,13 @@ class Preference(SpecModel):
     rejected: Text | None = None
 
 
+class Pairs(SpecModel):
+    """`data.pairs`: the items of two earlier stages, answers to the same prompts in the same order."""
+
+    chosen: Annotated[list[Any] | None, rows(_ITEMS)] = None
+    rejected: Annotated[list[Any] | None, rows(_ITEMS)] = None
+
+
 class DpoData(TrainingData):
     """`data` of dpo; without any source MLOC trains on four pairs of its own."""
 
@@ -30,6 +46,7 @@ class DpoData(TrainingData):
         list[Annotated[Preference, item("must be a mapping with prompt, chosen and rejected")]] | None,
         rows("must be a list of mappings with prompt, chosen and rejected"),
     ] = None
+    pairs: Annotated[Pairs | None, block()] = None
     prompt_column: Text | None = None
     chosen_column: Text | None = None
     rejected_column: Text | None = None
@@ -37,6 +54,8 @@ class DpoData(TrainingData):
 
 class DpoTraining(TrainingOptions):
     """`training` of dpo."""
+
+    accepted: ClassVar[frozenset[str]] = names_in_trl("dpo")
 
     learning_rate: Positive = 5e-7
     batch_size: Count = 4
@@ -46,8 +65,7 @@ class DpoTraining(TrainingOptions):
     max_length: Count | None = None
     max_prompt_length: Count | None = None
     label_smoothing: Annotated[float | None, number(ge=0, lt=0.5)] = None
-    loss_type: Text | None = None
-    steps: Annotated[int | None, whole(ge=1)] = None
+    loss_type: Any = None
 
 
 class DpoSpec(TrainSpec):
@@ -55,6 +73,7 @@ class DpoSpec(TrainSpec):
 
     data: Annotated[DpoData, block()] = DpoData()
     training: Annotated[DpoTraining, block()] = DpoTraining()
+    lora: Annotated[LoraOptions | None, block()] = None
 
     def problems(self) -> Iterator[Problem]:
         """Yield rows without all three texts, and data that is none."""
@@ -66,17 +85,20 @@ class DpoSpec(TrainSpec):
                     message = f"Preference {index + 1} has no '{name}'"
                     fix = "each one needs prompt, chosen and rejected"
                     yield Problem(("data", "preferences", index, name), "missing-value", message, fix)
-        if not self.data.has_source() and not self.data.preferences:
+        if not self.data.has_source() and not self.data.preferences and self.data.pairs is None:
             message = "No preference data is given, so four built-in demo pairs are used"
             fix = "add data.dataset_name, data.jsonl.path or data.preferences"
             yield Problem(("data",), "demo-data", message, fix, "warning")
+        yield from training_problems("dpo", self.training)
+        if self.lora is not None:
+            yield from self.lora.problems()
 
 
 DPO = TaskType(
     "dpo",
     DpoSpec,
-    train_executor("dpo", "DpoExecutor"),
+    train_executor(),
     "direct preference optimisation",
-    model_identifier=train_model(DEFAULT_MODEL),
+    model_identifier=train_model("dpo"),
     required_references=("checkpoint.load",),
 )

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
 from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Textual, block, is_deferred, number, rows
-from mloc_prefect.tasks.training import SftData, TrainingOptions, TrainSpec, train_executor, train_model
+from mloc_prefect.tasks.training import (
+    SftData,
+    TrainingOptions,
+    TrainSpec,
+    names_in_trl,
+    train_executor,
+    train_model,
+)
+from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +55,8 @@ class LoraOptions(SpecModel):
 class LoraTraining(TrainingOptions):
     """`training` of lora_sft."""
 
+    accepted: ClassVar[frozenset[str]] = names_in_trl("lora_sft")
+
     learning_rate: Positive = 2e-4
     packing: Flag = False
 
@@ -62,14 +72,15 @@ class LoraSftSpec(TrainSpec):
         """Yield what MLOC's worker would refuse."""
         yield from super().problems()
         yield from self.data.problems("LoRA SFT")
+        yield from training_problems("lora_sft", self.training)
         yield from self.lora.problems()
 
 
 LORA_SFT = TaskType(
     "lora_sft",
     LoraSftSpec,
-    train_executor("lora_sft", "LoraSftExecutor", "peft"),
+    train_executor(),
     "supervised fine-tuning of LoRA adapters",
-    model_identifier=train_model("gpt2"),
+    model_identifier=train_model("lora_sft"),
     required_references=("checkpoint.load",),
 )

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
-from mloc_prefect.tasks.dpo import DEFAULT_MODEL
-from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Texts, block, number, whole
+from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Texts, block, is_deferred, number, whole
+from mloc_prefect.tasks.lora_sft import LoraOptions
+from mloc_prefect.tasks.rewards import RewardModelBlock, Rewards, reward_problems
 from mloc_prefect.tasks.training import (
     Prompts,
     TrainingData,
     TrainingOptions,
     TrainSpec,
+    names_in_trl,
     train_executor,
     train_model,
 )
+from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class PpoData(TrainingData):
-    """`data` of ppo."""
+class PromptsData(TrainingData):
+    """`data` of ppo and grpo; further columns of a data set are there for rewards, such as `answer`."""
 
     prompts: Prompts = None
     text_field: Text | None = None
     prompt_column: Text | None = None
 
-
-class RewardModel(SpecModel):
-    """`reward_model`; the corpus uses types `classification` and `sentiment`."""
-
-    identifier: Text | None = None
-    type: Text = "classification"
-    revision: Text | None = None
-    scale: Annotated[float, number()] = 1.0
-    max_length: Count | None = None
-    positive_label: Text | None = None
-    negative_label: Text | None = None
-    trust_remote_code: Flag = False
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with the data, and a warning when there is none."""
+        yield from self.jsonl_problems()
+        if not self.has_source() and not self.prompts and "prompts" not in self.model_fields_set:
+            message = "No prompts are given, so four built-in demo prompts are used"
+            fix = "add data.prompts, data.jsonl.path or data.dataset_name"
+            yield Problem(("data",), "demo-data", message, fix, "warning")
 
 
 class Generation(SpecModel):
@@ -49,19 +47,18 @@ class Generation(SpecModel):
     temperature: Annotated[float | None, number(ge=0)] = None
     top_p: Annotated[float | None, number(ge=0, le=1)] = None
     top_k: Annotated[int | None, whole(ge=-1)] = None
+    min_p: Annotated[float | None, number(ge=0, le=1)] = None
     do_sample: Flag | None = None
     repetition_penalty: Annotated[float | None, number(gt=0)] = None
     stop: Texts | None = None
 
 
-class PpoTraining(TrainingOptions):
-    """`training` of ppo."""
+class RolloutTraining(TrainingOptions):
+    """Fields of `training` that ppo and grpo have."""
 
-    learning_rate: Positive = 1.41e-5
-    batch_size: Count = 4
-    mini_batch_size: Count = 1
+    mini_batch_size: Count | None = None
     num_mini_batches: Count | None = None
-    steps: Count | None = None
+    max_prompt_length: Count | None = None
     ppo_epochs: Count | None = None
     num_ppo_epochs: Count | None = None
     kl_coef: Annotated[float | None, number(ge=0)] = None
@@ -77,36 +74,67 @@ class PpoTraining(TrainingOptions):
     optimize_cuda_cache: Flag | None = None
 
 
-class PpoSpec(TrainSpec):
-    """`spec` of a ppo task."""
+class PpoTraining(RolloutTraining):
+    """`training` of ppo."""
 
-    data: Annotated[PpoData, block()] = PpoData()
-    training: Annotated[PpoTraining, block()] = PpoTraining()
-    reward_model: Annotated[RewardModel | None, block()] = None
+    accepted: ClassVar[frozenset[str]] = names_in_trl("ppo")
+
+    learning_rate: Positive = 1.41e-5
+    batch_size: Count = 4
+
+
+class RolloutSpec(TrainSpec):
+    """`spec` of tasks that train on answers which the model itself gives."""
+
+    data: Annotated[PromptsData, block()] = PromptsData()
+    reward_model: RewardModelBlock = None
+    rewards: Rewards = None
     generation: Annotated[Generation, block()] = Generation()
+    lora: Annotated[LoraOptions | None, block()] = None
 
     def problems(self) -> Iterator[Problem]:
-        """Yield batches that do not divide, and data that is none."""
+        """Yield what is wrong with data, rewards, sampling and adapters."""
         yield from super().problems()
-        yield from self.data.jsonl_problems()
-        training = self.training
-        if training.batch_size % training.mini_batch_size:
-            message = (
-                f"batch_size {training.batch_size} is not a multiple of mini_batch_size {training.mini_batch_size}"
-            )
-            fix = "choose sizes that divide"
-            yield Problem(("training", "mini_batch_size"), "uneven-batches", message, fix, "warning")
-        if not self.data.has_source() and not self.data.prompts:
-            message = "No prompts are given, so four built-in demo prompts are used"
-            fix = "add data.prompts, data.jsonl.path or data.dataset_name"
-            yield Problem(("data",), "demo-data", message, fix, "warning")
+        yield from self.data.problems()
+        given = self.model_fields_set & {"reward_model", "rewards"}
+        yield from reward_problems(self.reward_model, self.rewards, later=bool(given))
+        temperature = self.generation.temperature
+        if temperature == 0 and not is_deferred(temperature):
+            message = "temperature 0 gives the same answer each time, so there is nothing to compare"
+            yield Problem(("generation", "temperature"), "trainer-refuses", message, "use e.g. 0.7")
+        if self.lora is not None:
+            yield from self.lora.problems()
+
+
+class PpoSpec(RolloutSpec):
+    """`spec` of a ppo task."""
+
+    training: Annotated[PpoTraining, block()] = PpoTraining()
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield batches that do not divide, beside what `RolloutSpec` finds."""
+        yield from super().problems()
+        yield from training_problems("ppo", self.training, self.generation)
+        yield from _batch_problems(self.training)
+
+
+def _batch_problems(training: PpoTraining) -> Iterator[Problem]:
+    """Yield sizes that do not divide: each step of the optimiser takes whole mini-batches of one batch of answers."""
+    mini, steps = training.mini_batch_size or 1, training.gradient_accumulation_steps
+    if training.num_mini_batches is not None:
+        name, size, text = "num_mini_batches", training.num_mini_batches * steps, "num_mini_batches"
+    else:
+        name, size, text = "mini_batch_size", mini * steps, "mini_batch_size x gradient_accumulation_steps"
+    if training.batch_size % size:
+        message = f"batch_size {training.batch_size} is not a multiple of {text} = {size}"
+        yield Problem(("training", name), "uneven-batches", message, "choose sizes that divide")
 
 
 PPO = TaskType(
     "ppo",
     PpoSpec,
-    train_executor("ppo", "PpoExecutor"),
+    train_executor(),
     "reinforcement learning with a reward model",
-    model_identifier=train_model(DEFAULT_MODEL),
+    model_identifier=train_model("ppo"),
     required_references=("checkpoint.load",),
 )

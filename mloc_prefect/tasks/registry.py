@@ -9,6 +9,7 @@ from mloc_prefect.tasks.agent import AGENT
 from mloc_prefect.tasks.checks import check
 from mloc_prefect.tasks.dpo import DPO
 from mloc_prefect.tasks.echo import ECHO
+from mloc_prefect.tasks.grpo import GRPO
 from mloc_prefect.tasks.inference import INFERENCE, VARIANTS, fallback
 from mloc_prefect.tasks.lora_sft import LORA_SFT
 from mloc_prefect.tasks.ppo import PPO
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.tasks.base import TaskType
 
-TASK_TYPES: tuple[TaskType, ...] = (INFERENCE, SFT, LORA_SFT, DPO, PPO, RAG, AGENT, ECHO, *VARIANTS)
+TASK_TYPES: tuple[TaskType, ...] = (INFERENCE, SFT, LORA_SFT, DPO, PPO, GRPO, RAG, AGENT, ECHO, *VARIANTS)
 
 _BY_NAME = {kind.name: kind for kind in TASK_TYPES}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from mloc_prefect.tasks.base import TaskType
 from mloc_prefect.tasks.fields import block
 from mloc_prefect.tasks.training import SftData, SftTraining, TrainSpec, train_executor, train_model
+from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +25,14 @@ class SftSpec(TrainSpec):
         """Yield what MLOC's worker would refuse."""
         yield from super().problems()
         yield from self.data.problems("SFT")
+        yield from training_problems("sft", self.training)
 
 
 SFT = TaskType(
     "sft",
     SftSpec,
-    train_executor("sft", "SftExecutor"),
+    train_executor(),
     "supervised fine-tuning of all weights",
-    model_identifier=train_model("gpt2"),
+    model_identifier=train_model("sft"),
     required_references=("checkpoint.load",),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,23 +18,34 @@ from mloc_prefect.tasks.fields import (
     Text,
     Textual,
     block,
+    item,
     number,
     rows,
     whole,
 )
+from mloc_prefect.tasks.training_table import DEFAULT_MODELS, OURS, config_fields, passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mloc_prefect.tasks.base import TaskSpec
+    from mloc_prefect.tasks.training_table import Kind
 
 _PROMPTS = "spec.data.prompts must be a non-empty list of strings"
 Prompts = Annotated[list[Annotated[str, Textual(exact=True, message=_PROMPTS, item=True)]] | None, rows(_PROMPTS)]
 """`data.prompts`: MLOC refuses anything but texts, with one wording."""
 
+Rows = Annotated[list[Annotated[dict[str, Any], item()]] | None, rows("must be a list of mappings")]
+"""`data.rows`: rows that stand in the spec, or are the `items` of an earlier stage."""
+
+
+def names_in_trl(kind: Kind) -> frozenset[str]:
+    """Return the names under `training` that are no mistake because TRL's config class has them."""
+    return frozenset(passed_on(kind)) | (frozenset(OURS) & frozenset(config_fields(kind)))
+
 
 class TrainingOptions(SpecModel):
-    """Fields of `training` that more than one task type has."""
+    """Fields of `training` that more than one task type has; what becomes of them stands in `training_table`."""
 
     num_train_epochs: Annotated[float, number(gt=0)] = 1.0
     batch_size: Count = 2
@@ -42,6 +53,7 @@ class TrainingOptions(SpecModel):
     gradient_accumulation_steps: Count = 1
     learning_rate: Positive = 5e-5
     max_steps: Annotated[int | None, whole(ge=-1)] = None
+    steps: Count | None = None
     warmup_steps: NotNegative = 0
     warmup_ratio: Annotated[float | None, number(ge=0, le=1)] = None
     weight_decay: Annotated[float | None, number(ge=0)] = None
@@ -54,6 +66,7 @@ class TrainingOptions(SpecModel):
     save_freq: Count | None = None
     save_total_limit: Count | None = None
     save_model: Flag = True
+    save_archive: Flag = True
     max_seq_length: Count | None = 1024
     seed: Annotated[int, whole()] = 42
     fp16: Flag = False
@@ -61,24 +74,26 @@ class TrainingOptions(SpecModel):
     gradient_checkpointing: Flag = False
     resume_from_path: Text | None = None
     visible_devices: Text | None = None
-    allow_multi_gpu: Flag = False
+    allow_multi_gpu: Flag | None = None
     primary_gpu: NotNegative = 0
     nproc_per_node: Count | None = None
     deepspeed: Any = None
-    auto_deepspeed: Flag = True
+    auto_deepspeed: Flag = False
     auto_deepspeed_stage: Annotated[int | None, whole(ge=0, le=3)] = None
     zero_stage: Annotated[int | None, whole(ge=0, le=3)] = None
     log_with: Text | None = None
     tracker_project_name: Text | None = None
+    fsdp: Any = None
+    fsdp_config: Free = Field(default_factory=dict)
 
 
 class SftTraining(TrainingOptions):
     """`training` of sft."""
 
+    accepted: ClassVar[frozenset[str]] = names_in_trl("sft")
+
     gradient_checkpointing: Flag = True
     packing: Flag = False
-    fsdp: Any = None
-    fsdp_config: Free = Field(default_factory=dict)
 
 
 class Jsonl(SpecModel):
@@ -106,11 +121,12 @@ class TrainingData(SpecModel):
     trust_remote_code: Flag = False
     jsonl: Annotated[Jsonl | None, block()] = None
     jsonl_path: Text | None = None
+    rows: Rows = None
     notes: Any = None
 
     def has_source(self) -> bool:
-        """Whether a data set or a file is named."""
-        return bool(self.dataset_name or self.jsonl_path or self.jsonl)
+        """Whether a data set, a file or rows are named; rows of an earlier stage count."""
+        return bool(self.dataset_name or self.jsonl_path or self.jsonl or "rows" in self.model_fields_set)
 
     def jsonl_problems(self) -> Iterator[Problem]:
         """Yield an error for a `data.jsonl` without a path."""
@@ -132,7 +148,7 @@ class SftData(TrainingData):
         yield from self.jsonl_problems()
         if not self.has_source() and self.prompts is None:
             message = f"spec.data must define dataset_name or prompts for {task} tasks"
-            yield Problem(("data",), "missing-data", message, "add dataset_name, jsonl.path or prompts")
+            yield Problem(("data",), "missing-data", message, "add dataset_name, jsonl.path, rows or prompts")
         elif not self.has_source() and not self.prompts:
             yield Problem(("data", "prompts"), "no-prompts", _PROMPTS, "add at least one prompt")
         if bool(self.prompt_column) != bool(self.response_column):
@@ -147,13 +163,18 @@ class TrainSpec(CommonSpec):
     """`spec` of a training task; what one type adds stands in its own module."""
 
 
-def train_executor(name: str, cls: str, *more: str) -> Callable[[TaskSpec], ExecutorRef]:
-    """Return the chooser of executor `mloc_prefect.executors.<name>:<cls>`; `more` must be importable beside TRL."""
-    imports = ("torch", "transformers", "datasets", "trl", *more)
-    ref = ExecutorRef(f"mloc_prefect.executors.{name}:{cls}", extra="train", environment="train", imports=imports)
+def train_executor(*more: str) -> Callable[[TaskSpec], ExecutorRef]:
+    """Return the chooser of the training executor; `more` must be importable beside TRL.
+
+    All trainers share it, so that their tasks share a warm host, whose libraries take ten seconds to load. What one
+    type does stands in `mloc_prefect.executors.<task type>`.
+    """
+    imports = ("torch", "transformers", "datasets", "trl", "peft", *more)
+    path = "mloc_prefect.executors.training:TrainingExecutor"
+    ref = ExecutorRef(path, extra="train", environment="train", imports=imports)
     return lambda _spec: ref
 
 
-def train_model(default: str) -> Callable[[TaskSpec], str | None]:
-    """Return the reader of the model that a training task names; `default` is what MLOC takes without one."""
-    return lambda spec: (isinstance(spec, CommonSpec) and spec.model.source.identifier) or default
+def train_model(kind: Kind) -> Callable[[TaskSpec], str | None]:
+    """Return the reader of the model that a training task names, or MLOC takes without one."""
+    return lambda spec: (isinstance(spec, CommonSpec) and spec.model.source.identifier) or DEFAULT_MODELS[kind]

@@ -56,7 +56,7 @@ def test_missing_libraries_name_stages_modules_and_the_command(tmp_path: Path, m
 
 
 def test_an_executor_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_there", lambda name: name != "mloc_prefect.executors.ppo")
+    monkeypatch.setattr(preflight, "_there", lambda name: name != "mloc_prefect.executors.training")
     with pytest.raises(MissingExtraError) as caught:
         judge(tmp_path, {"a": ([], {"taskType": "ppo", "data": {"prompts": ["x"]}})})
     text = "plans such tasks but has no executor for them; it will need mloc-prefect[train]"

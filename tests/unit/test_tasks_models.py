@@ -258,7 +258,7 @@ def test_texts_of_the_original_workers(name: str, spec: dict[str, Any], expected
         ),
         ("lora_sft", {"data": {"prompts": ["a"]}, "lora": {"target_modules": ["${a.b}"], "r": "8"}}),
         ("dpo", {"data": {"jsonl": {"path": "p", "chosen_field": "c"}}, "training": {"learning_rate": "5e-7"}}),
-        ("ppo", {"data": {"prompts": ["a"]}, "generation": {"stop": ["x"]}, "reward_model": {"type": "sentiment"}}),
+        ("ppo", {"data": {"prompts": ["a"]}, "generation": {"stop": ["x"]}, "reward_model": {"type": "sentiment", "identifier": "m"}}),
         ("rag", {"qdrant": {**QDRANT, "api_key": "${QDRANT_API_KEY}"}, "data": {"type": "unknown"}, "query": "q"}),
         ("rag", {"qdrant": {"url": "${a.result.url}", "collection": "${a.result.c}"}, "data": LIST}),
         ("agent", {"task": "x", "agent": {"timeout": 3}}),
@@ -274,12 +274,8 @@ def test_valid_specs_have_no_problems(name: str, spec: dict[str, Any]) -> None:
     "name, spec, path",
     [
         ("dpo", {}, "data"),
-        ("ppo", {}, "data"),
-        (
-            "ppo",
-            {"data": {"prompts": ["a"]}, "training": {"batch_size": 4, "mini_batch_size": 3}},
-            "training.mini_batch_size",
-        ),
+        ("ppo", {"rewards": [{"name": "json"}]}, "data"),
+        ("grpo", {"data": {"prompts": ["a"]}}, "reward_model"),
         ("sft", {"data": {"dataset_name": "d", "prompt_column": "p"}}, "data.prompt_column"),
         ("echo", {"output": {"destination": {"type": "s3"}}}, "output.destination.type"),
         ("inference", {"data": LIST, "enforce_cpu": True, "model": {"adapters": [{"path": "p"}]}}, "model.adapters"),

@@ -1,0 +1,58 @@
+"""`grpo`: reinforcement learning from several answers to each prompt, without a value model. Ours, not MLOC's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from mloc_prefect.tasks.base import Problem, TaskType
+from mloc_prefect.tasks.fields import Count, Positive, block, number
+from mloc_prefect.tasks.ppo import RolloutSpec, RolloutTraining
+from mloc_prefect.tasks.training import names_in_trl, train_executor, train_model
+from mloc_prefect.tasks.training_checks import training_problems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class GrpoTraining(RolloutTraining):
+    """`training` of grpo; `num_generations` answers are compared for each prompt."""
+
+    accepted: ClassVar[frozenset[str]] = names_in_trl("grpo")
+
+    learning_rate: Positive = 1e-6
+    batch_size: Count = 8
+    num_generations: Count = 8
+    beta: Annotated[float | None, number(ge=0)] = None
+    loss_type: Any = None
+
+
+class GrpoSpec(RolloutSpec):
+    """`spec` of a grpo task."""
+
+    training: Annotated[GrpoTraining, block()] = GrpoTraining()
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield batches that hold no whole groups of answers, beside what `RolloutSpec` finds."""
+        yield from super().problems()
+        training = self.training
+        yield from training_problems("grpo", training, self.generation)
+        answers = (training.per_device_train_batch_size or training.batch_size) * training.gradient_accumulation_steps
+        if training.num_generations < 2:
+            message = "num_generations must be at least 2: answers are compared with each other"
+            yield Problem(("training", "num_generations"), "trainer-refuses", message)
+        elif answers % training.num_generations and "generation_batch_size" not in (training.model_extra or {}):
+            message = (
+                f"batch_size x gradient_accumulation_steps = {answers} is not a multiple of num_generations "
+                f"{training.num_generations}"
+            )
+            yield Problem(("training", "num_generations"), "uneven-batches", message, "choose sizes that divide")
+
+
+GRPO = TaskType(
+    "grpo",
+    GrpoSpec,
+    train_executor("requests"),
+    "reinforcement learning from several answers to each prompt",
+    model_identifier=train_model("grpo"),
+    required_references=("checkpoint.load",),
+)
