@@ -42,6 +42,9 @@ class StageJob:
         timeout: Seconds it may run (`spec.timeoutSec`), or None.
         stall: Seconds without any sign of life after which it is ended.
         holder: Name for people who look at leases.
+        document: The effective document without its `spec`; for workers that are sent whole documents.
+        results: Results of the tasks it depends on by stage name, each with a `result` level; None when it depends on
+            none. Also only for such workers: our executors get `request.upstream`.
     """
 
     request: ExecutionRequest
@@ -51,6 +54,8 @@ class StageJob:
     timeout: float | None = None
     stall: float = 1800.0
     holder: str = ""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] | None = None
 
 
 class StageDispatcher(Protocol):
