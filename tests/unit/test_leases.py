@@ -13,8 +13,9 @@ import pytest
 
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.plan.model import ResourceRequest
-from mloc_prefect.worker import leases
+from mloc_prefect.worker import lease_book
 from mloc_prefect.worker.inventory import Gpu, Inventory
+from mloc_prefect.worker.lease_state import boot_mark
 from mloc_prefect.worker.leases import FileLeaseBook, Lease, LeaseBook, MemoryLeaseBook, start_mark
 
 if TYPE_CHECKING:
@@ -28,14 +29,19 @@ BOTH_A100 = ResourceRequest(gpu_count=2, gpu_type="a100")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_POLL", 0.001)
+    monkeypatch.setattr(lease_book, "_POLL", 0.001)
 
 
 @pytest.fixture(params=["memory", "file"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], LeaseBook]:
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., LeaseBook]:
     if request.param == "memory":
-        return lambda slots=1: MemoryLeaseBook(HARDWARE, slots)
-    return lambda slots=1: FileLeaseBook(tmp_path, HARDWARE, slots)
+        return lambda slots=1, **more: MemoryLeaseBook(more.pop("hardware", HARDWARE), slots, **more)
+    return lambda slots=1, **more: FileLeaseBook(tmp_path, more.pop("hardware", HARDWARE), slots, **more)
+
+
+def book_file(home: Path) -> Path:
+    (home / "run").mkdir(exist_ok=True)
+    return home / "run" / f"leases-{boot_mark()}.json"
 
 
 async def waits(task: asyncio.Task[Lease]) -> bool:
@@ -103,7 +109,7 @@ async def test_first_come_first_served(make: Callable[..., LeaseBook]) -> None:
 async def test_a_large_request_does_not_starve_and_blocks_only_what_it_could_use(
     make: Callable[..., LeaseBook],
 ) -> None:
-    book = make()
+    book = make(patience=0)
     small = await book.acquire(A100, holder="small")
     large = ask(book, BOTH_A100, "large")
     assert await waits(large)
@@ -202,26 +208,24 @@ async def test_file_books_share_one_state(tmp_path: Path) -> None:
 async def test_holders_and_waiters_that_died_are_dropped(tmp_path: Path) -> None:
     book = FileLeaseBook(tmp_path, HARDWARE)
     await book.acquire(CPU, holder="a")
-    state = json.loads((tmp_path / "run" / "leases.json").read_text())
+    state = json.loads(book_file(tmp_path).read_text())
     row = state["held"][0]
     row["pid"], row["start"] = 1, "another boot"  # process 1 lives, but it is not the one that took the lease
     state["queue"] = [{**row, "id": "w", "devices": [], "ticket": 0}]
-    (tmp_path / "run" / "leases.json").write_text(json.dumps(state))
+    book_file(tmp_path).write_text(json.dumps(state))
     assert (await book.acquire(CPU, holder="b")).devices == ("cpu",)
     assert [h.lease.holder for h in book.snapshot()] == ["b"]
 
 
 async def test_a_damaged_book_starts_empty(tmp_path: Path) -> None:
     book = FileLeaseBook(tmp_path, HARDWARE)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "leases.json").write_text('{"held": [{"of": "another version"}]}')
+    book_file(tmp_path).write_text('{"held": [{"of": "another version"}]}')
     assert (await book.acquire(CPU, holder="a")).holder == "a"
 
 
 async def test_a_lock_that_is_never_free_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_LOCK_SECONDS", 0.02)
-    (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / "leases.lock").open("w") as lock:
+    monkeypatch.setattr(lease_book, "_LOCK_SECONDS", 0.02)
+    with book_file(tmp_path).with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DispatchError, match="locked by a process that does not go on"):
             await FileLeaseBook(tmp_path, HARDWARE).acquire(CPU, holder="a")
@@ -238,7 +242,7 @@ def test_start_marks_tell_processes_apart() -> None:
     assert start_mark(2**22 + 1) is None
 
 
-async def test_tasks_of_one_engine_share_its_lease(make: Callable[[int], LeaseBook]) -> None:
+async def test_tasks_of_one_engine_share_its_lease(make: Callable[..., LeaseBook]) -> None:
     book = make(1)
     first = await book.acquire(CPU, holder="a", share="engine")
     second = await asyncio.wait_for(book.acquire(CPU, holder="b", share="engine"), 5)
