@@ -141,9 +141,10 @@ class MemoryTaskStore:
         """Return one record, or None."""
         return self._records.get(task_id)
 
-    async def get_many(self, task_ids: Sequence[str]) -> Mapping[str, TaskRecord]:
+    async def get_many(self, task_ids: Sequence[str], *, brief: bool = False) -> Mapping[str, TaskRecord]:
         """Return those of the records that are there, in the order asked for."""
-        return {task_id: self._records[task_id] for task_id in task_ids if task_id in self._records}
+        found = {task_id: self._records[task_id] for task_id in task_ids if task_id in self._records}
+        return {task_id: _brief(record) for task_id, record in found.items()} if brief else found
 
     async def page(
         self,
@@ -155,6 +156,7 @@ class MemoryTaskStore:
         after: str | None = None,
         limit: int | None = None,
         newest_first: bool = False,
+        brief: bool = False,
     ) -> Sequence[TaskRecord]:
         """Return records in order of creation that fit all that is given."""
         ids = sorted(self._records, key=lambda task_id: (self._order[task_id], task_id), reverse=newest_first)
@@ -168,7 +170,7 @@ class MemoryTaskStore:
             and submission_id in {None, record.submission_id}
             and (name is None or record.goes_by(name))
         ]
-        return found[:limit]
+        return [_brief(record) for record in found[:limit]] if brief else found[:limit]
 
     async def list(self, *, submission_id: str | None = None) -> Sequence[TaskRecord]:
         """Return all records, or those of one submission, in order of creation."""
@@ -219,7 +221,7 @@ class MemoryTaskStore:
         for key, amount in (add or {}).items():
             self._tally[key] = self._tally.get(key, 0.0) + amount
         await self._send(messages)
-        return record
+        return _brief(record)
 
     async def note(
         self, task_id: str, mark: Mark, changes: Mapping[str, Any], messages: Sequence[Message] = ()
@@ -230,7 +232,7 @@ class MemoryTaskStore:
             return None
         self._records[task_id] = record = replace(record, **changes)
         await self._send(messages)
-        return record
+        return _brief(record)
 
     def _earlier(self, key: str) -> Submission | None:
         submission_id, deadline = self._keys.get(key, ("", 0.0))
@@ -248,6 +250,10 @@ class MemoryTaskStore:
     async def _send(self, messages: Sequence[Message]) -> None:
         for channel, message in messages:
             await self._publisher.publish(channel, message)
+
+
+def _brief(record: TaskRecord) -> TaskRecord:
+    return replace(record, raw_yaml="", parsed={})
 
 
 def _refuse_taken(ids: Sequence[str], known: Mapping[str, TaskRecord]) -> None:

@@ -71,8 +71,8 @@ class TaskStore(Protocol):
         """Return one record, or None."""
         ...
 
-    async def get_many(self, task_ids: Sequence[str]) -> Mapping[str, TaskRecord]:
-        """Return those of the records that are there, in the order asked for."""
+    async def get_many(self, task_ids: Sequence[str], *, brief: bool = False) -> Mapping[str, TaskRecord]:
+        """Return those of the records that are there, in the order asked for; `brief` as in `page`."""
         ...
 
     async def page(
@@ -85,6 +85,7 @@ class TaskStore(Protocol):
         after: str | None = None,
         limit: int | None = None,
         newest_first: bool = False,
+        brief: bool = False,
     ) -> Sequence[TaskRecord]:
         """Return records in order of creation that fit all that is given.
 
@@ -96,6 +97,7 @@ class TaskStore(Protocol):
             after: Task id of the last record of the page before; an unknown one gives the empty page.
             limit: Most records; None: all.
             newest_first: The other way round.
+            brief: Leave `raw_yaml` and `parsed` empty; much cheaper for whoever does not show them.
         """
         ...
 
@@ -147,8 +149,8 @@ class TaskStore(Protocol):
             fence: A lease that must not have gone to another holder.
 
         Returns:
-            The new record; None when there is no such record or `states.allowed` forbids the step, and then nothing
-            was changed or sent.
+            The new record without its long fields (`brief`); None when there is no such record or `states.allowed`
+            forbids the step, and then nothing was changed or sent.
 
         Raises:
             FencedError: The lease has gone to another holder; nothing was changed or sent.
@@ -161,7 +163,8 @@ class TaskStore(Protocol):
         """Change fields of a record that stands exactly at `mark`, e.g. the reason why it waits.
 
         Returns:
-            The new record; None when it is not there or stands elsewhere, and then nothing was changed or sent.
+            The new record without its long fields; None when it is not there or stands elsewhere, and then nothing was
+            changed or sent.
         """
         ...
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from mloc_prefect.bridge.memory import MemoryLeases, MemoryPublisher, MemoryWorkerRegistry
 from mloc_prefect.bridge.memory_tasks import MemoryJournal, MemoryTaskStore
+from mloc_prefect.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from mloc_prefect.bridge.ports import Journal, Leases, Publisher, TaskStore, WorkerRegistry
 
 
@@ -77,4 +80,36 @@ def memory_stores() -> Stores:
         journal=journal,
         leases=leases,
         backing=MemoryBacking(),
+    )
+
+
+def open_stores(url: str | SecretStr) -> Stores:
+    """Return the real ones on a Redis (>= 6.2) or Valkey database; connections are made on first use.
+
+    All of them belong to one event loop, and are closed with `close`.
+
+    Raises:
+        StoreError: The URL cannot be read.
+        MissingExtraError: The client library is not installed.
+    """
+    try:
+        from mloc_prefect.bridge.redis_client import RedisClient
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the package {error.name} is not installed", hint="pip install 'mloc-prefect[redis]'"
+        ) from error
+    from mloc_prefect.bridge.journal import RedisJournal
+    from mloc_prefect.bridge.redis_leases import RedisLeases
+    from mloc_prefect.bridge.redis_publish import RedisPublisher
+    from mloc_prefect.bridge.redis_tasks import RedisTaskStore
+    from mloc_prefect.bridge.redis_workers import RedisWorkerRegistry
+
+    client = RedisClient(url)
+    return Stores(
+        tasks=RedisTaskStore(client),
+        workers=RedisWorkerRegistry(client),
+        publisher=RedisPublisher(client),
+        journal=RedisJournal(client),
+        leases=RedisLeases(client),
+        backing=client,
     )

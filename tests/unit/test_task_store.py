@@ -131,7 +131,9 @@ async def test_a_step_changes_the_record_and_sends_its_messages(store, publisher
     await submit(store, "s1", "t1")
     message = {"type": "TASK_STARTED", "task_id": "t1"}
     moved = await store.transition("t1", STARTED, {"assigned_worker": "w"}, [(TASK_EVENTS, message)], add={"n": 1.5})
-    assert moved == await store.get("t1")
+    assert moved == (await store.get_many(["t1"], brief=True))["t1"]
+    assert (moved.raw_yaml, moved.parsed) == ("", {})
+    assert (await store.get("t1")).raw_yaml == "a: 1"
     assert moved.assigned_worker == "w"
     assert publisher.sent == [(TASK_EVENTS, message)]
     await store.transition("t1", Mark(1, Phase.DONE), add={"n": 1, "m": 2})

@@ -1,0 +1,143 @@
+"""Records and submissions as Redis hashes: text as text, numbers as text, the rest as JSON, long values compressed.
+
+A field that has the value None, or is empty, is not stored. A record does not hold the text of its submission.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mloc_prefect.bridge.records import Submission, TaskRecord
+from mloc_prefect.bridge.states import Mark, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Value = str | bytes
+Found: TypeAlias = "Sequence[bytes | None]"
+
+COMPRESSED_FROM = 4096
+"""Characters from which on a value is compressed."""
+
+_MARK = b"\0"  # in front of what is compressed
+_INTEGERS = {"max_attempts", "shard_index", "shard_total", "load"}
+_NUMBERS = {"submitted_ts", "last_queue_ts", "dispatched_ts", "started_ts", "finished_ts"}
+_JSON = {"parsed", "depends_on", "task_ids", "parameters"}
+_LONG = ("raw_yaml", "parsed")
+
+SUBMISSION_FIELDS = (
+    "raw_yaml",
+    "task_ids",
+    "submitted_at",
+    "name",
+    "file",
+    "parameters",
+    "idempotency_key",
+    "digest",
+    "flow_run",
+    "cancelled",
+)
+BRIEF_FIELDS = (
+    "task_id",
+    "attempt",
+    "phase",
+    *(name for name in TaskRecord.__dataclass_fields__ if name not in {"task_id", "mark", *_LONG}),
+)
+"""Fields of a record without the long ones."""
+RECORD_FIELDS = (*BRIEF_FIELDS, *_LONG)
+
+
+def flat(fields: Mapping[str, Value]) -> list[Value]:
+    """Return the length and then name and value in turn, as the scripts take them."""
+    return [str(2 * len(fields)), *(part for pair in fields.items() for part in pair)]
+
+
+def counted(values: Sequence[str]) -> list[Value]:
+    """Return the length and then the values, as the scripts take them."""
+    return [str(len(values)), *values]
+
+
+def encode_mark(mark: Mark) -> dict[str, Value]:
+    """Return the fields that a mark becomes."""
+    return {"attempt": str(mark.attempt), "phase": str(int(mark.phase)), "status": str(mark.phase.status)}
+
+
+def encode_record(record: TaskRecord, *, text: bool) -> dict[str, Value]:
+    """Return the hash of a record; with `text` also the submitted text."""
+    fields = encode_mark(record.mark)
+    for name in TaskRecord.__dataclass_fields__:
+        if name != "mark" and (text or name != "raw_yaml"):
+            value = encode_value(name, getattr(record, name))
+            if value is not None:
+                fields[name] = value
+    return fields
+
+
+def encode_submission(submission: Submission) -> dict[str, Value]:
+    """Return the hash of a submission; `digest` is always there."""
+    encoded = {name: encode_value(name, getattr(submission, name)) for name in SUBMISSION_FIELDS}
+    return {"digest": ""} | {name: value for name, value in encoded.items() if value is not None}
+
+
+def encode_value(name: str, value: Any) -> Value | None:
+    """Return the value of one field, or None when it is not stored."""
+    if value is None or value is False or value == "":
+        return None
+    if name in _JSON:
+        if not value:
+            return None
+        return squeeze(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    if value is True:
+        return "1"
+    return squeeze(value) if isinstance(value, str) else repr(value)
+
+
+def decode_record(values: Found, fields: Sequence[str] = RECORD_FIELDS, text: str = "") -> TaskRecord | None:
+    """Return the record whose `fields` have these values; None when there is none. `text` is its submission's."""
+    found = {name: value for name, value in zip(fields, values, strict=True) if value is not None}
+    if "attempt" not in found or "phase" not in found:
+        return None
+    mark = Mark(int(found.pop("attempt")), Phase(int(found.pop("phase"))))
+    data: dict[str, Any] = {"raw_yaml": text, "parsed": {}, "submitted_at": ""}
+    data |= {name: decode_value(name, value) for name, value in found.items()}
+    data["depends_on"] = tuple(data.get("depends_on", ()))
+    return TaskRecord(mark=mark, **data)
+
+
+def decode_submission(submission_id: str, values: Found) -> Submission | None:
+    """Return the submission with these values of `SUBMISSION_FIELDS`; None when there is none."""
+    found: dict[str, Any] = {
+        name: decode_value(name, value)
+        for name, value in zip(SUBMISSION_FIELDS, values, strict=True)
+        if value is not None
+    }
+    if not found:
+        return None
+    found["task_ids"] = tuple(found.get("task_ids", ()))
+    found["cancelled"] = "cancelled" in found
+    found["digest"] = found.get("digest") or None
+    return Submission(submission_id=submission_id, **({"raw_yaml": ""} | found))
+
+
+def decode_value(name: str, value: bytes) -> Any:
+    """Return what one field holds."""
+    if name in _INTEGERS:
+        return int(value)
+    if name in _NUMBERS:
+        return float(value)
+    text = expand(value)
+    return json.loads(text) if name in _JSON else text
+
+
+def squeeze(text: str) -> Value:
+    """Return `text`, or its compressed form when it is long."""
+    if len(text) < COMPRESSED_FROM and not text.startswith("\0"):
+        return text
+    return _MARK + zlib.compress(text.encode("utf-8"), 1)
+
+
+def expand(value: bytes) -> str:
+    """Return what `squeeze` was given."""
+    return (zlib.decompress(value[1:]) if value.startswith(_MARK) else value).decode("utf-8")

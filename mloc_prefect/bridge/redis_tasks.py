@@ -1,0 +1,255 @@
+"""Task records and submissions in Redis. Keys: `mloc:task:<id>`, `mloc:tasks`, `mloc:submission:<id>`.
+
+`mloc:tasks` and, for each status, `mloc:tasks:<STATUS>` are sorted sets of task ids in order of creation;
+`mloc:submission:<id>:tasks` is the same for one submission. Only scripts write them, so they agree with the records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.bridge import scripts
+from mloc_prefect.bridge.journal import JOURNAL
+from mloc_prefect.bridge.memory_tasks import IDEMPOTENCY_SECONDS
+from mloc_prefect.bridge.ports import Entry
+from mloc_prefect.bridge.redis_codec import (
+    BRIEF_FIELDS,
+    RECORD_FIELDS,
+    SUBMISSION_FIELDS,
+    counted,
+    decode_record,
+    decode_submission,
+    encode_record,
+    encode_submission,
+    encode_value,
+    expand,
+    flat,
+)
+from mloc_prefect.bridge.redis_leases import number_key
+from mloc_prefect.bridge.states import TaskStatus
+from mloc_prefect.errors import ConflictError, FencedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mloc_prefect.bridge.ports import Fence, Message
+    from mloc_prefect.bridge.records import Submission, TaskRecord
+    from mloc_prefect.bridge.redis_client import RedisClient
+    from mloc_prefect.bridge.redis_codec import Value
+    from mloc_prefect.bridge.states import Mark
+
+TASKS = "mloc:tasks"
+TALLY = "mloc:tally"
+_PAGE = 500
+"""Records that are fetched at once."""
+
+
+class RedisTaskStore:
+    """The task store of `bridge.ports` in Redis."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def submit(self, submission: Submission, records: Sequence[TaskRecord]) -> Submission:
+        """Store a submission, its records and its journal entry, all or nothing."""
+        key = submission.idempotency_key
+        args: list[Value] = [
+            submission.submission_id,
+            submission.digest or "",
+            str(IDEMPOTENCY_SECONDS),
+            *counted([record.task_id for record in records]),
+            *flat(encode_submission(submission)),
+        ]
+        for record in records:
+            args += [str(record.status), *flat(encode_record(record, text=record.raw_yaml != submission.raw_yaml))]
+        keys = [TASKS, JOURNAL, submission_key(submission.submission_id), _idempotency_key(key)]
+        code, *rest = await self._client.script(scripts.SUBMIT, keys, args)
+        if code == b"conflict":
+            raise ConflictError(
+                f"the idempotency key {key!r} was used for another submission", hint="use a new key for new content"
+            )
+        if code == b"taken":
+            raise ValueError(f"task id taken: {', '.join(sorted(task_id.decode() for task_id in rest))}")
+        await self._client.settle(rest[-1])
+        earlier = await self.submission(rest[0].decode()) if code == b"same" else None
+        return earlier or submission
+
+    async def create(self, records: Sequence[TaskRecord], submission: Submission | None = None) -> tuple[str, ...]:
+        """Add records of runs that were started elsewhere; what is there already stays as it is."""
+        listed = list(submission.task_ids) if submission else [record.task_id for record in records]
+        args = flat(encode_submission(submission)) if submission else ["0"]
+        for record in records:
+            place = str(int(record.submitted_ts * 1e6)) if record.submitted_ts else ""
+            index = listed.index(record.task_id) if record.task_id in listed else 0
+            own_text = submission is None or record.raw_yaml != submission.raw_yaml
+            args += [record.task_id, str(record.status), record.submission_id or "", place, str(index)]
+            args += flat(encode_record(record, text=own_text))
+        keys = [TASKS, submission_key(submission.submission_id) if submission else ""]
+        return tuple(task_id.decode() for task_id in await self._client.script(scripts.CREATE, keys, args))
+
+    async def get(self, task_id: str) -> TaskRecord | None:
+        """Return one record, or None."""
+        return (await self.get_many([task_id])).get(task_id)
+
+    async def get_many(self, task_ids: Sequence[str], *, brief: bool = False) -> Mapping[str, TaskRecord]:
+        """Return those of the records that are there, in the order asked for."""
+        found: dict[str, TaskRecord] = {}
+        for at in range(0, len(task_ids), _PAGE):
+            found |= {r.task_id: r for r in await self._fetch(task_ids[at : at + _PAGE], brief=brief)}
+        return found
+
+    async def page(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        task_type: str | None = None,
+        submission_id: str | None = None,
+        name: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+        brief: bool = False,
+    ) -> Sequence[TaskRecord]:
+        """Return records in order of creation that fit all that is given."""
+        index = f"{submission_key(submission_id)}:tasks" if submission_id else f"{TASKS}:{status}" if status else TASKS
+        found: list[TaskRecord] = []
+        while limit is None or len(found) < limit:
+            count = _PAGE if task_type or name or limit is None else min(limit - len(found), _PAGE)
+            ids = await self._ids(index, after, count, newest_first=newest_first)
+            if not ids:
+                break
+            found += [
+                record
+                for record in await self._fetch(ids, brief=brief)
+                if status in {None, record.status}
+                and task_type in {None, record.task_type}
+                and (name is None or record.goes_by(name))
+            ]
+            after = ids[-1]
+        return found[:limit]
+
+    async def list(self, *, submission_id: str | None = None) -> Sequence[TaskRecord]:
+        """Return all records, or those of one submission, in order of creation."""
+        return await self.page(submission_id=submission_id)
+
+    async def submission(self, submission_id: str) -> Submission | None:
+        """Return one submission, or None."""
+        with self._client.guard():
+            values = await self._client.redis.hmget(submission_key(submission_id), SUBMISSION_FIELDS)
+        return decode_submission(submission_id, values)
+
+    async def dispatched(self, submission_id: str, flow_run: str) -> None:
+        """Note the Prefect flow run of a submission."""
+        await self._client.script(scripts.DISPATCHED, [submission_key(submission_id)], [flow_run])
+
+    async def counts(self) -> Mapping[TaskStatus, int]:
+        """Return how many records show each status, zeros included."""
+        with self._client.guard():
+            async with self._client.redis.pipeline(transaction=True) as pipe:
+                for status in TaskStatus:
+                    pipe.zcard(f"{TASKS}:{status}")
+                return dict(zip(TaskStatus, await pipe.execute(), strict=True))
+
+    async def tally(self) -> Mapping[str, float]:
+        """Return the sums that transitions added to."""
+        with self._client.guard():
+            found = await self._client.redis.hgetall(TALLY)
+        return {key.decode(): float(value) for key, value in found.items()}
+
+    async def request_cancel(self, submission_id: str, task_id: str | None = None) -> Entry:
+        """Ask for the end of a submission, or of one task of it: a journal entry."""
+        entry_id, pending = await self._client.script(
+            scripts.CANCEL, [JOURNAL, submission_key(submission_id)], [submission_id, task_id or ""]
+        )
+        await self._client.settle(pending)
+        return Entry(entry_id.decode(), "cancel", submission_id, task_id)
+
+    async def transition(
+        self,
+        task_id: str,
+        mark: Mark,
+        changes: Mapping[str, Any] | None = None,
+        messages: Sequence[Message] = (),
+        *,
+        add: Mapping[str, float] | None = None,
+        fence: Fence | None = None,
+    ) -> TaskRecord | None:
+        """Move a record to `mark`, change fields and send messages; None when the step is not allowed."""
+        return await self._step("move", task_id, mark, changes or {}, messages, add or {}, fence)
+
+    async def note(
+        self, task_id: str, mark: Mark, changes: Mapping[str, Any], messages: Sequence[Message] = ()
+    ) -> TaskRecord | None:
+        """Change fields of a record that stands exactly at `mark`."""
+        return await self._step("note", task_id, mark, changes, messages, {}, None)
+
+    async def _step(
+        self,
+        mode: str,
+        task_id: str,
+        mark: Mark,
+        changes: Mapping[str, Any],
+        messages: Sequence[Message],
+        add: Mapping[str, float],
+        fence: Fence | None,
+    ) -> TaskRecord | None:
+        encoded = {name: encode_value(name, value) for name, value in changes.items()}
+        kept = {name: value for name, value in encoded.items() if value is not None}
+        args: list[Value] = [task_id, mode, str(mark.attempt), str(int(mark.phase)), str(mark.phase.status)]
+        args += [secrets.token_hex(6), str(fence.number) if fence else "0", *counted(BRIEF_FIELDS)]
+        args += [*flat(kept), *counted([name for name in encoded if name not in kept])]
+        args += flat({key: repr(float(amount)) for key, amount in add.items()})
+        args += [part for channel, message in messages for part in (channel, json.dumps(message, ensure_ascii=False))]
+        keys = [TASKS, task_key(task_id), TALLY, number_key(fence.name) if fence else ""]
+        values = await self._client.script(scripts.TRANSITION, keys, args)
+        if values == b"fenced":
+            assert fence is not None
+            raise FencedError(f"the lease {fence.name} has gone to another holder")
+        return decode_record(values, BRIEF_FIELDS) if values else None
+
+    async def _ids(self, index: str, after: str | None, count: int, *, newest_first: bool) -> Sequence[str]:
+        """Return the next task ids of an index behind `after`, which need not be in this index any more."""
+        ids = await self._client.script(
+            scripts.NEXT_IDS, [TASKS, index], [after or "", count, "1" if newest_first else ""]
+        )
+        return [task_id.decode() for task_id in ids]
+
+    async def _fetch(self, task_ids: Sequence[str], *, brief: bool) -> Sequence[TaskRecord]:
+        fields = BRIEF_FIELDS if brief else RECORD_FIELDS
+        with self._client.guard():
+            async with self._client.redis.pipeline(transaction=False) as pipe:
+                for task_id in task_ids:
+                    pipe.hmget(task_key(task_id), fields)
+                rows = await pipe.execute()
+        at = fields.index("submission_id")
+        texts = {} if brief else await self._texts({row[at] for row in rows if row[at]})
+        found = [decode_record(row, fields, texts.get(row[at], "")) for row in rows]
+        return [record for record in found if record is not None]
+
+    async def _texts(self, submissions: Iterable[bytes]) -> Mapping[bytes, str]:
+        """Return the submitted text of each submission."""
+        wanted = list(submissions)
+        with self._client.guard():
+            async with self._client.redis.pipeline(transaction=False) as pipe:
+                for submission_id in wanted:
+                    pipe.hget(submission_key(submission_id.decode()), "raw_yaml")
+                texts = await pipe.execute()
+        return {name: expand(text) for name, text in zip(wanted, texts, strict=True) if text is not None}
+
+
+def task_key(task_id: str) -> str:
+    """Return the key of a record."""
+    return f"mloc:task:{task_id}"
+
+
+def submission_key(submission_id: str) -> str:
+    """Return the key of a submission."""
+    return f"mloc:submission:{submission_id}"
+
+
+def _idempotency_key(key: str | None) -> str:
+    """Return the Redis key of an idempotency key, which may be any text: hashed, so that none is too long."""
+    return f"mloc:idempotency:{hashlib.sha256(key.encode()).hexdigest()}" if key is not None else ""

@@ -1,0 +1,199 @@
+"""The worker registry in Redis, in the keys and fields of protocol 3.1 (both generations)."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mloc_prefect.bridge import scripts
+from mloc_prefect.bridge.records import WorkerRecord
+from mloc_prefect.bridge.redis_codec import flat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mloc_prefect.bridge.ports import Message
+    from mloc_prefect.bridge.redis_client import RedisClient
+
+IDS = "workers:ids"
+_N = TypeVar("_N", int, float)
+
+
+class RedisWorkerRegistry:
+    """The worker registry of `bridge.ports` in Redis; reads what workers of the original protocol write, too."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def register(self, record: WorkerRecord, *, ttl: float, messages: Sequence[Message] = ()) -> None:
+        """Add or replace a worker that lives until `ttl` seconds without a heartbeat have passed."""
+        now = _now()
+        worker = worker_key(record.worker_id)
+        with self._client.guard():
+            async with self._client.redis.pipeline(transaction=True) as pipe:
+                pipe.sadd(IDS, record.worker_id)
+                pipe.delete(worker)
+                pipe.hset(worker, mapping=dict(_encode(record, now)))
+                pipe.set(heartbeat_key(record.worker_id), now, px=_milliseconds(ttl))
+                for channel, message in messages:
+                    pipe.publish(channel, _json(message))
+                await pipe.execute()
+
+    async def heartbeat(self, worker_id: str, *, ttl: float, messages: Sequence[Message] = ()) -> bool:
+        """Renew a worker; returns False when it is not registered."""
+        now = _now()
+        return await self._touch(worker_id, now, str(_milliseconds(ttl)), {"last_seen": now}, messages)
+
+    async def set_status(
+        self,
+        worker_id: str,
+        status: str,
+        *,
+        extra: Mapping[str, str] | None = None,
+        messages: Sequence[Message] = (),
+    ) -> bool:
+        """Set `status`, and `extra_<key>` fields; returns False when the worker is not registered."""
+        fields = {"status": status} | {f"extra_{key}": value for key, value in (extra or {}).items()}
+        return await self._touch(worker_id, "", "", fields, messages)
+
+    async def get(self, worker_id: str) -> WorkerRecord | None:
+        """Return one worker, `stale` as of now, or None; finds those that are not in the set of ids, too."""
+        return (await self._fetch([worker_id], fill=False))[0]
+
+    async def list(self) -> Sequence[WorkerRecord]:
+        """Return all workers, `stale` as of now, in order of their ids."""
+        with self._client.guard():
+            ids = sorted(_text(worker_id) for worker_id in await self._client.redis.smembers(IDS))
+        return [record for record in await self._fetch(ids, fill=True) if record is not None]
+
+    async def remove(self, worker_id: str, *, only_stale: bool = False, messages: Sequence[Message] = ()) -> bool:
+        """Forget a worker; returns whether it was there (and, where asked for, stale)."""
+        keys = [IDS, worker_key(worker_id), heartbeat_key(worker_id)]
+        args = [worker_id, "1" if only_stale else "", *_flat_messages(messages)]
+        return bool(await self._client.script(scripts.REMOVE_WORKER, keys, args))
+
+    async def _touch(
+        self, worker_id: str, now: str, ttl: str, fields: Mapping[str, str], messages: Sequence[Message]
+    ) -> bool:
+        keys = [worker_key(worker_id), heartbeat_key(worker_id)]
+        args = [now, ttl, *flat(fields), *_flat_messages(messages)]
+        return bool(await self._client.script(scripts.TOUCH_WORKER, keys, args))
+
+    async def _fetch(self, ids: Sequence[str], *, fill: bool) -> Sequence[WorkerRecord | None]:
+        """Return the worker of each id, or None; with `fill` a missing `last_seen` comes from the heartbeat."""
+        with self._client.guard():
+            async with self._client.redis.pipeline(transaction=False) as pipe:
+                for worker_id in ids:
+                    pipe.hgetall(worker_key(worker_id))
+                    pipe.get(heartbeat_key(worker_id))
+                    pipe.pttl(heartbeat_key(worker_id))
+                rows = await pipe.execute()
+        return [
+            _decode(worker_id, rows[3 * at], rows[3 * at + 1] if fill else None, rows[3 * at + 2])
+            for at, worker_id in enumerate(ids)
+        ]
+
+
+def worker_key(worker_id: str) -> str:
+    """Return the key of a worker's hash."""
+    return f"worker:{worker_id}"
+
+
+def heartbeat_key(worker_id: str) -> str:
+    """Return the key of a worker's heartbeat."""
+    return f"worker:{worker_id}:hb"
+
+
+def _encode(record: WorkerRecord, now: str) -> Mapping[str, str]:
+    fields = {
+        "worker_id": record.worker_id,
+        "status": record.status,
+        "started_at": record.started_at or now,
+        "pid": str(record.pid or 0),
+        "env_json": _json(record.env),
+        "hardware_json": _json(record.hardware),
+        "tags_json": _json(list(record.tags)),
+        "last_seen": now,
+        "cache_models_json": _json(list(record.cached_models)),
+        "cache_datasets_json": _json(list(record.cached_datasets)),
+        "cache_updated_ts": now,
+    }
+    known = {
+        "cost_per_hour": None if record.cost_per_hour is None else repr(record.cost_per_hour),
+        "mloc_protocol": None if record.protocol == "original" else record.protocol,
+        "extra_task_id": record.running,
+        "extra_last_task": record.last_task,
+    }
+    return fields | {name: value for name, value in known.items() if value is not None}
+
+
+def _decode(worker_id: str, row: Mapping[bytes, bytes], heartbeat: bytes | None, ttl: int) -> WorkerRecord | None:
+    if not row:
+        return None
+    fields = {_text(name): _text(value) for name, value in row.items()}
+    env, hardware, tags = _declared(fields)
+    return WorkerRecord(
+        worker_id=fields.get("worker_id") or worker_id,
+        status=fields.get("status") or "UNKNOWN",
+        started_at=fields.get("started_at"),
+        pid=_number(fields.get("pid"), int) or None,
+        env=env,
+        hardware=hardware,
+        tags=tags,
+        last_seen=fields.get("last_seen") or (_text(heartbeat) if heartbeat else None),
+        stale=ttl < 0,  # no key, or a key without a lifetime
+        cost_per_hour=_number(fields.get("cost_per_hour"), float),
+        cached_models=_words(fields.get("cache_models_json")),
+        cached_datasets=_words(fields.get("cache_datasets_json")),
+        protocol=fields.get("mloc_protocol") or "original",
+        running=fields.get("extra_task_id"),
+        last_task=fields.get("extra_last_task"),
+    )
+
+
+def _declared(fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """Return env, hardware and tags; all three are empty when one of them is broken [protocol 1.2]."""
+    try:
+        env, hardware = (json.loads(fields.get(name, "{}")) for name in ("env_json", "hardware_json"))
+        tags = json.loads(fields.get("tags_json", "[]"))
+    except ValueError:
+        return {}, {}, ()
+    if not (isinstance(env, dict) and isinstance(hardware, dict) and isinstance(tags, list)):
+        return {}, {}, ()
+    return env, hardware, tuple(map(str, tags))
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    try:
+        value = json.loads(text or "[]")
+    except ValueError:
+        return ()
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _number(text: str | None, kind: type[_N]) -> _N | None:
+    try:
+        return kind(text) if text else None
+    except ValueError:
+        return None
+
+
+def _flat_messages(messages: Sequence[Message]) -> list[str]:
+    return [part for channel, message in messages for part in (channel, _json(message))]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(1000 * seconds))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
