@@ -1,0 +1,233 @@
+"""From what happens to a stage to its record and the messages of MLOC: a pure table.
+
+See architecture, "Stage run -> MLOC record and messages", and protocol 3.2. Every message has the keys of both
+generations: the original reads `extra`, `result` and `error` at the top, the later one `payload`. Beyond both,
+`payload.attempt` says to which attempt a message belongs.
+
+For a worker of the original protocol nothing is published here: its dispatcher and the worker itself do that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.bridge.ports import TASK_EVENTS, TASKS, WORKER_EVENTS
+from mloc_prefect.bridge.states import Mark, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mloc_prefect.bridge.ports import Message
+    from mloc_prefect.bridge.records import TaskRecord
+
+ORIGINAL = "original"
+CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What `TaskStore.transition` is to do.
+
+    Attributes:
+        mark: Where the record goes.
+        changes: New values of its other fields.
+        messages: What is published with it.
+        add: What is added to the tally: `tasks_succeeded`, `tasks_failed`, `tasks_requeued`, and for each of the
+            timings `queue`, `execution` and `total`: `<bucket>_<timing>_count` and `<bucket>_<timing>_total_sec`, the
+            buckets being `overall` and the record's category. [protocol 1.6]
+    """
+
+    mark: Mark
+    changes: Mapping[str, Any]
+    messages: tuple[Message, ...] = ()
+    add: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an attempt is.
+
+    Attributes:
+        worker: Worker id.
+        protocol: `ours` or `original`.
+        flow_run: Flow run of the stage, or None.
+    """
+
+    worker: str
+    protocol: str = "ours"
+    flow_run: str | None = None
+
+
+def waiting(attempt: int, reason: str) -> Step:
+    """Ready, but nothing has room for it."""
+    return Step(Mark(attempt, Phase.WAITING), {"error": reason or None, "next_retry_at": None})
+
+
+def placed(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
+    """Given to a worker (Prefect: Pending)."""
+    changes = _at(place) | {"error": None, "next_retry_at": None, "dispatched_ts": at}
+    message = {
+        "task_id": record.task_id,
+        "task": record.parsed,
+        "task_type": record.task_type,
+        "assigned_worker": place.worker,
+        "dispatched_at": _iso(at),
+        "parent_task_id": record.parent_task_id,
+    }
+    if record.shard_index is not None:
+        message |= {"shard_index": record.shard_index, "shard_total": record.shard_total}
+    messages: tuple[Message, ...] = ((TASKS, message), _status(place.worker, "RUNNING", at))
+    return Step(Mark(attempt, Phase.DISPATCHED), changes, _unless_original(place.protocol, messages))
+
+
+def started(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
+    """Running at a worker."""
+    dispatched = record.dispatched_ts if record.mark.attempt == attempt and record.dispatched_ts else at
+    changes = _at(place) | {"error": None, "next_retry_at": None, "started_ts": at, "dispatched_ts": dispatched}
+    payload = {"taskType": record.task_type, "dispatched_at": _iso(dispatched), "started_at": _iso(at)}
+    messages = (
+        _event("TASK_STARTED", record, place.worker, attempt, at, payload=payload),
+        _status(place.worker, "RUNNING", at, {"task_id": record.task_id}),
+    )
+    return Step(Mark(attempt, Phase.STARTED), changes, _unless_original(place.protocol, messages))
+
+
+def retried(
+    record: TaskRecord, attempt: int, *, error: str, worker: str | None, next_retry_at: str | None, at: float
+) -> Step:
+    """Attempt `attempt` failed, another one follows."""
+    worker = worker or record.assigned_worker
+    changes: dict[str, Any] = {
+        "error": error,
+        "next_retry_at": next_retry_at,
+        "last_failed_worker": worker,
+        "assigned_worker": None,
+        "topic": None,
+        "protocol": None,
+        "last_queue_ts": at,
+    }
+    messages = _failure(record, worker, attempt, error, at, busy=False)
+    return Step(Mark(attempt + 1, Phase.WAITING), changes, messages, {"tasks_requeued": 1})
+
+
+def done(record: TaskRecord, attempt: int, at: float, *, busy: bool = False) -> Step:
+    """The result is committed.
+
+    Args:
+        record: The record as it is.
+        attempt: Attempt that did it.
+        at: When, seconds since the epoch.
+        busy: Whether its worker has other tasks at work.
+    """
+    changes = {"error": None, "next_retry_at": None, "finished_ts": at}
+    worker = record.assigned_worker
+    payload = _times(record, at)
+    messages: tuple[Message, ...] = (
+        _event("TASK_SUCCEEDED", record, worker, attempt, at, payload=payload, result={}),
+        *_idle(record, worker, at, busy=busy),
+    )
+    step = Step(Mark(attempt, Phase.DONE), changes, _unless_original(record.protocol, messages))
+    return Step(step.mark, step.changes, step.messages, {"tasks_succeeded": 1.0} | _timings(record, at))
+
+
+def failed(record: TaskRecord, attempt: int, error: str, at: float, *, busy: bool = False) -> Step:
+    """It has failed for good; see `done`."""
+    changes = {"error": error, "next_retry_at": None, "finished_ts": at}
+    if record.assigned_worker:
+        changes["last_failed_worker"] = record.assigned_worker
+    messages = _failure(record, record.assigned_worker, attempt, error, at, busy=busy)
+    return Step(Mark(attempt, Phase.FAILED), changes, messages, {"tasks_failed": 1})
+
+
+def cancelled(record: TaskRecord, attempt: int, at: float, *, busy: bool = False) -> Step:
+    """Somebody ended it; see `done`."""
+    changes = {"error": CANCELLED, "next_retry_at": None, "finished_ts": at}
+    messages = _failure(record, record.assigned_worker, attempt, CANCELLED, at, busy=busy)
+    return Step(Mark(attempt, Phase.CANCELLED), changes, messages, {"tasks_failed": 1})
+
+
+def _failure(
+    record: TaskRecord, worker: str | None, attempt: int, error: str, at: float, *, busy: bool
+) -> tuple[Message, ...]:
+    messages = (
+        _event("TASK_FAILED", record, worker, attempt, at, payload=_times(record, at), error=error),
+        *_idle(record, worker, at, busy=busy),
+    )
+    return _unless_original(record.protocol, messages)
+
+
+def _event(
+    kind: str,
+    record: TaskRecord,
+    worker: str | None,
+    attempt: int,
+    at: float,
+    *,
+    payload: Mapping[str, Any],
+    error: str | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> Message:
+    message: dict[str, Any] = {
+        "type": kind,
+        "ts": _iso(at),
+        "worker_id": worker,
+        "task_id": record.task_id,
+        "status": None,
+        "error": error,
+        "payload": {**payload, "attempt": attempt},
+    }
+    if result is not None:
+        message["result"] = dict(result)
+    return TASK_EVENTS, message
+
+
+def _status(worker: str, status: str, at: float, extra: Mapping[str, Any] | None = None) -> Message:
+    """Return a STATUS message; the orchestrator's own has no `extra`, the worker's has."""
+    message: dict[str, Any] = {"type": "STATUS", "worker_id": worker, "status": status, "ts": _iso(at)}
+    message |= {"tags": [], "metrics": {}, "payload": dict(extra or {})}
+    if extra is not None:
+        message["extra"] = dict(extra)
+    return WORKER_EVENTS, message
+
+
+def _idle(record: TaskRecord, worker: str | None, at: float, *, busy: bool) -> tuple[Message, ...]:
+    if worker is None or record.mark.phase < Phase.DISPATCHED:  # it never was at a worker
+        return ()
+    return (_status(worker, "RUNNING" if busy else "IDLE", at, {"last_task": record.task_id}),)
+
+
+def _at(place: Place) -> dict[str, Any]:
+    changes: dict[str, Any] = {"assigned_worker": place.worker, "topic": TASKS, "protocol": place.protocol}
+    return changes | ({"flow_run": place.flow_run} if place.flow_run else {})
+
+
+def _unless_original(protocol: str | None, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return () if protocol == ORIGINAL else messages
+
+
+def _times(record: TaskRecord, at: float) -> dict[str, Any]:
+    return {
+        "taskType": record.task_type,
+        "runtime_sec": None if record.started_ts is None else round(max(at - record.started_ts, 0.0), 6),
+        "started_at": _iso(record.started_ts),
+        "finished_at": _iso(at),
+        "dispatched_at": _iso(record.dispatched_ts),
+    }
+
+
+def _timings(record: TaskRecord, at: float) -> dict[str, float]:
+    found: dict[str, float] = {"total": at - record.submitted_ts}
+    if record.started_ts is not None:
+        found |= {"queue": record.started_ts - record.submitted_ts, "execution": at - record.started_ts}
+    sums: dict[str, float] = {}
+    for bucket in ("overall", record.category):
+        for timing, seconds in found.items():
+            sums[f"{bucket}_{timing}_count"] = 1
+            sums[f"{bucket}_{timing}_total_sec"] = max(seconds, 0.0)
+    return sums
+
+
+def _iso(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
