@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -219,6 +219,12 @@ class MlocSettings(BaseSettings):
         validation_alias=_names("HEARTBEAT_TTL", "HEARTBEAT_TTL_SEC"),
         description="A worker without a heartbeat for so many seconds is gone; its runs go to others.",
     )
+    drain_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        validation_alias=_names("DRAIN_SECONDS"),
+        description="How long a worker that is stopped lets its runs end before it gives them up to others.",
+    )
     max_auto_shards: int = Field(
         default=8,
         ge=1,
@@ -230,6 +236,35 @@ class MlocSettings(BaseSettings):
         validation_alias=_names("DISPATCH"),
         description="Workers that stages go to: ours, those of the original protocol, or ours first (`auto`).",
     )
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        default="INFO",
+        validation_alias=_names("LOG_LEVEL", "LOG_LEVEL"),
+        description="Least level of the log lines of `up`, `serve`, `bridge` and `worker start`.",
+    )
+    log_file: Path | None = Field(
+        default=None,
+        validation_alias=_names("LOG_FILE", "LOG_FILE"),
+        description="File that gets the log lines too; for `up`, those of all parts.",
+    )
+    log_max_bytes: int = Field(
+        default=5 << 20,
+        ge=0,
+        validation_alias=_names("LOG_MAX_BYTES", "LOG_MAX_BYTES"),
+        description="Size at which that file is rotated; 0 = never.",
+    )
+    log_backup_count: int = Field(
+        default=5,
+        ge=0,
+        validation_alias=_names("LOG_BACKUP_COUNT", "LOG_BACKUP_COUNT"),
+        description="Rotated log files that are kept.",
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        other = {"WARN": "WARNING", "TRACE": "DEBUG", "FATAL": "CRITICAL"}  # names that other programs know
+        return other.get(value.upper(), value.upper()) if isinstance(value, str) else value
 
     @property
     def results_root(self) -> Path:

@@ -36,6 +36,11 @@ class HostSpec:
         text = json.dumps(self.to_wire(), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def engine(self) -> str:
+        """12 hexadecimal digits that stand for what is loaded, wherever that is: executor and options."""
+        return engine_key(self.executor, self.options)
+
     def to_wire(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
         return {**asdict(self), "python": str(self.python), "devices": list(self.devices)}
@@ -104,6 +109,12 @@ class HostProvider(Protocol):
     async def exit_of(self, key: str, *, pid: int | None = None) -> HostExit | None:
         """Return how the host `key` (with process `pid`) ended; None when it lives on. Waits a moment for the news."""
         ...
+
+
+def engine_key(executor: str, options: Mapping[str, Any]) -> str:
+    """Return 12 hexadecimal digits that stand for an executor with its options, on any machine."""
+    text = json.dumps([executor, dict(options)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def log_tail(path: str | Path, *, lines: int = 40, limit: int = 8192) -> str:

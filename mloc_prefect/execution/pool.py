@@ -132,12 +132,14 @@ class HostPool:
         return sum([await self._sleep(child) or await self._stop_idle(child) for child in there])
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return executor, devices, pid, resident memory and idle time of every host, for displays."""
+        """Return executor, engine, model, devices, pid, resident memory and idle time of every host, for displays."""
         now = time.monotonic()
         return [
             {
                 "key": child.key,
                 "executor": child.spec.executor,
+                "engine": child.spec.engine,
+                "model": child.spec.options.get("model"),
                 "devices": list(child.spec.devices),
                 "pid": child.pid,
                 "memory_bytes": resident_bytes(child.pid),

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Cancel the current task on the first SIGTERM or SIGINT; a second one kills.
+def stopping_on_signals(drain: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """Call `drain` on the first SIGTERM or SIGINT, cancel the current task on the second; a third one kills.
+
+    `drain` is handed what cancels the task, to be called when it is done.
 
     Prefect passes SIGTERM on as SIGINT, which a process that a shell started with `&` ignores: it would never end.
     """
@@ -29,12 +31,17 @@ def stopping_on_signals() -> Iterator[None]:
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
 
+    def first() -> None:
+        for number in before:
+            loop.add_signal_handler(number, stop)
+        drain(stop)
+
     def stop() -> None:
         restore(dict.fromkeys(before, signal.SIG_DFL))
         task.cancel()
 
     for number in before:
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, first)
     try:
         yield
     finally:

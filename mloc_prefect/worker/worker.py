@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,7 +21,7 @@ from pydantic import Field, PrivateAttr
 from mloc_prefect.errors import MlocError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from uuid import UUID
 
     from anyio.abc import TaskStatus
@@ -28,10 +30,15 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.flows import Flow
 
+    from mloc_prefect.settings import MlocSettings
+    from mloc_prefect.worker.card import WorkerCard
     from mloc_prefect.worker.engine import WarmRuns
+    from mloc_prefect.worker.heartbeat import Heartbeat
+    from mloc_prefect.worker.place import Place
     from mloc_prefect.worker.wake import Waker
 
 _SLOT_SECONDS = 0.05
+_DRAIN_LOOK = 0.1
 
 
 class MlocJobConfiguration(ProcessJobConfiguration):
@@ -90,49 +97,108 @@ class MlocGpuWorker(ProcessWorker):
     _documentation_url = "https://docs.prefect.io/v3/concepts/workers"
     _logo_url = ProcessWorker._logo_url
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        name: str | None = None,
+        coordinator_only: bool = False,
+        settings: MlocSettings | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with _one_sentence():
+            self._settings = settings or _settings()
+            self.name = name or _worker_id(self._settings)
+        super().__init__(*args, **(kwargs | {"name": self.name}))
+        self._coordinator_only = coordinator_only
         self._poll_turn = asyncio.Lock()
         self._waker: Waker | None = None
         self._warm: WarmRuns | None = None
+        self._place: Place | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._incarnation = secrets.token_hex(4)
+        self._running = 0
+        self._draining = False
+        self._drain: asyncio.Task[None] | None = None
         self._warm_stack = AsyncExitStack()
 
     async def start(
         self, run_once: bool = False, with_healthcheck: bool = False, printer: Callable[..., None] = print
     ) -> None:
         """Run until stopped; a mistake in our settings ends the process with one sentence before anything starts."""
-        from mloc_prefect.settings import get_settings
         from mloc_prefect.worker.inventory import read_inventory
         from mloc_prefect.worker.signals import stopping_on_signals
 
-        try:
-            read_inventory(get_settings())
-        except MlocError as error:
-            raise SystemExit(f"Error: {error}") from None
-        with stopping_on_signals():
+        with _one_sentence():
+            read_inventory(self._settings)
+        with stopping_on_signals(self._begin_drain):
             await super().start(run_once=run_once, with_healthcheck=with_healthcheck, printer=printer)
 
+    async def serve(self) -> None:
+        """Run until a signal ends it; see `worker.main.run_worker`."""
+        try:
+            await self.start()
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+
     async def setup(self) -> None:
-        """Take up hosts and leases, connect, and watch for runs to start and to cancel."""
-        from mloc_prefect.orchestrate.dispatch import local_dispatcher
-        from mloc_prefect.settings import get_settings
+        """Take up hosts and leases, connect, tell the others, and watch for runs to start and to cancel."""
         from mloc_prefect.worker.engine import WarmRuns
+        from mloc_prefect.worker.heartbeat import Heartbeat
+        from mloc_prefect.worker.place import local_place
         from mloc_prefect.worker.wake import Waker
 
-        dispatcher = await self._warm_stack.enter_async_context(local_dispatcher(get_settings()))
+        self._place = await self._warm_stack.enter_async_context(local_place(self._settings))
         await super().setup()
-        self._warm = await self._warm_stack.enter_async_context(WarmRuns(dispatcher))
+        self._warm = await self._warm_stack.enter_async_context(WarmRuns(self._place.dispatcher))
+        self._heartbeat = Heartbeat(self._settings, self._card(), lambda _: None)
+        self._heartbeat.start()
+        self._warm_stack.push_async_callback(self._heartbeat.stop)
         self._waker = Waker(self._poll, lambda: self._work_pool.id if self._work_pool else None)
         await self._warm_stack.enter_async_context(self._waker.running())
 
     async def teardown(self, *exc_info: Any) -> None:
         """End warm runs and hosts first, while the API can still be told."""
         await self._warm_stack.aclose()
-        self._warm = self._waker = None
+        self._warm = self._waker = self._place = self._heartbeat = None
         await super().teardown(*exc_info)
+
+    def _begin_drain(self, stop: Callable[[], None]) -> None:
+        """Take no further runs; stop when those that are here have ended, or after `drain_seconds`."""
+        self._draining = True
+
+        async def drain() -> None:
+            end = asyncio.get_running_loop().time() + self._settings.drain_seconds
+            while self._busy and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(_DRAIN_LOOK)
+            stop()
+
+        self._drain = asyncio.create_task(drain(), name="drain")
+
+    @property
+    def _busy(self) -> bool:
+        return self._running > 0
+
+    def _card(self) -> WorkerCard:
+        from mloc_prefect.worker.card import WorkerCard
+        from mloc_prefect.worker.identity import Process
+
+        assert self._place is not None
+        card = WorkerCard(
+            id=self.name,
+            incarnation=self._incarnation,
+            pool=self._work_pool_name,
+            role="coordinator" if self._coordinator_only else "worker",
+            process=Process.own(),
+            draining=self._draining,
+            heartbeat=self._settings.heartbeat_seconds,
+        )
+        return card if self._coordinator_only else self._place.fill_in(replace(card, inventory=self._place.inventory))
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Poll; one at a time, as a poll and a wake-up at once would claim more than there is room for."""
+        if self._draining:
+            return []
         async with self._poll_turn:
             return await super().get_and_submit_flow_runs()
 
@@ -143,6 +209,7 @@ class MlocGpuWorker(ProcessWorker):
         task_status: TaskStatus[Any] | None = None,
     ) -> ProcessWorkerResult:
         """Run our own flows here, every other one as a process."""
+        self._running += 1
         try:
             flow = await self._own_flow(flow_run, configuration)
             if flow is None or self._warm is None:
@@ -151,6 +218,7 @@ class MlocGpuWorker(ProcessWorker):
             (task_status or anyio.TASK_STATUS_IGNORED).started(identifier)
             return MlocWorkerResult(identifier=identifier, status_code=await self._warm.run(flow, flow_run))
         finally:
+            self._running -= 1
             if self._waker is not None and self._limit is not None:  # its slot is free in a moment
                 asyncio.get_running_loop().call_later(_SLOT_SECONDS, self._waker.wake)
 
@@ -165,3 +233,24 @@ class MlocGpuWorker(ProcessWorker):
         ):
             return None
         return own_flow(await self.client.read_deployment(flow_run.deployment_id))
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """End the process with one sentence when our settings have a mistake."""
+    try:
+        yield
+    except MlocError as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+def _settings() -> MlocSettings:
+    from mloc_prefect.settings import get_settings
+
+    return get_settings()
+
+
+def _worker_id(settings: MlocSettings) -> str:
+    from mloc_prefect.worker.identity import worker_id
+
+    return worker_id(settings)

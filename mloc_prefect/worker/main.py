@@ -1,0 +1,58 @@
+"""`mloc worker start`: one worker of a pool, until it is stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+
+from mloc_prefect.errors import DispatchError
+
+if TYPE_CHECKING:
+    from mloc_prefect.settings import MlocSettings
+
+
+async def run_worker(
+    settings: MlocSettings,
+    *,
+    pool: str | None = None,
+    limit: int | None = None,
+    coordinator_only: bool = False,
+) -> None:
+    """Serve a pool until SIGTERM or SIGINT; the pool and our deployments on it are made when they are missing.
+
+    The Prefect server is the one that Prefect's own settings name (`PREFECT_API_URL`). The first signal lets what runs
+    end, for `drain_seconds` at most; a second one ends it at once.
+
+    Args:
+        settings: Settings in force.
+        pool: Name of the pool; default: that of the settings.
+        limit: Most runs at once; root runs do not count.
+        coordinator_only: Run root runs only; offer no hardware and be in no list of workers.
+
+    Raises:
+        MlocError: A setting is wrong, or no Prefect server is named; the message says it.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    from mloc_prefect.orchestrate.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
+    from mloc_prefect.worker.worker import MlocGpuWorker
+
+    if not PREFECT_API_URL.value():
+        raise DispatchError("no Prefect server is named", hint="set PREFECT_API_URL, or use `mloc up`")
+    chosen = pool or settings.work_pool
+    async with get_client() as client:
+        try:
+            await ensure_deployment(client, RUN_WORKFLOW, chosen)
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise DispatchError(f"Prefect server at {PREFECT_API_URL.value()}: {reason}") from None
+    worker = MlocGpuWorker(
+        work_pool_name=chosen,
+        work_queues=[COORDINATOR_QUEUE] if coordinator_only else None,
+        limit=limit,
+        coordinator_only=coordinator_only,
+        settings=settings,
+    )
+    await worker.serve()

@@ -1,0 +1,106 @@
+"""The worker in MLOC's own registry: the keys and messages that dashboards of MLOC read. [protocol 3.1, 3.2]."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.bridge.ports import WORKER_EVENTS
+from mloc_prefect.bridge.records import WorkerRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mloc_prefect.bridge.ports import WorkerRegistry
+    from mloc_prefect.worker.card import WorkerCard
+
+
+class Registration:
+    """Keeps one worker in the registry.
+
+    Args:
+        registry: Where to.
+        ttl: Seconds without a heartbeat after which it counts as gone.
+    """
+
+    def __init__(self, registry: WorkerRegistry, ttl: float) -> None:
+        self._registry = registry
+        self._ttl = ttl
+        self._started = _now()
+        self._registered = False
+
+    async def beat(self, card: WorkerCard) -> None:
+        """Renew the worker; register it when it is not there (the first time, and after the store was emptied).
+
+        Raises:
+            StoreError: The registry cannot be reached; the next beat tries again.
+        """
+        message = {"type": "HEARTBEAT", "worker_id": card.id, "ts": _now(), "metrics": {"loadavg": _load()}}
+        heartbeat = (WORKER_EVENTS, message)
+        if self._registered and await self._registry.heartbeat(card.id, ttl=self._ttl, messages=[heartbeat]):
+            return
+        await self._registry.register(self._record(card), ttl=self._ttl, messages=[_registered(card), _idle(card)])
+        self._registered = True
+        await self._registry.heartbeat(card.id, ttl=self._ttl, messages=[heartbeat])
+
+    async def leave(self, card: WorkerCard) -> None:
+        """Take the worker out of the registry."""
+        message = {"type": "UNREGISTER", "worker_id": card.id, "ts": _now()}
+        await self._registry.remove(card.id, messages=[(WORKER_EVENTS, message)])
+
+    def _record(self, card: WorkerCard) -> WorkerRecord:
+        return WorkerRecord(
+            worker_id=card.id,
+            status="IDLE",
+            started_at=self._started,
+            pid=os.getpid(),
+            env={"python": platform.python_version(), "platform": platform.platform(), "pool": card.pool},
+            hardware=hardware(card),
+            tags=card.inventory.tags,
+            last_seen=_now(),
+            cached_models=card.models,
+        )
+
+
+def hardware(card: WorkerCard) -> dict[str, Any]:
+    """Return the inventory of a card in the form of protocol 3.2."""
+    gpus = [
+        {
+            "index": gpu.index,
+            "name": gpu.type,
+            "uuid": gpu.uuid or f"{card.id}-{gpu.index}",
+            "memory_total_bytes": gpu.memory_bytes,
+        }
+        for gpu in card.inventory.gpus
+    ]
+    return {
+        "cpu": {"logical_cores": card.inventory.cpus, "model": platform.processor() or platform.machine()},
+        "memory": {"total_bytes": card.inventory.memory_bytes},
+        "gpu": {"driver_version": None, "cuda_version": None, "gpus": gpus},
+        "network": {"ip": None},
+    }
+
+
+def _registered(card: WorkerCard) -> tuple[str, Mapping[str, Any]]:
+    tags = list(card.inventory.tags)
+    return WORKER_EVENTS, {
+        "type": "REGISTER",
+        "worker_id": card.id,
+        "status": "STARTING",
+        "ts": _now(),
+        "tags": tags,
+    }
+
+
+def _idle(card: WorkerCard) -> tuple[str, Mapping[str, Any]]:
+    return WORKER_EVENTS, {"type": "STATUS", "worker_id": card.id, "status": "IDLE", "ts": _now(), "extra": {}}
+
+
+def _load() -> dict[str, float]:
+    return dict(zip(("1m", "5m", "15m"), (round(value, 2) for value in os.getloadavg()), strict=True))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
