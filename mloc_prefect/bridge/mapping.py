@@ -68,7 +68,7 @@ def waiting(attempt: int, reason: str) -> Step:
 def placed(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
     """Given to a worker (Prefect: Pending)."""
     changes = _at(place) | {"error": None, "next_retry_at": None, "dispatched_ts": at}
-    message = {
+    message: dict[str, Any] = {
         "task_id": record.task_id,
         "task": record.parsed,
         "task_type": record.task_type,
