@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mloc_prefect.bridge import scripts
 from mloc_prefect.errors import StoreError
@@ -112,6 +113,16 @@ class RedisClient:
         """Close all connections."""
         await self.redis.aclose()
         await self.waiting.aclose()
+
+
+def _complaint(error: Exception) -> str:
+    if isinstance(error, BusyLoadingError | AuthenticationError | ReadOnlyError):
+        return f"refuses: {error}"
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return "does not answer"
+    if isinstance(error, RedisConnectionError | OSError):
+        return "cannot be reached: " + str(error.__cause__ or error).rstrip(".")
+    return f"refuses: {error}"
 
 
 def _name(pool: ConnectionPool) -> str:
