@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,7 @@ class RedisClient:
         try:
             yield
         except (RedisError, OSError, TimeoutError) as error:
-            reason = str(error).rstrip(".") or type(error).__name__
-            raise StoreError(
-                f"{self.name} does not serve: {reason}", hint="see REDIS_URL and the log of Redis"
-            ) from error
+            raise StoreError(f"{self.name} {_complaint(error)}", hint="see REDIS_URL and the log of Redis") from error
 
     async def script(self, text: str, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:
         """Run one of `bridge.scripts`; sends its text only when the server does not have it."""
@@ -121,7 +119,9 @@ def _complaint(error: Exception) -> str:
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return "does not answer"
     if isinstance(error, RedisConnectionError | OSError):
-        return "cannot be reached: " + str(error.__cause__ or error).rstrip(".")
+        system = error.__cause__ or error.__context__ or error
+        known = isinstance(system, OSError) and system.errno
+        return f"cannot be reached: {os.strerror(system.errno) if known else str(error).rstrip('.')}"
     return f"refuses: {error}"
 
 
