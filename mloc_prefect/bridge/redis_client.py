@@ -119,10 +119,16 @@ def _complaint(error: Exception) -> str:
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return "does not answer"
     if isinstance(error, RedisConnectionError | OSError):
-        system = error.__cause__ or error.__context__ or error
-        known = isinstance(system, OSError) and system.errno
-        return f"cannot be reached: {os.strerror(system.errno) if known else str(error).rstrip('.')}"
+        return f"cannot be reached: {_reason(error)}"
     return f"refuses: {error}"
+
+
+def _reason(error: Exception) -> str:
+    """Return the system's words for a lost connection: the client library's name address and error number again."""
+    system = error.__cause__ or error.__context__ or error
+    if isinstance(system, OSError) and system.errno:
+        return os.strerror(system.errno) if system.errno > 0 else str(system.strerror)  # below 0: of the name service
+    return str(error).rstrip(".")
 
 
 def _name(pool: ConnectionPool) -> str:
