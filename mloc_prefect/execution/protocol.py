@@ -78,12 +78,14 @@ class ExecutionResult:
         summary: Small facts for displays: model, rows, usage, engine and why it was chosen.
         host_pid: Process that did the work.
         reused_rows: Rows taken over from earlier attempts.
+        delivered: The worker has itself put the result to the task's place and to its destination.
     """
 
     path: str
     summary: dict[str, Any] = field(default_factory=dict)
     host_pid: int | None = None
     reused_rows: int = 0
+    delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
