@@ -36,6 +36,7 @@ class Computed:
         run_count: Start of the root run.
         path: Absolute path of the result object.
         summary: Facts for displays.
+        delivered: The worker has put it to its place and destination itself.
     """
 
     spec_sha256: str
@@ -44,6 +45,7 @@ class Computed:
     run_count: int
     path: str
     summary: dict[str, Any] = field(default_factory=dict)
+    delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,9 @@ class Committer:
         result = Path(computed.path)
         await self.fence.check()
         digest: tuple[int, str] | None = None
-        if self.destination is not None:
+        if computed.delivered:
+            digest = atomic.digest(self.directory / RESPONSES)
+        elif self.destination is not None:
             self._publish(result)
             await deliver(
                 self.destination,
