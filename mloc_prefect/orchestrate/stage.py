@@ -197,6 +197,7 @@ class _Runner:
             run_count=self.scope.run_count,
             path=result.path,
             summary=summary,
+            delivered=result.delivered,
         )
 
     def _request(self, directory: Path, attempt: int) -> ExecutionRequest:
