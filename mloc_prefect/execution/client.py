@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 CANCEL_SECONDS = 3.0
 """How long a host may take to drop a cancelled task before it is ended."""
 
+MOST_PATIENCE = 120.0
+"""The longest that a cancelled task may take to save its work."""
+
 _RETRY_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 OnEvent = Callable[[ExecutionEvent], None]
@@ -191,16 +194,27 @@ class _Attempt:
         await asyncio.shield(asyncio.create_task(self._drop(reader, writer)))
 
     async def _drop(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(CANCEL_SECONDS):
+            async with asyncio.timeout(CANCEL_SECONDS) as watch:
                 writer.write_eof()
-                while await reader.read(1 << 16):
-                    pass
+                while line := await reader.readline():
+                    if patience := _patience_in(line):
+                        watch.reschedule(loop.time() + patience)
         except TimeoutError:
             logger.warning("host %s does not drop a cancelled task, ending it", self._host.key)
             await self._hosts.discard(self._host.key, pid=self._host.pid)
-        except OSError:  # it has ended by itself
+        except (OSError, ValueError):  # it has ended by itself, or sends a line longer than any of ours
             return
+
+
+def _patience_in(line: bytes) -> float | None:
+    """Return the seconds that the host asks for, to finish what would be lost otherwise."""
+    if not line.endswith(b"\n"):
+        return None
+    message = decode(line)
+    patience = message["data"].get("patience") if message.get("t") == "event" else None
+    return min(float(patience), MOST_PATIENCE) if patience else None
 
 
 async def _request_line(request: ExecutionRequest) -> bytes:

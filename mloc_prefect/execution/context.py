@@ -118,9 +118,19 @@ class ExecutionContext:
         """Report named numbers, e.g. `loss=0.4`."""
         self._send("metric", values)
 
-    def phase(self, text: str, fraction: float | None = None) -> None:
-        """Report what is being done before rows can be counted, e.g. "loading weights", and how much of it (0 to 1)."""
-        self._send("phase", {"text": text} if fraction is None else {"text": text, "fraction": fraction})
+    def phase(self, text: str, fraction: float | None = None, *, patience: float | None = None) -> None:
+        """Report what is being done before rows can be counted, e.g. "loading weights".
+
+        Args:
+            text: What is done.
+            fraction: How much of it (0 to 1), where that is known.
+            patience: Seconds that whoever cancels should wait for it before the process is ended: work that would be
+                lost otherwise, such as the last checkpoint.
+        """
+        data: dict[str, Any] = {"text": text}
+        data |= {} if fraction is None else {"fraction": fraction}
+        data |= {} if patience is None else {"patience": patience}
+        self._send("phase", data)
 
     def _send(self, kind: EventKind, data: dict[str, Any]) -> None:
         self._emit(ExecutionEvent(kind=kind, data=data, ts=time.time()))

@@ -36,12 +36,14 @@ class HostTask:
         request: The attempt.
         cancelled: Set when the client has gone or the host is told to drop the task.
         cancelled_at: When that was (monotonic seconds), or None.
+        patient_until: Until when (monotonic seconds) a cancelled task may finish what would be lost otherwise.
     """
 
     def __init__(self, request: ExecutionRequest, conn: socket.socket) -> None:
         self.request = request
         self.cancelled = threading.Event()
         self.cancelled_at: float | None = None
+        self.patient_until = 0.0
         self._conn = conn
         self._lock = threading.Lock()
         self._claimed = False
@@ -68,6 +70,8 @@ class HostTask:
 
     def emit(self, event: ExecutionEvent) -> None:
         """Send an event; one that is too large to be meant for a display is replaced by a note."""
+        if event.kind == "phase" and (patience := event.data.get("patience")):
+            self.patient_until = time.monotonic() + float(patience)
         message = {"t": "event", "kind": event.kind, "data": event.data, "ts": event.ts}
         size = len(encode(message))
         if size > EVENT_LIMIT:
