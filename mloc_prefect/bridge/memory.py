@@ -106,6 +106,7 @@ class MemoryWorkerRegistry:
         self._clock = clock
         self._publisher = publisher or MemoryPublisher()
         self._workers: dict[str, tuple[WorkerRecord, float]] = {}
+        self._disabled: set[str] = set()
 
     async def register(self, record: WorkerRecord, *, ttl: float, messages: Sequence[Message] = ()) -> None:
         """Add or replace a worker that lives until `ttl` seconds without a heartbeat have passed."""
@@ -144,12 +145,19 @@ class MemoryWorkerRegistry:
         if worker_id not in self._workers:
             return None
         record, deadline = self._workers[worker_id]
-        return replace(record, stale=self._clock() >= deadline)
+        return replace(record, stale=self._clock() >= deadline, elastic_disabled=worker_id in self._disabled)
 
     async def list(self) -> Sequence[WorkerRecord]:
         """Return all workers, `stale` as of now, in order of their ids."""
         found = [await self.get(worker_id) for worker_id in sorted(self._workers)]
         return [record for record in found if record is not None]
+
+    async def set_elastic(self, worker_id: str, *, enabled: bool) -> bool:
+        """Say whether a worker gets new work; returns False when it is not there."""
+        if worker_id not in self._workers:
+            return False
+        (self._disabled.discard if enabled else self._disabled.add)(worker_id)
+        return True
 
     async def remove(self, worker_id: str, *, only_stale: bool = False, messages: Sequence[Message] = ()) -> bool:
         """Forget a worker; returns whether it was there (and, where asked for, stale)."""
@@ -157,6 +165,7 @@ class MemoryWorkerRegistry:
         if record is None or (only_stale and not record.stale):
             return False
         del self._workers[worker_id]
+        self._disabled.discard(worker_id)
         await self._send(messages)
         return True
 

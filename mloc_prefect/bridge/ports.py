@@ -259,6 +259,10 @@ class WorkerRegistry(Protocol):
         """Return all workers, `stale` as of now, in order of their ids."""
         ...
 
+    async def set_elastic(self, worker_id: str, *, enabled: bool) -> bool:
+        """Say whether a worker gets new work (set `workers:elastic_disabled`); returns False when it is not there."""
+        ...
+
     async def remove(self, worker_id: str, *, only_stale: bool = False, messages: Sequence[Message] = ()) -> bool:
         """Forget a worker; returns whether it was there (and, where asked for, stale)."""
         ...

@@ -179,6 +179,7 @@ class WorkerRecord:
         cost_per_hour: Later generation; None when unknown.
         cached_models: Later generation: models that need no download.
         cached_datasets: Later generation: data sets that need no download.
+        elastic_disabled: Later generation: it gets no new work, see `WorkerRegistry.set_elastic`.
         protocol: Ours, not shown: how it gets its work, `ours` (hash field `mloc_protocol`) or, where that field is
             missing, `original`: by messages on `tasks`.
         running: Not shown: the task that it began last (`extra_task_id`), or None.
@@ -197,6 +198,7 @@ class WorkerRecord:
     cost_per_hour: float | None = None
     cached_models: tuple[str, ...] = ()
     cached_datasets: tuple[str, ...] = ()
+    elastic_disabled: bool = False
     protocol: str = "original"
     running: str | None = None
     last_task: str | None = None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mloc_prefect.bridge.redis_client import RedisClient
 
 IDS = "workers:ids"
+ELASTIC_DISABLED = "workers:elastic_disabled"
 _N = TypeVar("_N", int, float)
 
 
@@ -67,9 +68,18 @@ class RedisWorkerRegistry:
             ids = sorted(_text(worker_id) for worker_id in await self._client.redis.smembers(IDS))
         return [record for record in await self._fetch(ids, fill=True) if record is not None]
 
+    async def set_elastic(self, worker_id: str, *, enabled: bool) -> bool:
+        """Say whether a worker gets new work; returns False when it is not there."""
+        with self._client.guard():
+            if not await self._client.redis.exists(worker_key(worker_id)):
+                return False
+            change = self._client.redis.srem if enabled else self._client.redis.sadd
+            await change(ELASTIC_DISABLED, worker_id)
+        return True
+
     async def remove(self, worker_id: str, *, only_stale: bool = False, messages: Sequence[Message] = ()) -> bool:
         """Forget a worker; returns whether it was there (and, where asked for, stale)."""
-        keys = [IDS, worker_key(worker_id), heartbeat_key(worker_id)]
+        keys = [IDS, worker_key(worker_id), heartbeat_key(worker_id), ELASTIC_DISABLED]
         args = [worker_id, "1" if only_stale else "", *_flat_messages(messages)]
         return bool(await self._client.script(scripts.REMOVE_WORKER, keys, args))
 
@@ -88,10 +98,12 @@ class RedisWorkerRegistry:
                     pipe.hgetall(worker_key(worker_id))
                     pipe.get(heartbeat_key(worker_id))
                     pipe.pttl(heartbeat_key(worker_id))
+                    pipe.sismember(ELASTIC_DISABLED, worker_id)
                 rows = await pipe.execute()
+        found = [rows[at : at + 4] for at in range(0, len(rows), 4)]
         return [
-            _decode(worker_id, rows[3 * at], rows[3 * at + 1] if fill else None, rows[3 * at + 2])
-            for at, worker_id in enumerate(ids)
+            _decode(worker_id, row, heartbeat if fill else None, ttl, bool(disabled))
+            for worker_id, (row, heartbeat, ttl, disabled) in zip(ids, found, strict=True)
         ]
 
 
@@ -128,7 +140,9 @@ def _encode(record: WorkerRecord, now: str) -> Mapping[str, str]:
     return fields | {name: value for name, value in known.items() if value is not None}
 
 
-def _decode(worker_id: str, row: Mapping[bytes, bytes], heartbeat: bytes | None, ttl: int) -> WorkerRecord | None:
+def _decode(
+    worker_id: str, row: Mapping[bytes, bytes], heartbeat: bytes | None, ttl: int, disabled: bool
+) -> WorkerRecord | None:
     if not row:
         return None
     fields = {_text(name): _text(value) for name, value in row.items()}
@@ -146,6 +160,7 @@ def _decode(worker_id: str, row: Mapping[bytes, bytes], heartbeat: bytes | None,
         cost_per_hour=_number(fields.get("cost_per_hour"), float),
         cached_models=_words(fields.get("cache_models_json")),
         cached_datasets=_words(fields.get("cache_datasets_json")),
+        elastic_disabled=disabled,
         protocol=fields.get("mloc_protocol") or "original",
         running=fields.get("extra_task_id"),
         last_task=fields.get("extra_last_task"),

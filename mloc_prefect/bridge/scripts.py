@@ -227,11 +227,12 @@ return 1
 REMOVE_WORKER = (
     _SLICE
     + """
--- KEYS: worker ids, worker, its heartbeat. ARGV: worker id, '1' = only when stale, then channel, message ...
+-- KEYS: worker ids, worker, its heartbeat, ids that get no work. ARGV: worker id, '1' = only when stale, then channel, message ...
 local id, only_stale = take(), take()
 if only_stale == '1' and redis.call('PTTL', KEYS[3]) > 0 then return 0 end
 local there = redis.call('DEL', KEYS[2]) + redis.call('SREM', KEYS[1], id)
 redis.call('DEL', KEYS[3])
+redis.call('SREM', KEYS[4], id)
 if there > 0 then publish_rest() end
 return there
 """

@@ -69,12 +69,15 @@ def _check(document: dict[str, Any], places: Positions, path: tuple[str, ...], e
 
 
 def _check_gpu(document: dict[str, Any], places: Positions, report: Report) -> None:
-    """Report a GPU block without count or type; null counts as missing, an empty block is none."""
+    """Report a GPU block without count or type; null counts as missing, an empty block or 0 is none."""
     path = (*_HARDWARE, "gpu")
     gpu: Any = document
     for name in path:
         gpu = gpu.get(name) if isinstance(gpu, dict) else None
-    if not isinstance(gpu, dict) or not gpu:
+    if not gpu:
+        return
+    if not isinstance(gpu, dict):
+        _not_a_gpu_block(gpu, path, places, report)
         return
     for name, example in (("count", "1"), ("type", "any")):
         if gpu.get(name) is None:
@@ -83,6 +86,20 @@ def _check_gpu(document: dict[str, Any], places: Positions, report: Report) -> N
             at = (place.line, place.column) if name in gpu else (place.key_line, place.key_column)
             message = f"Missing spec.resources.hardware.gpu.{name}"
             report.error("missing-gpu-field", message, at, path=where, suggestion=f"add {name}: {example}")
+
+
+def _not_a_gpu_block(gpu: Any, path: tuple[str, ...], places: Positions, report: Report) -> None:
+    """Report what MLOC says of `gpu: 1`; that it is no mapping is reported where types are judged."""
+    place = places.find(path)
+    count = gpu if isinstance(gpu, int) and not isinstance(gpu, bool) else 1
+    report.error(
+        "missing-gpu-field",
+        "Missing spec.resources.hardware.gpu.count",
+        (place.line, place.column),
+        path=path,
+        found=shown(gpu),
+        suggestion=f"write gpu: {{count: {count}, type: any}}",
+    )
 
 
 def _check_name(document: dict[str, Any], places: Positions, report: Report) -> None:
