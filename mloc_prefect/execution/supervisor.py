@@ -170,6 +170,7 @@ class _Supervisor:
         self._lifeline = int(str(config["lifeline"]))
         self._status = int(str(config["status"]))
         self._owner = int(str(config["owner"]))
+        self._oom_score = config.get("oom_score", _OOM_SCORE)  # null: as its owner
         self._mark = os.environ[MARK]
         self._oom_counts: deque[tuple[int, ...]] = deque(maxlen=_OOM_TICKS)
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -214,8 +215,9 @@ class _Supervisor:
 
     def _in_child(self) -> None:
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as handle:
-            handle.write(_OOM_SCORE)
+        if self._oom_score is not None:
+            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as handle:
+                handle.write(str(self._oom_score))
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)

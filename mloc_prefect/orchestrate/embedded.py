@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -81,6 +82,14 @@ class EmbeddedServer:
     def running(self) -> bool:
         """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def ending(self) -> str:
+        """How the process ended, in words; empty while it runs."""
+        code = None if self._process is None else self._process.poll()
+        if code is None:
+            return ""
+        return f"exit status {code}" if code >= 0 else signal_name(-code)
 
     def launch(self) -> None:
         """Start the process; it is of use only once `poll` or `ready` gives its address."""
@@ -179,6 +188,13 @@ class EmbeddedServer:
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
+
+
+def signal_name(number: int) -> str:
+    """Return `SIGKILL` for 9."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def _rotate(log: Path) -> None:

@@ -109,11 +109,11 @@ def listen(wanted: int, host: str = HOST, *, exact: bool = False) -> socket.sock
             sock.listen(2048)
         except OSError as error:
             sock.close()
-            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+            if exact or error.errno not in {errno.EADDRINUSE, errno.EACCES}:
                 raise
         else:
             return sock
-    raise OSError(errno.EADDRINUSE, f"port {wanted} of {host} is in use" if exact else f"no free port on {host}")
+    raise OSError(errno.EADDRINUSE, f"no free port on {host}")
 
 
 def local_address(host: str) -> str:
@@ -131,7 +131,7 @@ def main() -> None:
         _claim(Path(options.home))
         sock = listen(options.port, options.host, exact=options.exact)
     except OSError as error:
-        sys.exit(error.strerror)
+        sys.exit(f"cannot serve on {options.host}:{options.port}: {error.strerror}")
     port = sock.getsockname()[1]
     _configure(options, private, port)
     gc.disable()  # importing the server makes 10^6 objects that all stay

@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(("errors", "settings"), 0),
     **dict.fromkeys(("spec", "tasks"), 1),
     **dict.fromkeys(("plan", "artifacts", "execution", "executors"), 2),
-    **dict.fromkeys(("orchestrate", "worker", "bridge", "blocks", "collection"), 3),
+    **dict.fromkeys(("orchestrate", "worker", "bridge", "up", "blocks", "collection"), 3),
     **dict.fromkeys(("server", "cli"), 4),
 }
 HEAVY = {"torch", "vllm", "transformers", "trl", "datasets", "peft"}

@@ -1,0 +1,97 @@
+"""Ports and hosts: what is free, what is taken, what other machines can reach."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from mloc_prefect.errors import DispatchError
+from mloc_prefect.orchestrate.server_main import listen
+
+LOOPBACK = "127.0.0.1"
+
+_PORTS_TRIED = 50
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`, a name or an address."""
+    name = host.strip("[]").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def is_wildcard(host: str) -> bool:
+    """Return whether `host` means all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return not host
+
+
+def name_for_others(host: str) -> str:
+    """Return the name by which other machines reach what listens on `host`, in the form that URLs want."""
+    if is_wildcard(host):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def free_port(wanted: int, *hosts: str) -> int:
+    """Return `wanted` if nothing listens there on any of `hosts`, else the next port for which that is so.
+
+    Raises:
+        DispatchError: A host is no address of this machine, or no such port is near.
+    """
+    for port in range(wanted, min(wanted + _PORTS_TRIED, 65536)):
+        if all(_free(host, port) for host in hosts):
+            return port
+    raise DispatchError(f"no port from {wanted} to {wanted + _PORTS_TRIED - 1} is free", hint="end old programs there")
+
+
+def required_port(port: int, host: str) -> int:
+    """Return `port` if nothing listens there (any free one for 0).
+
+    Raises:
+        DispatchError: Something does, or `host` is no address of this machine.
+    """
+    try:
+        with listen(port, host, exact=True) as sock:
+            return int(sock.getsockname()[1])
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise _cannot_listen(host, error) from None
+        raise DispatchError(
+            f"port {port} of {host} is in use by another program",
+            hint="end that program, or take another port: `--port 8001`, or PORT=8001",
+        ) from None
+
+
+def unprotected(url: str) -> str | None:
+    """Return the host of a Redis or Prefect URL that others reach without a password; None when it is not so."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not host or is_loopback(host) or parts.password:
+        return None
+    return host
+
+
+def _free(host: str, port: int) -> bool:
+    try:
+        listen(port, host, exact=True).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise _cannot_listen(host, error) from None
+        return False
+    return True
+
+
+def _cannot_listen(host: str, error: OSError) -> DispatchError:
+    reason = error.strerror or str(error)
+    return DispatchError(
+        f"cannot listen on {host}: {reason}", hint="name an address of this machine, or 0.0.0.0 for all of them"
+    )

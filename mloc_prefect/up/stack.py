@@ -1,0 +1,221 @@
+"""Decides what `mloc up` runs: which parts, on which ports, with which secrets, in which environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from mloc_prefect.errors import DispatchError
+from mloc_prefect.execution.dirs import run_dir
+from mloc_prefect.up.addresses import (
+    LOOPBACK,
+    free_port,
+    is_loopback,
+    is_wildcard,
+    name_for_others,
+    required_port,
+    unprotected,
+)
+from mloc_prefect.up.secret_files import SecretFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mloc_prefect.settings import MlocSettings
+
+_DROPPED = ("NOTIFY_SOCKET", "LOG_FILE", "MLOC_LOG_FILE", "PREFECT_SERVER_API_AUTH_STRING")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """One `mloc up`, decided but not started.
+
+    Attributes:
+        home: `MLOC_HOME`.
+        run_dir: Directory of its sockets.
+        logs: Directory of its logs.
+        host: Address that parts listen on.
+        port: Port of the endpoint.
+        prefect_port: Port of the embedded Prefect server, or None when `PREFECT_API_URL` names another.
+        redis_port: Port of the embedded Valkey, or None when `REDIS_URL` names another.
+        api_url: `PREFECT_API_URL` of the parts.
+        token: Token of the endpoint, or None for an open one.
+        token_file: File of that token if we made it.
+        auth: `user:password` of the embedded server's API, or None for an open one.
+        results: Root of results.
+        fsync: When Valkey's log goes to disk.
+        external_redis: `REDIS_URL`, or None.
+    """
+
+    home: Path
+    run_dir: Path
+    logs: Path
+    host: str
+    port: int
+    prefect_port: int | None
+    redis_port: int | None
+    api_url: str
+    token: str | None
+    token_file: Path | None
+    auth: str | None
+    results: Path
+    fsync: Literal["everysec", "always"]
+    external_redis: str | None
+
+    @property
+    def local_host(self) -> str:
+        """Where clients on this machine find what listens on `host`."""
+        return LOOPBACK if is_wildcard(self.host) else name_for_others(self.host)
+
+    @property
+    def url(self) -> str:
+        """The endpoint, for clients on this machine."""
+        return f"http://{self.local_host}:{self.port}"
+
+    @property
+    def ui_url(self) -> str:
+        """Prefect's web pages."""
+        return self.api_url.removesuffix("/").removesuffix("/api")
+
+    @property
+    def redis_text(self) -> str:
+        """The Redis in words, without its password."""
+        if self.external_redis is None:
+            return f"redis://{self.local_host}:{self.redis_port}/0   password in {self.home / 'valkey' / 'password'}"
+        parts = urlsplit(self.external_redis)
+        place = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{place}{parts.path}"
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether other machines can reach the parts."""
+        return not is_loopback(self.host)
+
+    @property
+    def secrets(self) -> SecretFiles:
+        """Where the secrets lie."""
+        return SecretFiles.below(self.home)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Ports to take again the next time."""
+        found = {"prefect": self.prefect_port, "redis": self.redis_port}
+        return {name: port for name, port in found.items() if port is not None}
+
+
+def decide(settings: MlocSettings, ports: Mapping[str, int], environ: Mapping[str, str] = os.environ) -> Stack:
+    """Return what to run; makes the secrets that an address beyond the loopback needs.
+
+    Args:
+        settings: The settings in force, options of the command included.
+        ports: Ports of the last time, by part.
+        environ: For `PREFECT_API_URL`.
+
+    Raises:
+        DispatchError: The endpoint's port is in use, the address is none of this machine, or a service named by the
+            user has no password although the address is beyond the loopback.
+    """
+    host = settings.host or LOOPBACK
+    beyond = not is_loopback(host)
+    redis = settings.redis_url.get_secret_value() if settings.redis_url else None
+    api_url = environ.get("PREFECT_API_URL") or None
+    if beyond:
+        _refuse_unprotected(host, redis, api_url, environ)
+    port = required_port(settings.port, host)
+    prefect_port = None if api_url else free_port(ports.get("prefect", settings.server_port), host)
+    files = SecretFiles.below(settings.home)
+    token = settings.token.get_secret_value() if settings.token else None
+    made = beyond and not token
+    local = LOOPBACK if is_wildcard(host) else name_for_others(host)
+    return Stack(
+        home=settings.home,
+        run_dir=run_dir(settings.home),
+        logs=settings.home / "logs",
+        host=host,
+        port=port,
+        prefect_port=prefect_port,
+        redis_port=None if redis else free_port(ports.get("redis", settings.redis_port), host, LOOPBACK),
+        api_url=api_url or f"http://{local}:{prefect_port}/api",
+        token=files.read_or_make(files.token) if made else token,
+        token_file=files.token if made else None,
+        auth=files.read_or_make(files.prefect_auth, "mloc:") if beyond and not api_url else None,
+        results=settings.results_root,
+        fsync=settings.redis_fsync,
+        external_redis=redis,
+    )
+
+
+def child_environment(
+    stack: Stack, redis_url: str, messaging_url: str | None, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment of the endpoint, the bridge and the worker.
+
+    Args:
+        stack: What runs.
+        redis_url: Redis of the MLOC keys.
+        messaging_url: Redis of Prefect's events if it is ours, else None.
+        environ: Environment of the user, on which it is built.
+    """
+    env = {name: value for name, value in environ.items() if name not in _DROPPED}
+    env |= {
+        "MLOC_HOME": str(stack.home),
+        "MLOC_RESULTS_DIR": str(stack.results),
+        "MLOC_REDIS_URL": redis_url,
+        "MLOC_HOST": stack.host,
+        "MLOC_PORT": str(stack.port),
+        "MLOC_URL": stack.url,
+        "PREFECT_API_URL": stack.api_url,
+    }
+    if not (environ.get("MLOC_BASE_URL") or environ.get("ORCHESTRATOR_BASE_URL")):
+        env["MLOC_BASE_URL"] = stack.url
+    if messaging_url:
+        env["PREFECT_REDIS_MESSAGING_URL"] = messaging_url
+    if stack.token:
+        env["MLOC_TOKEN"] = stack.token
+    if stack.auth:
+        env["PREFECT_API_AUTH_STRING"] = stack.auth
+    return env
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of `mloc ARGUMENTS` in this interpreter, whatever the working directory holds."""
+    return [sys.executable, "-P", "-m", "mloc_prefect.cli", *arguments]
+
+
+def join_file(stack: Stack, redis_url: str) -> str:
+    """Return the shell variables with which a worker or client on another machine joins."""
+    name = name_for_others(stack.host)
+    there = f"http://{name}:{stack.port}"
+    lines = {
+        "REDIS_URL": redis_url if stack.external_redis else redis_url.replace(f"@{LOOPBACK}:", f"@{name}:"),
+        "PREFECT_API_URL": f"http://{name}:{stack.prefect_port}/api" if stack.prefect_port else stack.api_url,
+        "PREFECT_API_AUTH_STRING": stack.auth,
+        "MLOC_URL": there,
+        "MLOC_BASE_URL": there,
+        "MLOC_TOKEN": stack.token,
+    }
+    return "\n".join(f"export {key}='{value}'" for key, value in lines.items() if value)
+
+
+def _refuse_unprotected(host: str, redis: str | None, api_url: str | None, environ: Mapping[str, str]) -> None:
+    """Refuse to open a door beside which there is an open one."""
+    if redis and (name := unprotected(redis)):
+        raise DispatchError(
+            f"an endpoint on {host} needs a Redis with a password, and REDIS_URL has none for {name}: "
+            "whoever reaches that Redis could complete or change tasks",
+            hint="give Redis a password and write it as redis://:PASSWORD@HOST:PORT/0, or leave REDIS_URL out",
+        )
+    if api_url and unprotected(api_url) and not _prefect_login(environ):
+        raise DispatchError(
+            f"an endpoint on {host} needs a Prefect API with a password, and PREFECT_API_AUTH_STRING is not set: "
+            "whoever reaches that API could start runs here",
+            hint="start the server with PREFECT_SERVER_API_AUTH_STRING and set PREFECT_API_AUTH_STRING to the same",
+        )
+
+
+def _prefect_login(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get("PREFECT_API_AUTH_STRING") or environ.get("PREFECT_API_KEY"))

@@ -1,0 +1,55 @@
+"""What `mloc up` prints when everything runs: addresses, and a first command to copy."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mloc_prefect.up.stack import Stack
+
+
+def summary(stack: Stack, *, worker: bool, show_token: bool) -> list[str]:
+    """Return the lines.
+
+    Args:
+        stack: What runs.
+        worker: Whether a worker runs here.
+        show_token: Write out the endpoint's token.
+    """
+    lines = [
+        "everything is up",
+        f"  endpoint  {stack.url}   reference: {stack.url}/docs",
+        f"  Prefect   {stack.ui_url}   export PREFECT_API_URL={stack.api_url}",
+        f"  Redis     {stack.redis_text}",
+        f"  worker    {'one, on this machine' if worker else 'none here; start one with `mloc worker start`'}",
+        f"  results   {stack.results}",
+        f"  logs      {stack.logs}",
+        *_secret_lines(stack, show_token=show_token),
+        "try",
+        f"  mloc templates echo | curl -X POST {stack.url}/api/v1/tasks{_header(stack)} --data-binary @-",
+        "  mloc list",
+    ]
+    if not stack.beyond_loopback:
+        return lines
+    return [*lines, f"on another machine, with a copy of {stack.secrets.join}", "  . join.env && mloc worker start"]
+
+
+def _secret_lines(stack: Stack, *, show_token: bool) -> list[str]:
+    lines = []
+    if show_token and stack.token:
+        lines.append(f"  token     {stack.token}")
+    elif stack.token_file:
+        lines.append(f"  token     in {stack.token_file}")
+    elif stack.token:
+        lines.append("  token     the one that you set")
+    if stack.auth:
+        lines.append(f"  password  of Prefect: in {stack.secrets.prefect_auth}")
+    return lines
+
+
+def _header(stack: Stack) -> str:
+    if not stack.token:
+        return ""
+    source = f"$(cat {shlex.quote(str(stack.token_file))})" if stack.token_file else "$MLOC_TOKEN"
+    return f' -H "Authorization: Bearer {source}"'
