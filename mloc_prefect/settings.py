@@ -121,6 +121,12 @@ class MlocSettings(BaseSettings):
         validation_alias=_names("ENGINES_PER_DEVICE"),
         description="Engines that may run at once on one GPU, or on the CPU of a machine without one.",
     )
+    reserve_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        validation_alias=_names("RESERVE_SECONDS"),
+        description="Smaller tasks pass one that waits for devices for so long; then it keeps what it needs.",
+    )
     python: dict[str, Path] = Field(
         default_factory=dict,
         validation_alias=_names("PYTHON"),
@@ -177,7 +183,7 @@ class MlocSettings(BaseSettings):
     host: str | None = Field(
         default=None,
         validation_alias=_names("HOST", "HOST_APP_HOST"),
-        description="Address that the endpoint listens on; default loopback.",
+        description="Address that the endpoint listens on; default: all with a token, loopback without.",
     )
     port: int = Field(
         default=8000,
@@ -191,6 +197,12 @@ class MlocSettings(BaseSettings):
         ge=0,
         validation_alias=_names("MAX_UPLOAD_BYTES"),
         description="Largest uploaded file, bytes; 0 = no limit.",
+    )
+    max_result_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        validation_alias=_names("MAX_RESULT_BYTES"),
+        description="Largest posted result, bytes; it is held in memory. 0 = no limit.",
     )
     work_pool: str = Field(
         default="gpu",

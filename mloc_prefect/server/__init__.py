@@ -1,0 +1,1 @@
+"""The HTTP endpoint: MLOC's routes, and what it adds to them. Started by `python -m mloc_prefect.server`."""

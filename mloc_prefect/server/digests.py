@@ -1,0 +1,95 @@
+"""SHA-256 of files, kept beside them in `.sha256/` with size and time of the file that it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 64 << 20  # bytes that are hashed while the client waits
+_DIRECTORY = ".sha256"
+
+_running: dict[Path, asyncio.Task[None]] = {}
+
+
+async def etag(directory: Path, path: Path, found: os.stat_result) -> str:
+    """Return the entity tag of a file: its SHA-256, or a weak one while that of a large file is being computed.
+
+    Args:
+        directory: Directory of the task.
+        path: The file.
+        found: What the open file says of itself.
+    """
+    known = await asyncio.to_thread(_known, directory, path, found)
+    if known is None and found.st_size <= _AT_ONCE:
+        known = await asyncio.to_thread(_compute, directory, path, found)
+    if known is not None:
+        return f'"{known}"'
+    if path not in _running:
+        _running[path] = task = asyncio.create_task(_later(directory, path, found))
+        task.add_done_callback(lambda _: _running.pop(path, None))
+    return f'W/"{found.st_size:x}-{found.st_mtime_ns:x}"'
+
+
+def remember(directory: Path, path: Path, found: os.stat_result, sha256: str) -> None:
+    """Keep the digest of a file; one that cannot be kept is computed again when it is wanted."""
+    try:
+        atomic.write_json(_sidecar(directory, path), [found.st_size, found.st_mtime_ns, sha256], indent=None)
+    except ArtifactError as error:
+        _log.warning("the digest of %s is not kept: %s", path.name, error)
+
+
+async def _later(directory: Path, path: Path, found: os.stat_result) -> None:
+    await asyncio.to_thread(_compute, directory, path, found)
+
+
+def _known(directory: Path, path: Path, found: os.stat_result) -> str | None:
+    try:
+        size, changed, sha256 = json.loads(_sidecar(directory, path).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return _in_manifest(directory, path, found)
+    if (size, changed) == (found.st_size, found.st_mtime_ns):
+        return str(sha256)
+    return _in_manifest(directory, path, found)
+
+
+def _in_manifest(directory: Path, path: Path, found: os.stat_result) -> str | None:
+    """Return what the manifest of a finished stage says, if the file was not written after it."""
+    try:
+        manifest = read_manifest(directory)
+        entry = manifest.entry(path.relative_to(directory).as_posix()) if manifest else None
+        if (
+            entry is None
+            or entry.size != found.st_size
+            or found.st_mtime > (directory / "manifest.json").stat().st_mtime
+        ):
+            return None
+    except (ArtifactError, OSError):
+        return None
+    return entry.sha256
+
+
+def _compute(directory: Path, path: Path, found: os.stat_result) -> str | None:
+    try:
+        _, sha256 = atomic.digest(path)
+        after = path.stat()
+    except (ArtifactError, OSError):
+        return None
+    if (after.st_ino, after.st_size, after.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+        return None  # replaced while it was read
+    remember(directory, path, found, sha256)
+    return sha256
+
+
+def _sidecar(directory: Path, path: Path) -> Path:
+    return directory / _DIRECTORY / path.relative_to(directory)

@@ -1,0 +1,47 @@
+"""`/healthz`, `/readyz`, `/metrics`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mloc_prefect.errors import DispatchError
+from mloc_prefect.server import examples
+from mloc_prefect.server.auth import Guarded
+from mloc_prefect.server.context import Here
+from mloc_prefect.server.metrics import snapshot
+from mloc_prefect.server.prometheus import CONTENT_TYPE, exposition
+from mloc_prefect.server.replies import Json
+
+router = APIRouter(tags=["state"])
+
+
+@router.get("/healthz", summary="Is the process alive?", responses=examples.answers({"ok": True}))
+async def healthz() -> Response:
+    """Answer as long as the process lives; asks nobody and needs no token."""
+    return Json({"ok": True})
+
+
+@router.get("/readyz", summary="Can it serve?", responses=examples.answers({"ok": True}, 503))
+async def readyz(endpoint: Here) -> Response:
+    """Answer 200 when the store is there; needs no token, so that it tells no address."""
+    try:
+        await endpoint.stores.check()
+    except DispatchError:
+        return Json({"ok": False, "detail": "Redis cannot be reached"}, 503)
+    return Json({"ok": True})
+
+
+@router.get(
+    "/metrics",
+    summary="Counts and times",
+    dependencies=[Guarded],
+    responses=examples.answers({"generated_at": "2026-01-01T10:00:00+00:00", "counters": {}}, 401, 403, 503),
+)
+async def metrics(request: Request, endpoint: Here) -> Response:
+    """Return the later generation's snapshot as JSON, or Prometheus text where `Accept` asks for text."""
+    found = await snapshot(endpoint)
+    accept = request.headers.get("accept", "")
+    if "text/plain" in accept or "openmetrics" in accept:
+        return Response(exposition(found, endpoint.counters), media_type=CONTENT_TYPE)
+    return Json(found)

@@ -1,0 +1,59 @@
+"""`/api/v1/results`: results of tasks, posted and fetched. [protocol 1.4]."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mloc_prefect.artifacts.layout import RESPONSES
+from mloc_prefect.server import examples
+from mloc_prefect.server.auth import Guarded
+from mloc_prefect.server.body import read_body
+from mloc_prefect.server.context import Here
+from mloc_prefect.server.places import directory_of
+from mloc_prefect.server.replies import Json, Problem
+from mloc_prefect.server.results import complete, envelope_of, result_response, store
+
+router = APIRouter(prefix="/api/v1/results", dependencies=[Guarded], tags=["results"])
+
+STAGE_RUN = "X-MLOC-Stage-Run"
+"""Header of our own stage runner: its result is stored, and the runner itself ends the task."""
+
+_BODY = examples.body({"application/json": {key: examples.RESULT[key] for key in ("task_id", "worker_id", "result")}})
+_PATH: dict[str, Any] = {"ok": True, "path": f"/results/{examples.TASK_ID}/{RESPONSES}"}
+
+
+@router.post(
+    "",
+    summary="Post a result",
+    responses=examples.answers(_PATH, 400, 401, 403, 413, 422, 503, 507),
+    openapi_extra=_BODY,
+)
+async def post_result(request: Request, endpoint: Here) -> Response:
+    """Store the result of a task; a task that is known and has not ended is DONE with it."""
+    body = await read_body(request, endpoint.settings.max_result_bytes, what="a result")
+    envelope = await envelope_of(request, body)
+    directory = directory_of(endpoint.results, envelope.task_id)
+    if STAGE_RUN not in request.headers:
+        await endpoint.stores.check()  # nothing is stored that could not be told
+    path = await asyncio.to_thread(store, directory, envelope)
+    if STAGE_RUN not in request.headers:
+        await complete(endpoint.stores.tasks, envelope)
+    return Json({"ok": True, "path": str(path)})
+
+
+@router.get(
+    "/{task_id}",
+    summary="Fetch a result",
+    responses=examples.answers(examples.RESULT, 400, 401, 403, 404),
+)
+async def get_result(task_id: str, endpoint: Here) -> Response:
+    """Return the stored result: the envelope that was posted, or the worker's own file."""
+    directory = directory_of(endpoint.results, task_id)
+    response = await asyncio.to_thread(result_response, directory / RESPONSES, task_id.strip())
+    if response is None:
+        raise Problem(404, "result not found")
+    return response
