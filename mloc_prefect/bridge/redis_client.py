@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -124,11 +125,12 @@ def _complaint(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the system's words for a lost connection: the client library's name address and error number again."""
-    system = error.__cause__ or error.__context__ or error
-    if isinstance(system, OSError) and system.errno:
-        return os.strerror(system.errno) if system.errno > 0 else str(system.strerror)  # below 0: of the name service
-    return str(error).rstrip(".")
+    """Return why there is no connection: the system's words, where the client library only adds the address again."""
+    text = str(error).rstrip(".")
+    match = re.match(r"Error (-?\d+) connecting to \S+\. (.*)", text)
+    if match is None:
+        return text
+    return os.strerror(int(match[1])) if int(match[1]) > 0 else match[2]  # below 0: of the name service
 
 
 def _name(pool: ConnectionPool) -> str:
