@@ -1,0 +1,102 @@
+"""Which worker of the original protocol gets a task: pure, from what the registry says. [protocol 2.4]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mloc_prefect.bridge.hardware import inventory_of
+from mloc_prefect.plan.resources import describe
+from mloc_prefect.worker.inventory import misfit
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from mloc_prefect.bridge.records import WorkerRecord
+    from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.worker.inventory import Inventory
+
+CPU_WEIGHT, GPU_WEIGHT = 0.6, 1.0
+LOW_AVAILABILITY = 0.6
+"""Weight of idle workers for each waiting task up to which the first one is as good as the best one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Workers for one task.
+
+    Attributes:
+        live: Workers of the original protocol that are alive and may get work.
+        fitting: Those with hardware for it.
+        ready: Those that are idle, the best one first.
+        why: Why none is ready, in words; empty when there is one.
+    """
+
+    live: tuple[WorkerRecord, ...]
+    fitting: tuple[WorkerRecord, ...]
+    ready: tuple[WorkerRecord, ...]
+    why: str
+
+
+def choose_worker(
+    workers: Sequence[WorkerRecord],
+    resources: ResourceRequest,
+    *,
+    demand: int = 1,
+    avoid: Collection[str] = (),
+    engaged: Collection[str] = (),
+) -> Choice:
+    """Return the workers that may take a task.
+
+    Args:
+        workers: All of the registry; those of our own protocol are passed over.
+        resources: What the task asks for.
+        demand: Tasks that wait, this one included.
+        avoid: Workers on which the task failed before: they come last, but are not left out.
+        engaged: Workers that are known to have a task, whatever their status says.
+    """
+    original = [worker for worker in workers if worker.protocol == "original"]
+    live = [worker for worker in original if not (worker.stale or worker.elastic_disabled)]
+    fitting = [worker for worker in live if misfit(resources, _inventory(worker)) is None]
+    idle = [worker for worker in fitting if worker.status == "IDLE" and worker.worker_id not in engaged]
+    ready = sorted(_ordered(idle, demand), key=lambda worker: worker.worker_id in avoid)
+    why = "" if ready else _why(original, live, fitting, resources)
+    return Choice(tuple(live), tuple(fitting), tuple(ready), why)
+
+
+def _ordered(idle: Sequence[WorkerRecord], demand: int) -> list[WorkerRecord]:
+    weight = sum(GPU_WEIGHT if _inventory(worker).gpus else CPU_WEIGHT for worker in idle)
+    if weight / max(1, demand) <= LOW_AVAILABILITY:
+        return list(idle)
+    return sorted(idle, key=lambda worker: _power(_inventory(worker)), reverse=True)
+
+
+def _power(inventory: Inventory) -> tuple[bool, int, int, int]:
+    memory = sum(gpu.memory_bytes or 0 for gpu in inventory.gpus)
+    return bool(inventory.gpus), memory, inventory.memory_bytes or 0, inventory.cpus
+
+
+def _inventory(worker: WorkerRecord) -> Inventory:
+    return replace(inventory_of(worker.hardware), tags=worker.tags)
+
+
+def _why(
+    original: Sequence[WorkerRecord],
+    live: Sequence[WorkerRecord],
+    fitting: Sequence[WorkerRecord],
+    resources: ResourceRequest,
+) -> str:
+    need = f"needs {describe(resources)}"
+    if not original:
+        return f"{need}; no worker of the original protocol is registered"
+    if not live:
+        return f"{need}; {_count(original)} of the original protocol registered, none alive and switched on"
+    if not fitting:
+        nearest = misfit(resources, _inventory(live[0]))
+        return f"{need}; {_count(live)} of the original protocol online, none fits ({live[0].worker_id}: {nearest})"
+    busy = ", ".join(f"{w.worker_id} is {'taken' if w.status == 'IDLE' else w.status}" for w in fitting[:3])
+    return f"{need}; {_count(fitting)} of the original protocol fit{'s' if len(fitting) == 1 else ''}: {busy}"
+
+
+def _count(workers: Sequence[WorkerRecord]) -> str:
+    return "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
