@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mloc_prefect.cli import check, doctor, env, gc, models, ps, run, schema, templates
+from mloc_prefect.cli import check, doctor, env, gc, models, parts, ps, run, schema, templates, up
 from mloc_prefect.cli.boundary import examples, guarded
+from mloc_prefect.cli.client import commands as remote
 
 app = typer.Typer(
     name="mloc",
@@ -16,10 +17,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog=examples("mloc models prepare smollm2", "mloc templates quickstart > task.yaml", "mloc run task.yaml"),
+    epilog=examples(
+        "mloc models prepare smollm2", "mloc templates quickstart > task.yaml", "mloc run task.yaml", "mloc up"
+    ),
 )
 
 _CHECK = "Specs"
+_REMOTE = "Endpoint"
+_SERVE = "Services"
 _STATE = "This machine"
 
 
@@ -62,11 +67,26 @@ _ENV = typer.Typer(help="Python environments of executors: vLLM, training.", no_
 _ENV.command(name="create", epilog=env.CREATE_EXAMPLES)(guarded(env.create_env))
 _ENV.command(name="list", epilog=env.LIST_EXAMPLES)(guarded(env.list_env))
 
+_WORKER = typer.Typer(help="Workers that run stages.", no_args_is_help=True)
+_WORKER.command(name="start", epilog=parts.WORKER_EXAMPLES)(guarded(parts.worker_start))
+
 app.command(epilog=check.VALIDATE_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.validate))
 app.command(epilog=check.PLAN_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.plan))
 app.command(name="run", epilog=run.EXAMPLES, rich_help_panel=_CHECK)(guarded(run.run_spec))
 app.command(epilog=schema.EXAMPLES, rich_help_panel=_CHECK)(guarded(schema.schema))
 app.command(name="templates", epilog=templates.EXAMPLES, rich_help_panel=_CHECK)(guarded(templates.templates))
+app.command(epilog=remote.SUBMIT_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.submit))
+app.command(epilog=remote.STATUS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.status))
+app.command(name="list", epilog=remote.LIST_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.list_tasks))
+app.command(epilog=remote.WATCH_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.watch))
+app.command(epilog=remote.LOGS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.logs))
+app.command(epilog=remote.RESULTS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.results))
+app.command(epilog=remote.CANCEL_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.cancel))
+app.command(epilog=remote.WORKERS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.workers))
+app.command(epilog=up.EXAMPLES, rich_help_panel=_SERVE)(guarded(up.up))
+app.command(epilog=parts.SERVE_EXAMPLES, rich_help_panel=_SERVE)(guarded(parts.serve))
+app.command(epilog=parts.BRIDGE_EXAMPLES, rich_help_panel=_SERVE)(guarded(parts.bridge))
+app.add_typer(_WORKER, name="worker", rich_help_panel=_SERVE)
 app.add_typer(_MODELS, name="models", rich_help_panel=_STATE)
 app.add_typer(_ENV, name="env", rich_help_panel=_STATE)
 app.command(epilog=doctor.EXAMPLES, rich_help_panel=_STATE)(guarded(doctor.doctor))

@@ -11,6 +11,7 @@ from mloc_prefect.errors import DispatchError
 from mloc_prefect.orchestrate.server_main import listen
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"  # noqa: S104  # only with a token
 
 _PORTS_TRIED = 50
 

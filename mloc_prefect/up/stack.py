@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.up.addresses import (
+    EVERYWHERE,
     LOOPBACK,
     free_port,
     is_loopback,
@@ -38,7 +39,8 @@ class Stack:
         home: `MLOC_HOME`.
         run_dir: Directory of its sockets.
         logs: Directory of its logs.
-        host: Address that parts listen on.
+        host: Address that Valkey and the Prefect server listen on.
+        endpoint_host: Address that the endpoint listens on.
         port: Port of the endpoint.
         prefect_port: Port of the embedded Prefect server, or None when `PREFECT_API_URL` names another.
         redis_port: Port of the embedded Valkey, or None when `REDIS_URL` names another.
@@ -55,6 +57,7 @@ class Stack:
     run_dir: Path
     logs: Path
     host: str
+    endpoint_host: str
     port: int
     prefect_port: int | None
     redis_port: int | None
@@ -67,14 +70,9 @@ class Stack:
     external_redis: str | None
 
     @property
-    def local_host(self) -> str:
-        """Where clients on this machine find what listens on `host`."""
-        return LOOPBACK if is_wildcard(self.host) else name_for_others(self.host)
-
-    @property
     def url(self) -> str:
         """The endpoint, for clients on this machine."""
-        return f"http://{self.local_host}:{self.port}"
+        return f"http://{_here(self.endpoint_host)}:{self.port}"
 
     @property
     def ui_url(self) -> str:
@@ -85,14 +83,14 @@ class Stack:
     def redis_text(self) -> str:
         """The Redis in words, without its password."""
         if self.external_redis is None:
-            return f"redis://{self.local_host}:{self.redis_port}/0   password in {self.home / 'valkey' / 'password'}"
+            return f"redis://{_here(self.host)}:{self.redis_port}/0   password in {self.home / 'valkey' / 'password'}"
         parts = urlsplit(self.external_redis)
         place = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{place}{parts.path}"
 
     @property
     def beyond_loopback(self) -> bool:
-        """Whether other machines can reach the parts."""
+        """Whether other machines can reach Valkey and the Prefect server."""
         return not is_loopback(self.host)
 
     @property
@@ -110,6 +108,8 @@ class Stack:
 def decide(settings: MlocSettings, ports: Mapping[str, int], environ: Mapping[str, str] = os.environ) -> Stack:
     """Return what to run; makes the secrets that an address beyond the loopback needs.
 
+    A token without an address opens the endpoint alone to other machines, as MLOC does.
+
     Args:
         settings: The settings in force, options of the command included.
         ports: Ports of the last time, by part.
@@ -119,27 +119,28 @@ def decide(settings: MlocSettings, ports: Mapping[str, int], environ: Mapping[st
         DispatchError: The endpoint's port is in use, the address is none of this machine, or a service named by the
             user has no password although the address is beyond the loopback.
     """
+    token = settings.token.get_secret_value() if settings.token else None
     host = settings.host or LOOPBACK
-    beyond = not is_loopback(host)
+    endpoint_host = settings.host or (EVERYWHERE if token else LOOPBACK)
+    beyond = not is_loopback(endpoint_host)
     redis = settings.redis_url.get_secret_value() if settings.redis_url else None
     api_url = environ.get("PREFECT_API_URL") or None
     if beyond:
-        _refuse_unprotected(host, redis, api_url, environ)
-    port = required_port(settings.port, host)
+        _refuse_unprotected(endpoint_host, redis, api_url, environ)
+    port = required_port(settings.port, endpoint_host)
     prefect_port = None if api_url else free_port(ports.get("prefect", settings.server_port), host)
     files = SecretFiles.below(settings.home)
-    token = settings.token.get_secret_value() if settings.token else None
     made = beyond and not token
-    local = LOOPBACK if is_wildcard(host) else name_for_others(host)
     return Stack(
         home=settings.home,
         run_dir=run_dir(settings.home),
         logs=settings.home / "logs",
         host=host,
+        endpoint_host=endpoint_host,
         port=port,
         prefect_port=prefect_port,
         redis_port=None if redis else free_port(ports.get("redis", settings.redis_port), host, LOOPBACK),
-        api_url=api_url or f"http://{local}:{prefect_port}/api",
+        api_url=api_url or f"http://{_here(host)}:{prefect_port}/api",
         token=files.read_or_make(files.token) if made else token,
         token_file=files.token if made else None,
         auth=files.read_or_make(files.prefect_auth, "mloc:") if beyond and not api_url else None,
@@ -165,7 +166,7 @@ def child_environment(
         "MLOC_HOME": str(stack.home),
         "MLOC_RESULTS_DIR": str(stack.results),
         "MLOC_REDIS_URL": redis_url,
-        "MLOC_HOST": stack.host,
+        "MLOC_HOST": stack.endpoint_host,
         "MLOC_PORT": str(stack.port),
         "MLOC_URL": stack.url,
         "PREFECT_API_URL": stack.api_url,
@@ -199,6 +200,11 @@ def join_file(stack: Stack, redis_url: str) -> str:
         "MLOC_TOKEN": stack.token,
     }
     return "\n".join(f"export {key}='{value}'" for key, value in lines.items() if value)
+
+
+def _here(host: str) -> str:
+    """Return where clients on this machine find what listens on `host`."""
+    return LOOPBACK if is_wildcard(host) else name_for_others(host)
 
 
 def _refuse_unprotected(host: str, redis: str | None, api_url: str | None, environ: Mapping[str, str]) -> None:

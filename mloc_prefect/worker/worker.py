@@ -143,6 +143,7 @@ class MlocGpuWorker(ProcessWorker):
 
     async def setup(self) -> None:
         """Take up hosts and leases, connect, tell the others, and watch for runs to start and to cancel."""
+        from mloc_prefect.up.notify import tell_ready
         from mloc_prefect.worker.engine import WarmRuns
         from mloc_prefect.worker.heartbeat import Heartbeat
         from mloc_prefect.worker.place import local_place
@@ -156,6 +157,7 @@ class MlocGpuWorker(ProcessWorker):
         self._warm_stack.push_async_callback(self._heartbeat.stop)
         self._waker = Waker(self._poll, lambda: self._work_pool.id if self._work_pool else None)
         await self._warm_stack.enter_async_context(self._waker.running())
+        tell_ready()
 
     async def teardown(self, *exc_info: Any) -> None:
         """End warm runs and hosts first, while the API can still be told."""

@@ -1,0 +1,119 @@
+"""Results on disk: each file streamed, checked against size and SHA-256, and in place only when it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.cli.boundary import UsageError
+from mloc_prefect.cli.client.endpoint import quoted
+from mloc_prefect.cli.client.finding import label, short
+from mloc_prefect.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import httpx
+
+    from mloc_prefect.cli.client.endpoint import Endpoint
+    from mloc_prefect.cli.client.finding import Record
+
+_RESULT, _MANIFEST = "responses.json", "manifest.json"
+_CHUNK = 1 << 20
+_SHA256_DIGITS = 64
+
+
+def save(endpoint: Endpoint, records: Sequence[Record], target: Path) -> Iterator[Path]:
+    """Save the results of tasks and yield each file; those of several tasks get a directory each.
+
+    Raises:
+        UsageError: No task has a result yet.
+        ArtifactError: A file cannot be written, or is not what the endpoint says it is.
+    """
+    places = _places(records, target)
+    found = False
+    for record, place in places:
+        for path in _save_task(endpoint, record, place):
+            found = True
+            yield path
+    if not found:
+        states = ", ".join(sorted({str(record["status"]) for record in records}))
+        raise UsageError("there is no result yet", hint=f"the state is {states}; `mloc watch` waits for the end")
+
+
+def _places(records: Sequence[Record], target: Path) -> list[tuple[Record, Path]]:
+    if len(records) == 1:
+        return [(records[0], target)]
+    names = [label(record) for record in records]
+    found = []
+    for record, name in zip(records, names, strict=True):
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".") or short(record["task_id"])
+        found.append((record, target / (safe if names.count(name) == 1 else f"{safe}-{short(record['task_id'])}")))
+    return found
+
+
+def _save_task(endpoint: Endpoint, record: Record, target: Path) -> Iterator[Path]:
+    base = f"/api/v1/results/{quoted(record['task_id'])}"
+    if endpoint.find(base) is None:
+        return
+    yield _download(endpoint, base, target / _RESULT, None)
+    manifest = endpoint.find(f"{base}/files/{_MANIFEST}")
+    for name, sha256 in _files(manifest):
+        yield _download(endpoint, f"{base}/files/{quoted(name)}", target / name, sha256)
+
+
+def _files(manifest: Any) -> Iterator[tuple[str, str | None]]:
+    """Yield name and SHA-256 of the files of a manifest that the endpoint can give: those with one path component."""
+    entries = manifest.get("entries", []) if isinstance(manifest, dict) else []
+    for entry in entries:
+        path = str(entry.get("path", "")).removeprefix("artifacts/")
+        if entry.get("status") == "present" and entry.get("sha256") and path != _RESULT and _plain(path):
+            yield path, str(entry["sha256"])
+
+
+def _plain(name: str) -> bool:
+    return bool(name) and name not in {".", ".."} and "/" not in name and "\0" not in name
+
+
+def _download(endpoint: Endpoint, path: str, target: Path, sha256: str | None) -> Path:
+    """Stream one file to `target`.
+
+    Args:
+        endpoint: Where from.
+        path: Path of the URL.
+        target: Where to.
+        sha256: What the manifest says; the entity tag of the answer counts, too.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with endpoint.stream(path) as answer, part.open("wb") as file:
+            digest, size = hashlib.sha256(), 0
+            for chunk in answer.iter_bytes(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+            _verify(target.name, answer, size, digest.hexdigest(), sha256)
+        part.replace(target)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {target}: {error.strerror or error}", hint="choose another --output"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _verify(name: str, answer: httpx.Response, size: int, digest: str, sha256: str | None) -> None:
+    length = answer.headers.get("content-length")
+    if length and "content-encoding" not in answer.headers and int(length) != size:
+        raise ArtifactError(f"{name} has {size} bytes, not {length}: it was cut off", hint="try again")
+    tag = answer.headers.get("etag", "").strip('"')
+    known = [value for value in (sha256, tag) if value and len(value) == _SHA256_DIGITS]
+    if any(value != digest for value in known):
+        raise ArtifactError(
+            f"{name} arrived with SHA-256 {digest}, the endpoint says {known[0]}",
+            hint="try again; the file may have changed",
+        )
