@@ -54,9 +54,9 @@ async def upload(task_id: str, request: Request, endpoint: Here) -> Response:
     return Json({"ok": True, "path": str(path)})
 
 
-@router.api_route(
+@router.head("/{filename}", include_in_schema=False)
+@router.get(
     "/{filename}",
-    methods=["GET", "HEAD"],
     summary="Download a file",
     responses={**examples.answers("", 400, 401, 403, 404, 416), **_BYTES},
 )
