@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PORTS_TRIED = 20
-_PREDECESSOR_SECONDS = 20.0  # how long a server of an owner that has gone may need to end
 _GRACE_SECONDS = 10.0
 _TICK = 0.02
 _PR_SET_PDEATHSIG = 1
@@ -59,6 +58,7 @@ class ValkeyOptions:
         lifeline: Read end of the owner's pipe.
         state_file: Where `{"pid", "port", "started"}` is written once the server answers.
         password_file: File with the password.
+        patience: Seconds that a server of an owner that has gone may need to end.
     """
 
     home: str
@@ -70,6 +70,7 @@ class ValkeyOptions:
     lifeline: int
     state_file: str
     password_file: str
+    patience: float = 20.0
 
 
 def main() -> int:
@@ -77,7 +78,7 @@ def main() -> int:
     options = ValkeyOptions(**json.loads(sys.argv[1]))
     awake = _wake_on_signals()
     try:
-        lock = _claim(Path(options.home), options.lifeline)
+        lock = _claim(Path(options.home), options.lifeline, options.patience)
         server, port = _start(options, lock)
     except OSError as error:
         sys.stdout.write(f"{error.strerror or error}\n")
@@ -93,14 +94,14 @@ def main() -> int:
         Path(options.state_file).unlink(missing_ok=True)
 
 
-def _claim(home: Path, lifeline: int) -> int:
+def _claim(home: Path, lifeline: int, patience: float) -> int:
     """Lock the data: two servers on one log would tear it. Returns the locked file, which the server keeps open, too.
 
     Raises:
         OSError: Another server has it, or the owner has gone meanwhile.
     """
     lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + _PREDECESSOR_SECONDS
+    deadline = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
