@@ -158,6 +158,17 @@ class MlocSettings(BaseSettings):
         validation_alias=_names("REDIS_URL", "REDIS_URL"),
         description="Redis or Valkey of the MLOC face (records, journal, worker registry, channels).",
     )
+    events_redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=_names("EVENTS_REDIS_URL", "PREFECT_REDIS_MESSAGING_URL"),
+        description="Redis of Prefect's own messaging, which the bridge follows; without it, Prefect's websocket.",
+    )
+    reconcile_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        validation_alias=_names("RECONCILE_SECONDS"),
+        description="Seconds between comparisons of the task records with Prefect.",
+    )
     redis_port: int = Field(
         default=6379,
         ge=1,

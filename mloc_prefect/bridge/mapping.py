@@ -95,9 +95,16 @@ def started(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
 
 
 def retried(
-    record: TaskRecord, attempt: int, *, error: str, worker: str | None, next_retry_at: str | None, at: float
+    record: TaskRecord,
+    attempt: int,
+    *,
+    error: str,
+    worker: str | None,
+    next_retry_at: str | None,
+    at: float,
+    busy: bool = False,
 ) -> Step:
-    """Attempt `attempt` failed, another one follows."""
+    """Attempt `attempt` failed, another one follows; see `done`."""
     worker = worker or record.assigned_worker
     changes: dict[str, Any] = {
         "error": error,
@@ -108,7 +115,7 @@ def retried(
         "protocol": None,
         "last_queue_ts": at,
     }
-    messages = _failure(record, worker, attempt, error, at, busy=False)
+    messages = _failure(record, worker, attempt, error, at, busy=busy)
     return Step(Mark(attempt + 1, Phase.WAITING), changes, messages, {"tasks_requeued": 1})
 
 

@@ -25,7 +25,7 @@ from mloc_prefect.orchestrate.fence import ApiFence, NoFence, RunFence
 from mloc_prefect.orchestrate.observer import NullObserver
 from mloc_prefect.orchestrate.outcome import StageOutcome, Status, WorkflowOutcome
 from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
-from mloc_prefect.orchestrate.tell import ATTEMPT_LABEL, StageTeller
+from mloc_prefect.orchestrate.tell import ATTEMPT_LABEL, COMMITTED, StageTeller
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _Barred = tuple[Status, str]  # the end of a stage that cannot run, and why
-
-COMMITTED = "result committed"
-"""How the message of a stage's Completed state begins; a Completed without it was set by hand."""
 
 
 async def coordinate(plan: WorkflowPlan, options: RunOptions) -> WorkflowOutcome:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from prefect.states import Failed
 
 from mloc_prefect import __version__
+from mloc_prefect.bridge.watch import task_watch
 from mloc_prefect.errors import MlocError, SpecError
 from mloc_prefect.orchestrate import specs
 from mloc_prefect.orchestrate.coordinate import coordinate
+from mloc_prefect.orchestrate.dispatch import InProcessDispatcher, current_dispatcher
 from mloc_prefect.orchestrate.flow import end_state
 from mloc_prefect.orchestrate.options import RunOptions
 from mloc_prefect.orchestrate.preflight import check_runnable
+from mloc_prefect.orchestrate.stage_entry import run_stage_attempt
 from mloc_prefect.plan import WorkflowPlan, check
+from mloc_prefect.settings import get_settings
 from mloc_prefect.spec.diagnostics import errors
 from mloc_prefect.worker.inventory import read_inventory
+
+if TYPE_CHECKING:
+    from mloc_prefect.worker.inventory import Inventory
+
+__all__ = ["run_stage_attempt", "run_workflow"]
 
 
 @flow(name="run-workflow", version=__version__, persist_result=False)
@@ -38,13 +48,22 @@ async def run_workflow(
         `{"ok", "flow_run_id", "tasks": [...]}` as `mloc run --json` prints it. The run fails with one sentence for each
         stage that failed, or with all diagnostics when the spec is not valid.
     """
-    options = RunOptions(params=parameters or {}, submission_id=submission_id)
-    try:
-        plan = _plan(spec, file, options)
-        check_runnable(plan, options, read_inventory(options.settings), ignore_resources=False)
-    except MlocError as error:  # a mistake of the user: a sentence, no traceback
-        return Failed(message=str(error))
-    return end_state(await coordinate(plan, options))
+    settings = get_settings()
+    async with task_watch(settings) as watch:
+        options = RunOptions(settings=settings, params=parameters or {}, submission_id=submission_id, watch=watch)
+        try:
+            plan = await asyncio.to_thread(_plan, spec, file, options)
+            check_runnable(plan, options, _inventory(options), ignore_resources=False)
+        except MlocError as error:  # a mistake of the user: a sentence, no traceback
+            return Failed(message=str(error))
+        return end_state(await coordinate(plan, options))
+
+
+def _inventory(options: RunOptions) -> Inventory | None:
+    """Return what this machine has if all stages run on it; a worker's dispatcher finds them other places."""
+    dispatcher = current_dispatcher()
+    alone = dispatcher is None or isinstance(dispatcher, InProcessDispatcher)
+    return read_inventory(options.settings) if alone else None
 
 
 def _plan(spec: str, file: str, options: RunOptions) -> WorkflowPlan:

@@ -42,13 +42,15 @@ print(json.dumps([n for n in sys.argv[2:] if not there(n)]))
 """
 
 
-def check_runnable(plan: WorkflowPlan, options: RunOptions, inventory: Inventory, *, ignore_resources: bool) -> None:
-    """Return when every stage of `plan` can run here; nothing was started.
+def check_runnable(
+    plan: WorkflowPlan, options: RunOptions, inventory: Inventory | None, *, ignore_resources: bool
+) -> None:
+    """Return when every stage of `plan` can run; nothing was started.
 
     Args:
         plan: The plan.
-        options: How it will be run.
-        inventory: What this machine has.
+        options: How it will be run; with a watch, tasks of other submissions may still be at work.
+        inventory: What this machine has; None: stages run elsewhere, and only what holds everywhere is looked at.
         ignore_resources: Run here even what asks for more than that.
 
     Raises:
@@ -56,11 +58,13 @@ def check_runnable(plan: WorkflowPlan, options: RunOptions, inventory: Inventory
         MissingExtraError: An executor or its libraries are not installed; the hint is the exact command.
         ArtifactError: Results cannot be written where they should be, or may not be sent there.
     """
-    _check_external(plan.stages, options.root)
-    _check_models(plan.stages, options, inventory)
-    if not ignore_resources:
-        _check_resources(plan.stages, inventory)
-    _check_executors(plan.stages, options, inventory)
+    if options.watch is None:
+        _check_external(plan.stages, options.root)
+    if inventory is not None:
+        _check_models(plan.stages, options, inventory)
+        if not ignore_resources:
+            _check_resources(plan.stages, inventory)
+        _check_executors(plan.stages, options, inventory)
     _check_results(plan.stages, options)
 
 

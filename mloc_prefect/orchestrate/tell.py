@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 PREFIX = "mloc.stage."
 ATTEMPT_LABEL, ERROR_LABEL, NEXT_LABEL = "mloc.attempt", "mloc.error", "mloc.next-retry-at"
+COMMITTED = "result committed"
+"""How the message of a stage's Completed state begins; a Completed without it was set by hand."""
+
 StageFact = Literal["waiting", "placed", "started", "failed"]
 _FLUSH_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0

@@ -1,0 +1,292 @@
+"""Keeps records in step with runs: takes events and views of flow runs, and moves records by `mapping`."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mloc_prefect.bridge import mapping
+from mloc_prefect.bridge.mapping import Place
+from mloc_prefect.bridge.runs import Tags
+from mloc_prefect.bridge.states import Phase, TaskStatus
+from mloc_prefect.orchestrate.tell import COMMITTED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mloc_prefect.bridge.events import RunEvent
+    from mloc_prefect.bridge.mapping import Step
+    from mloc_prefect.bridge.ports import Fence
+    from mloc_prefect.bridge.rebuild import Rebuilder
+    from mloc_prefect.bridge.records import TaskRecord
+    from mloc_prefect.bridge.runs import Runs, RunView
+    from mloc_prefect.bridge.stores import Stores
+
+_log = logging.getLogger(__name__)
+
+NO_WORKER = "prefect"
+"""Worker of a run that our stage runner does not attend: Prefect does not say in events who has it."""
+
+BY_HAND = "set to Completed in Prefect by hand, there is no result"
+LATE = "no worker has taken its run yet"
+NOT_RUN = "not run:"
+
+
+class Keeper:
+    """Moves records.
+
+    Args:
+        stores: Where they are.
+        runs: Prefect's API.
+        rebuilder: Makes records that are missing.
+        fence: The lease under which this bridge is active, or None where there is none.
+    """
+
+    def __init__(
+        self, stores: Stores, runs: Runs, rebuilder: Rebuilder, fence: Callable[[], Fence | None] = lambda: None
+    ) -> None:
+        self._tasks, self._workers, self._runs = stores.tasks, stores.workers, runs
+        self._rebuilder, self._fence = rebuilder, fence
+        self._at_work: defaultdict[str, set[str]] = defaultdict(set)
+        self._quiet = False
+
+    async def load(self) -> None:
+        """Learn from the records which worker has which tasks."""
+        for record in await self._tasks.page(status=TaskStatus.DISPATCHED, brief=True):
+            if record.assigned_worker:
+                self._at_work[record.assigned_worker].add(record.task_id)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Move records without messages for the length of the block; nothing else may use this keeper meanwhile."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    async def apply(self, event: RunEvent) -> None:
+        """Do what follows from an event that is not the end of a run.
+
+        Raises:
+            StoreError: The store cannot be reached.
+            FencedError: This bridge is not the active one any more.
+            httpx.HTTPError: The API is needed and does not answer.
+        """
+        tags = Tags.of(event.tags)
+        if tags.task_id is None:
+            await self._root(event, tags)
+            return
+        record = await self._record(event.run_id, tags, event.at)
+        if record is None or record.mark.phase.terminal:
+            return
+        if event.told:
+            await self._told(record, event)
+        elif tags.stage is None:
+            await self._unattended(record, event)
+
+    async def _told(self, record: TaskRecord, event: RunEvent) -> None:
+        """Apply what our stage runner says."""
+        facts, what = event.facts, event.state
+        attempt = int(facts.get("attempt") or 1)
+        place = Place(str(facts.get("worker") or NO_WORKER), str(facts.get("protocol") or "ours"), event.run_id)
+        if what == "waiting":
+            await self._wait(record, mapping.waiting(attempt, str(facts.get("reason") or "")))
+        elif what == "placed":
+            await self._take(record, mapping.placed(record, attempt, place, event.at))
+        elif what == "started":
+            await self._take(record, mapping.started(record, attempt, place, event.at))
+        elif what == "failed" and not facts.get("final"):  # the last failure comes as the state of the run
+            step = mapping.retried(
+                record,
+                attempt,
+                error=str(facts.get("error") or "failed"),
+                worker=facts.get("worker"),
+                next_retry_at=facts.get("next_retry_at"),
+                at=event.at,
+                busy=self._busy(record),
+            )
+            await self._take(record, step)
+
+    async def _unattended(self, record: TaskRecord, event: RunEvent) -> None:
+        """Apply a state of a run without our stage runner."""
+        attempt = max(record.mark.attempt, event.run_count, 1)
+        place = Place(NO_WORKER, flow_run=event.run_id)
+        if event.type == "PENDING":
+            await self._take(record, mapping.placed(record, attempt, place, event.at))
+        elif event.type == "RUNNING":
+            await self._take(record, mapping.started(record, attempt, place, event.at))
+        elif event.state == "AwaitingRetry":
+            step = mapping.retried(
+                record,
+                max(event.run_count, 1),
+                error=event.message or "failed",
+                worker=None,
+                next_retry_at=None,
+                at=event.at,
+                busy=self._busy(record),
+            )
+            await self._take(record, step)
+        elif event.state == "Late":
+            await self._wait(record, mapping.waiting(attempt, LATE))
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    async def end(self, run: RunView, record: TaskRecord | None = None) -> None:
+        """Do what follows from a stage run that has ended, as the API shows it; see `apply`."""
+        if record is None:
+            record = await self._record(run.id, run.tags, run.since, run.name)
+        if record is None or record.mark.phase.terminal:
+            return
+        attempt, busy = max(record.mark.attempt, run.attempt), self._busy(record)
+        if run.type == "COMPLETED":
+            if run.tags.stage is not None and not run.message.startswith(COMMITTED):
+                step = mapping.failed(record, attempt, BY_HAND, run.since, busy=busy)
+            else:
+                step = mapping.done(record, attempt, run.since, busy=busy)
+        elif run.type == "CANCELLED":
+            step = mapping.cancelled(record, attempt, run.since, busy=busy)
+        elif run.type == "CRASHED" and run.tags.stage is not None:
+            await self._crashed(record, run, attempt)
+            return
+        else:
+            error = await self._reason(record, run.message or f"ended as {run.state}")
+            step = mapping.failed(record, attempt, error, run.since, busy=busy)
+        await self._take(record, step)
+
+    async def end_root(self, root: RunView, *, crashed: bool = False) -> None:
+        """Do what follows from a root run that has ended: tasks that it left behind end with it.
+
+        Args:
+            root: The run.
+            crashed: Whether a crash is the end too; else it is waited for that somebody starts it again.
+        """
+        if root.type == "CRASHED" and not crashed:
+            return
+        open_ones = [r for r in await self._submission(root.submission_id) if not r.mark.phase.terminal]
+        if not open_ones:
+            return
+        stages = {s.tags.task_id: s for s in await self._runs.of_submissions([root.submission_id])}
+        for record in open_ones:
+            stage = stages.get(record.task_id)
+            if stage is not None and stage.final and stage.type != "CRASHED":
+                await self.end(stage, record)
+            else:
+                await self.end_with(root, record)
+
+    async def end_with(self, root: RunView, record: TaskRecord) -> None:
+        """End a task as its root run ended."""
+        attempt, busy = record.mark.attempt, self._busy(record)
+        if root.type == "CANCELLED":
+            step = mapping.cancelled(record, attempt, root.since, busy=busy)
+        else:
+            error = root.message or f"its run ended as {root.state}"
+            step = mapping.failed(record, attempt, error, root.since, busy=busy)
+        await self._take(record, step)
+
+    async def lost(self, record: TaskRecord, error: str, at: float) -> None:
+        """Fail a task whose run is gone."""
+        await self._take(record, mapping.failed(record, record.mark.attempt, error, at, busy=self._busy(record)))
+
+    async def _crashed(self, record: TaskRecord, run: RunView, attempt: int) -> None:
+        """A stage whose process ended goes on when its root run is started again; that alone decides."""
+        if record.assigned_worker is None:
+            return
+        error = f"crashed: {run.message or 'its process ended'}"
+        step = mapping.retried(
+            record, attempt, error=error, worker=None, next_retry_at=None, at=run.since, busy=self._busy(record)
+        )
+        await self._take(record, step)
+
+    async def _reason(self, record: TaskRecord, message: str) -> str:
+        """Name the dependency that kept a task from running, as MLOC does. [protocol 2.2, 6]."""
+        if not message.startswith(NOT_RUN):
+            return message
+        for above in (await self._tasks.get_many(record.depends_on, brief=True)).values():
+            if above.status in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
+                how = "failed" if above.status is TaskStatus.FAILED else "was cancelled"
+                return f"Dependency {above.task_id} {how}"
+        return message
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    async def know(self, root: RunView, stages: Sequence[RunView]) -> None:
+        """Make the records of a submission that are missing."""
+        await self._rebuilder.from_root(root, stages)
+
+    async def _root(self, event: RunEvent, tags: Tags) -> None:
+        if event.state == "Late" and tags.submission_id:
+            for record in await self._submission(tags.submission_id):
+                if record.mark.phase is Phase.PENDING and not record.depends_on:
+                    await self._wait(record, mapping.waiting(record.mark.attempt, LATE))
+        if event.state == "Running":
+            await self._know_root(event.run_id, tags)
+
+    async def _know_root(self, run_id: str, tags: Tags) -> None:
+        if await self._tasks.submission(tags.submission_id or run_id):
+            return
+        root = (await self._runs.get([run_id])).get(run_id)
+        if root is not None and not await self._tasks.submission(root.submission_id):
+            await self._rebuilder.from_root(root)
+
+    async def _record(self, run_id: str, tags: Tags, at: float, name: str = "") -> TaskRecord | None:
+        if tags.task_id is None:
+            return None
+        record = await self._tasks.get(tags.task_id)
+        if record is not None:
+            return record
+        found = await self._runs.of_submissions([tags.submission_id]) if tags.submission_id else ()
+        root = next((r for r in found if r.tags.task_id is None), None)
+        if root is None and tags.submission_id:  # a root that was not submitted gets its tag after it has begun
+            root = (await self._runs.get([tags.submission_id])).get(tags.submission_id)
+        if root is not None:
+            await self._rebuilder.from_root(root, [r for r in found if r.tags.task_id])
+        record = await self._tasks.get(tags.task_id)
+        if record is None:
+            name = name or next((r.name for r in found if r.id == run_id), tags.stage or "")
+            await self._rebuilder.from_tags(tags, name, at)
+            record = await self._tasks.get(tags.task_id)
+        return record
+
+    async def _submission(self, submission_id: str) -> Sequence[TaskRecord]:
+        return await self._tasks.page(submission_id=submission_id, brief=True)
+
+    async def _wait(self, record: TaskRecord, step: Step) -> None:
+        if await self._take(record, step) is None:
+            await self._tasks.note(record.task_id, step.mark, step.changes)  # the same wait for another reason
+
+    async def _take(self, record: TaskRecord, step: Step) -> TaskRecord | None:
+        moved = await self._tasks.transition(
+            record.task_id,
+            step.mark,
+            step.changes,
+            () if self._quiet else step.messages,
+            add={} if self._quiet else step.add,
+            fence=self._fence(),
+        )
+        if moved is not None:
+            _log.debug("%s is %s", record.task_id, moved.mark)
+            await self._show_worker(record, moved)
+        return moved
+
+    async def _show_worker(self, before: TaskRecord, after: TaskRecord) -> None:
+        """Set what the registry shows of the worker; those of the original protocol do that themselves."""
+        left = before.assigned_worker if before.assigned_worker and after.status is not TaskStatus.DISPATCHED else None
+        if left:
+            self._at_work[left].discard(after.task_id)
+        if mapping.ORIGINAL in {before.protocol, after.protocol}:
+            return
+        if left:
+            status = "RUNNING" if self._at_work[left] else "IDLE"
+            await self._workers.set_status(left, status, extra={"last_task": after.task_id})
+        elif after.assigned_worker and after.status is TaskStatus.DISPATCHED:
+            self._at_work[after.assigned_worker].add(after.task_id)
+            await self._workers.set_status(after.assigned_worker, "RUNNING", extra={"task_id": after.task_id})
+
+    def _busy(self, record: TaskRecord) -> bool:
+        """Return whether the worker of a record has other tasks too."""
+        return bool(self._at_work.get(record.assigned_worker or "", set()) - {record.task_id})
