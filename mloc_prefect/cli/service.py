@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _TIME = "%H:%M:%S"
-_CHATTY = ("httpx", "httpcore", "asyncio", "multipart")
+_CHATTY = ("httpx", "httpcore", "asyncio", "multipart", "uvicorn")
 
 
 def log_to_stderr(settings: MlocSettings) -> None:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from contextlib import suppress
+import os
+import re
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from typing import TYPE_CHECKING, TextIO
-
-from rich.console import Console
-from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,15 +20,18 @@ if TYPE_CHECKING:
 EVERY = 0.1
 """Seconds between two looks at the files."""
 
+# What Valkey says without being asked: its notices, and a hint about a setting of the kernel.
+_UNWANTED = re.compile(r"\d+:[A-Z] .{20,30} [*.-] |\d+:signal-handler|.*Memory overcommit must be enabled")
 _ONCE = 256 << 10  # bytes of one file shown in one go
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
+_COLOURS = (36, 35, 32, 34, 33, 96)  # of ANSI terminals: cyan, magenta, green, blue, yellow, bright cyan
+_BOLD, _WARN = 1, 33
 
 
 @dataclass(slots=True)
 class _Followed:
     name: str
     path: Path
-    colour: str
+    colour: int
     position: int
     rest: bytes = b""
 
@@ -47,7 +47,8 @@ class LogView:
     """
 
     def __init__(self, stream: TextIO, *, copy: Path | None = None, max_bytes: int = 5 << 20, backups: int = 5) -> None:
-        self._console = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._stream = stream
+        self._colours = stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
         self._followed: list[_Followed] = []
         self._width = 9
         self._gone = False
@@ -62,10 +63,15 @@ class LogView:
         self._followed.append(_Followed(name, path, colour, _size(path)))
         self._width = max(self._width, len(name))
 
-    def say(self, text: str, *, style: str = "bold") -> None:
-        """Print a line of our own."""
+    def say(self, text: str) -> None:
+        """Print lines of our own."""
         for line in text.splitlines() or [""]:
-            self._show("mloc", line, style, style)
+            self._show("mloc", line, _BOLD)
+
+    def warn(self, text: str) -> None:
+        """Print lines of our own that somebody should read."""
+        for line in text.splitlines():
+            self._show("mloc", line, _WARN)
 
     async def run(self) -> None:
         """Follow the files until cancelled; what was written by then is still shown."""
@@ -80,26 +86,26 @@ class LogView:
         """Show the new lines."""
         for followed in self._followed:
             for line in _new_lines(followed):
-                self._show(followed.name, line, followed.colour, "")
+                if _UNWANTED.match(line):
+                    continue
+                self._show(followed.name, line, followed.colour)
 
     def close(self) -> None:
         """Close the copy."""
         if self._copy is not None:
             self._copy.close()
 
-    def _show(self, name: str, line: str, colour: str, style: str) -> None:
+    def _show(self, name: str, line: str, colour: int) -> None:
         if self._copy is not None:
             self._copy.handle(logging.makeLogRecord({"msg": f"{name:<{self._width}} | {line}"}))
         if self._gone:
             return
-        text = Text(f"{name:<{self._width}} │ ", colour)
-        text.append(line, style)
+        prefix = f"{name:<{self._width}} │ "
         try:
-            self._console.print(text)
-        except (BrokenPipeError, OSError):  # nobody looks any more; the parts go on and the files have it all
+            self._stream.write(f"\x1b[{colour}m{prefix}\x1b[0m{line}\n" if self._colours else f"{prefix}{line}\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # nobody looks any more; the parts go on and the files have it all
             self._gone = True
-            with suppress(OSError):
-                sys.stdout.close()
 
 
 def tail(path: Path, count: int = 1) -> Sequence[str]:

@@ -110,11 +110,17 @@ class CommandPart:
                 wait.cancel()
         if ready.ready.is_set():
             return
-        said = " ".join(tail(self.log, 1)).removeprefix("error: ")
+        said = _reason(tail(self.log, 5))
         if process.ending:
             message = f"the {self.name} ended while it started ({process.ending}): {said or 'it wrote nothing'}"
             raise DispatchError(message, hint=f"its log is {self.log}")
         raise DispatchError(f"the {self.name} was not ready within {READY_SECONDS:g} s", hint=f"its log is {self.log}")
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Return the line of a log that says why: the last error of ours, else the last one."""
+    ours = [line.removeprefix("error: ") for line in lines if line.lower().startswith("error: ")]
+    return (ours or [*lines[-1:]] or [""])[-1]
 
 
 class ServerPart:

@@ -79,7 +79,7 @@ class _Up:
         groups = self._groups()
         for part in (part for group in groups for part in group):
             self._view.follow(part.name, part.log)
-        self._keeper = Keeper(groups, say=lambda text: self._view.say(text, style="yellow"), changed=self._publish)
+        self._keeper = Keeper(groups, say=self._view.warn, changed=self._publish)
 
     async def run(self) -> None:
         """Start, wait, stop."""
@@ -113,7 +113,7 @@ class _Up:
         self._ready = True
         self._publish()
         for line in summary(self._stack, worker=self._worker, show_token=self._show_token):
-            self._view.say(line, style="")
+            self._view.say(line)
         tell_ready()
         return True
 

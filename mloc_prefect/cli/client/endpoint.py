@@ -171,8 +171,9 @@ def quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
+def _given(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what was given; None for nothing, as an empty mapping would cut off the query of a path."""
+    return {name: value for name, value in parameters.items() if value is not None} or None
 
 
 def _detail(answer: httpx.Response) -> str:
