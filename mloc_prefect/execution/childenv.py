@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mloc_prefect
 from mloc_prefect.execution.hosttypes import HostSpec
+from mloc_prefect.execution.shares import SHARE
 
 
 def child_environment(spec: HostSpec, run_dir: Path) -> dict[str, str]:
@@ -17,7 +18,7 @@ def child_environment(spec: HostSpec, run_dir: Path) -> dict[str, str]:
     The host runs this very copy of `mloc_prefect`, whatever its interpreter, and sees nothing else of our environment:
     `PYTHONPATH` starts with a directory that holds only a link to the package.
     """
-    env = {**os.environ, **device_variables(spec.devices), **spec.env}
+    env = {**os.environ, **device_variables(spec.devices), SHARE: str(spec.share), **spec.env}
     inherited = env.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join([str(_package_link(run_dir)), *([inherited] if inherited else [])])
     return env
@@ -29,8 +30,12 @@ def device_variables(devices: Iterable[str]) -> dict[str, str]:
     A host without a leased GPU sees none: whatever it puts on one would be missing for the engine that leased it.
     Numbers count as NVML does, in the order of the PCI bus.
     """
-    gpus = [name.partition(":")[2] for name in devices if name.startswith("gpu:")]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpu_names(devices)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def gpu_names(devices: Iterable[str]) -> list[str]:
+    """Return the GPUs among leased devices as CUDA names them: `gpu:0` -> `0`."""
+    return [name.partition(":")[2] for name in devices if name.startswith("gpu:")]
 
 
 def _package_link(run_dir: Path) -> Path:

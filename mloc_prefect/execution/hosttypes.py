@@ -22,6 +22,7 @@ class HostSpec:
         options: Engine options, JSON-ready; given to the class.
         devices: Leased devices: `gpu:<index or uuid>`, and names that mean nothing to CUDA, such as `cpu`.
         env: Variables added to the environment of the host.
+        share: Share of the memory of those devices that it may use, over 0 to 1.
     """
 
     executor: str
@@ -29,6 +30,7 @@ class HostSpec:
     options: dict[str, Any] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    share: float = 1.0
 
     @property
     def key(self) -> str:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import DispatchError
+from mloc_prefect.execution.asking import ANSWER_SECONDS, ask, clear_devices
+from mloc_prefect.execution.childenv import gpu_names
 from mloc_prefect.execution.hosttypes import Host, HostExit, HostSpec
 from mloc_prefect.execution.owners import kill_left_over
 from mloc_prefect.execution.ram import available_bytes, resident_bytes
 from mloc_prefect.execution.supervised import SupervisedHost
-from mloc_prefect.execution.wire import decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,6 @@ NEWS_SECONDS = 2.0
 STOP_SECONDS = 25.0
 """How long a host that leaves may take to close its executor."""
 
-ANSWER_SECONDS = 2.0
-"""How long a host may take to say whether it is idle."""
-
 SLEEP_SECONDS = 60.0
 """How long a host may take to move its weights out of the way; after that it is asked to leave."""
 
@@ -42,6 +40,7 @@ LOG_DAYS = 7
 _REMEMBERED = 256
 _CPU = "cpu"
 _SPARE = 1.25
+_ROUNDING = 1e-3
 
 
 class HostPool:
@@ -115,7 +114,7 @@ class HostPool:
         except TimeoutError:
             return None
 
-    async def evict(self, devices: Collection[str], *, keep: str | None = None) -> int:
+    async def evict(self, devices: Collection[str], *, keep: str | None = None, share: float = 1.0) -> int:
         """Let idle hosts on any of `devices` give back their memory, the one used least recently first.
 
         One that can sleep stays and needs no loading later; any other leaves. A busy host keeps what it has: whoever
@@ -124,12 +123,21 @@ class HostPool:
         Args:
             devices: Names as in `HostSpec.devices`.
             keep: Key of a host that stays.
+            share: Share of each device's memory that is needed; no more hosts leave than that takes.
 
         Returns:
             How many gave back theirs.
         """
-        there = [c for c in self._by_use() if c.key != keep and set(c.spec.devices) & set(devices) and not c.asleep]
-        return sum([await self._sleep(child) or await self._stop_idle(child) for child in there])
+        count = 0
+        for child in self._by_use():
+            here = set(child.spec.devices) & set(devices)
+            if (
+                child.key != keep
+                and not child.asleep
+                and any(self._used(d, keep) + share > 1.0 + _ROUNDING for d in here)
+            ):
+                count += await self._sleep(child) or await self._stop_idle(child)
+        return count
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return executor, engine, model, devices, pid, resident memory and idle time of every host, for displays."""
@@ -207,13 +215,22 @@ class HostPool:
 
     async def _make_room(self, spec: HostSpec, *, keep: str | None = None) -> None:
         """Give a host the memory of its GPUs, or of the CPU, and keep the number of warm hosts bounded."""
-        await self.evict([name for name in spec.devices if name.startswith("gpu:")], keep=keep)
+        gpus = [name for name in spec.devices if name.startswith("gpu:")]
+        await self.evict(gpus, keep=keep, share=spec.share)
+        if gpus:
+            own = {child.socket for child in self._hosts.values()}
+            await clear_devices(self._run_dir, gpu_names(gpus), spare={path for path in own if path})
         if _CPU in spec.devices:
             await self._free_memory()
         for child in self._by_use():
             if keep is not None or len(self._hosts) < self._warm_limit:
                 return
             await self._stop_idle(child)
+
+    def _used(self, device: str, keep: str | None) -> float:
+        """Return the share of a device's memory that our hosts hold, `keep` left out."""
+        there = (c for c in self._hosts.values() if device in c.spec.devices and c.key != keep and not c.asleep)
+        return sum(child.spec.share for child in there)
 
     async def _free_memory(self) -> None:
         """Let idle engines on the CPU leave until one as large as the largest of them has room."""
@@ -227,13 +244,13 @@ class HostPool:
 
     async def _sleep(self, child: SupervisedHost) -> bool:
         """Let `child` give back the memory of its device but keep its model; return whether it did."""
-        answer = await _ask(child.socket, {"op": "sleep"}, SLEEP_SECONDS) if child.socket else None
+        answer = await ask(child.socket, {"op": "sleep"}, SLEEP_SECONDS) if child.socket else None
         child.asleep = bool(answer and answer.get("ok"))
         return child.asleep
 
     async def _stop_idle(self, child: SupervisedHost) -> bool:
         """Let `child` leave if it has no task; return whether it did."""
-        answer = await _ask(child.socket, {"op": "stop", "if_idle": True}, ANSWER_SECONDS) if child.socket else None
+        answer = await ask(child.socket, {"op": "stop", "if_idle": True}, ANSWER_SECONDS) if child.socket else None
         if answer is None or not answer.get("ok"):
             return False
         await self._gone(child)
@@ -246,22 +263,6 @@ class HostPool:
         except TimeoutError:
             await child.end()
         self._retire(child)
-
-
-async def _ask(socket_path: str, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
-    """Ask a host something; None when it is busy in C code with the interpreter locked, `ok` when it is leaving."""
-    try:
-        reader, writer = await asyncio.open_unix_connection(socket_path)
-    except OSError:  # it is leaving already
-        return {"ok": True}
-    try:
-        writer.write(encode(question))
-        answer = await asyncio.wait_for(reader.readline(), seconds)
-    except (OSError, TimeoutError):
-        return None
-    finally:
-        writer.close()
-    return decode(answer) if answer else {"ok": True}
 
 
 def tidy(run_dir: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.failures import failure_of
 from mloc_prefect.execution.protocol import Cancelled, ExecutionRequest
+from mloc_prefect.execution.shares import leased_gpus
 from mloc_prefect.execution.tasks import HostTask, TaskRunner
 from mloc_prefect.execution.wire import LINE_LIMIT, decode, encode
 
@@ -133,7 +134,7 @@ class HostServer:
         now = time.monotonic()
         for conn in [c for c in self._silent if now - c.since > _HELLO_SECONDS]:
             self._drop(conn)
-        if any(t.cancelled_at is not None and now - t.cancelled_at > CANCEL_GRACE for t in self._running):
+        if any(_hangs(task, now) for task in self._running):
             self._on_hung()
 
     def _accept(self) -> None:
@@ -195,7 +196,9 @@ class HostServer:
         elif op == "sleep":
             self._sleep(conn)
         elif op == "stop":
-            self._answer(conn, {"t": "stopping", "ok": self._stop(if_idle=bool(message.get("if_idle")))})
+            unused = "devices" in message and not set(message["devices"]) & set(leased_gpus())
+            ok = not unused and self._stop(if_idle=bool(message.get("if_idle")))
+            self._answer(conn, {"t": "stopping", "ok": ok, "pid": os.getpid()})
         else:
             self._answer(conn, {"t": "error", "failure": {"message": f"unknown operation {op!r}", "kind": "user"}})
 
@@ -290,6 +293,11 @@ class HostServer:
             self._drop(conn)
         self._selector.close()
         self.runner.stop()
+
+
+def _hangs(task: HostTask, now: float) -> bool:
+    """Return whether a cancelled task goes on for longer than it may."""
+    return task.cancelled_at is not None and now > max(task.cancelled_at + CANCEL_GRACE, task.patient_until)
 
 
 def _request(message: Mapping[str, Any]) -> ExecutionRequest:

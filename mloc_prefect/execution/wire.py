@@ -1,8 +1,8 @@
 """The line protocol of a host's socket: one connection = one task, one JSON object a line.
 
 Client to host: `{"op": "run", "request": {...}}` (or `"request_file"` when the request is larger than `REQUEST_LIMIT`),
-`{"op": "ping"}`, `{"op": "sleep"}`, `{"op": "stop", "if_idle": bool}`. A client that shuts its sending side cancels
-its task.
+`{"op": "ping"}`, `{"op": "sleep"}`, `{"op": "stop", "if_idle": bool, "devices": [...]}` (with `devices`: only a host
+that has one of these GPUs). A client that shuts its sending side cancels its task.
 
 Host to client, by `t`: `accepted` (the request is queued), `started`, `event`, then one of `result` and `error`;
 `pong`, `asleep` and `stopping` answer the other operations. Standard library only.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.gpu_memory import bound_memory
 from mloc_prefect.executors.models_source import FAILED, ModelPlace
 from mloc_prefect.executors.threads import usable_cores
 
@@ -118,6 +119,7 @@ def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[s
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    bound_memory()
     device = _device(options.device, gpus=torch.cuda.device_count())
     torch.set_num_threads(usable_cores())
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": place.local_only}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.execution.shares import leased_gpus, leased_share
 from mloc_prefect.executors.threads import wait_passively
 from mloc_prefect.spec.diagnostics import did_you_mean
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _OURS = frozenset({"model", "revision", "runner"})  # the spec says these elsewhere
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM's LoRA kernels are made for
+_USED = 0.9  # of the leased memory, as MLOC's default has it [protocol 4.2]
 _CPU_KV_SHARE = 1 / 16
 _GIB = 1 << 30
 
@@ -93,8 +95,8 @@ def wish_of(
         arguments.setdefault("enforce_eager", True)  # compiling takes minutes and gains little there
         arguments["tensor_parallel_size"] = 1
     else:
-        arguments.setdefault("gpu_memory_utilization", 0.9)
-        arguments.setdefault("tensor_parallel_size", leased_gpus())
+        arguments.setdefault("gpu_memory_utilization", round(_USED * leased_share(), 4))
+        arguments.setdefault("tensor_parallel_size", max(1, len(leased_gpus())))
         arguments.setdefault("enable_sleep_mode", can_sleep)
     if arguments["tensor_parallel_size"] == 1:
         arguments.setdefault("distributed_executor_backend", "uni")
@@ -103,11 +105,6 @@ def wish_of(
     for name in ("enable_lora", "max_lora_rank"):
         arguments.pop(name, None)
     return EngineWish(place.fingerprint, arguments, lora_rank)
-
-
-def leased_gpus() -> int:
-    """Return how many GPUs this process was given, at least 1."""
-    return max(1, sum(1 for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()))
 
 
 def prepare_environment() -> None:

@@ -101,6 +101,7 @@ def prepare(stage: StagePlan, options: RunOptions, task_ids: Mapping[str, str]) 
             timeout=timeout,
             stall=options.settings.stall_seconds,
             holder=stage.name,
+            priority=stage.priority,
             document=document,
             results=(upstream or direct) if depends else None,
         )

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.worker.inventory import Inventory, misfit, wanted_gpus
-from mloc_prefect.worker.lease_rules import Entry, candidates_of, part_of, share_of
+from mloc_prefect.worker.lease_rules import Entry, Load, candidates_of, loads_of, part_of, share_of
 from mloc_prefect.worker.lease_state import Rules, State, start_mark
 
 if TYPE_CHECKING:
@@ -208,6 +208,10 @@ class Book(ABC):
     def snapshot(self) -> tuple[Held, ...]:
         """See `LeaseBook.snapshot`."""
         return tuple(Held(self._lease(e), e.pid, e.since) for e in self._peek().held)
+
+    def loads(self) -> dict[str, Load]:
+        """Return what is in use of each device now; tasks that share an engine count once."""
+        return loads_of(self._peek().held)
 
     def _lease(self, entry: Entry) -> Lease:
         return Lease(entry.id, tuple(entry.devices), entry.holder, share_of(entry, self.inventory), entry.part)

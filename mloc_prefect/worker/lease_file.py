@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import DispatchError
+from mloc_prefect.worker.inventory import read_inventory
 from mloc_prefect.worker.lease_book import Book
 from mloc_prefect.worker.lease_state import State, boot_mark
 
@@ -16,7 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from mloc_prefect.settings import MlocSettings
     from mloc_prefect.worker.inventory import Inventory
+
+
+def machine_book(settings: MlocSettings, inventory: Inventory) -> FileLeaseBook:
+    """Return the book that all processes of this machine and state directory share.
+
+    Args:
+        settings: Where it lies, and its rules.
+        inventory: What may be leased; when it has GPUs of NVML, what others hold of them is looked at again later.
+    """
+    real = bool(inventory.gpus) and not (settings.inventory or "").strip()
+    return FileLeaseBook(
+        settings.home,
+        inventory,
+        settings.engines_per_device,
+        patience=settings.reserve_seconds,
+        look=(lambda: read_inventory(settings)) if real else None,
+    )
 
 
 class FileLeaseBook(Book):

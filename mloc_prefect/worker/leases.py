@@ -6,8 +6,8 @@ under a lock, shared by all processes of the machine; `MemoryLeaseBook` is its t
 """
 
 from mloc_prefect.worker.lease_book import Held, Lease, LeaseBook, MemoryLeaseBook
-from mloc_prefect.worker.lease_file import FileLeaseBook
+from mloc_prefect.worker.lease_file import FileLeaseBook, machine_book
 from mloc_prefect.worker.lease_rules import CPU
 from mloc_prefect.worker.lease_state import start_mark
 
-__all__ = ["CPU", "FileLeaseBook", "Held", "Lease", "LeaseBook", "MemoryLeaseBook", "start_mark"]
+__all__ = ["CPU", "FileLeaseBook", "Held", "Lease", "LeaseBook", "MemoryLeaseBook", "machine_book", "start_mark"]

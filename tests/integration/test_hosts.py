@@ -306,6 +306,34 @@ class TestIdle:
         await pool.acquire(new)  # an engine takes the whole GPU: the one before has to go
         assert not is_alive(pids[2])
 
+    async def test_no_more_idle_hosts_leave_a_shared_gpu_than_the_new_one_needs(
+        self, pool: HostPool, tmp_path: Path
+    ) -> None:
+        oldest, newer, third, large = (
+            HostSpec(TROUBLE, sys.executable, {"n": n}, devices=("gpu:0",), env=host_spec().env, share=share)
+            for n, share in enumerate((0.25, 0.5, 0.5, 1.0))
+        )
+        pids = [(await pool.acquire(spec)).pid for spec in (oldest, newer)]
+        pids.append((await pool.acquire(third)).pid)
+        assert [is_alive(pid) for pid in pids] == [False, True, True]
+        await pool.acquire(large)
+        assert [is_alive(pid) for pid in pids] == [False, False, False]
+
+    async def test_an_idle_host_of_another_owner_leaves_a_gpu_that_was_leased_to_us(
+        self, pool: HostPool, tmp_path: Path
+    ) -> None:
+        run, others = Runner(pool, tmp_path), []
+        first, second = (
+            HostSpec(TROUBLE, sys.executable, {}, devices=(f"gpu:{n}",), env=host_spec().env) for n in range(2)
+        )
+        busy = asyncio.create_task(run(trouble_request(tmp_path, ["beat", 5, 0.1]), second))
+        others = [(await pool.acquire(first)).pid]
+        await until(lambda: run.events)
+        async with HostPool(pool._run_dir, 60, 30) as ours:
+            await ours.acquire(HostSpec(TROUBLE, sys.executable, {"n": 1}, ("gpu:0", "gpu:1"), env=host_spec().env))
+            assert not is_alive(others[0])
+        assert (await busy).host_pid  # a busy one stays: it has a lease itself
+
     async def test_engines_that_can_sleep_take_turns_on_a_gpu_without_a_reload(
         self, pool: HostPool, tmp_path: Path
     ) -> None:

@@ -55,6 +55,14 @@ def test_engine_arguments_on_leased_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     assert wish({"tensor_parallel_size": 1}, on_cpu=False).engine_arguments()["distributed_executor_backend"] == "uni"
 
 
+def test_a_leased_part_of_a_card_bounds_the_engine_unless_the_spec_says_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLOC_GPU_SHARE", "0.5")
+    assert wish({}, on_cpu=False).engine_arguments()["gpu_memory_utilization"] == 0.45
+    assert wish({"gpu_memory_utilization": 0.7}, on_cpu=False).engine_arguments()["gpu_memory_utilization"] == 0.7
+
+
 @pytest.mark.parametrize(
     ("vllm", "problem"),
     [
