@@ -46,7 +46,7 @@ def detail_text(errors: Sequence[Diagnostic]) -> str:
         return first.message
     more = [text for text in (first.found and f"found {first.found}", first.suggestion) if text]
     tail = f" ({'; '.join(more)})" if more else ""
-    text = f"{first.message} at line {first.line}, column {first.column}{tail}"
+    text = f"{first.message.rstrip('.')} at line {first.line}, column {first.column}{tail}"
     return f"{text}; {len(errors) - 1} more in 'diagnostics'" if len(errors) > 1 else text
 
 
