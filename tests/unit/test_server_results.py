@@ -266,7 +266,7 @@ async def test_a_file_goes_up_and_comes_down(tmp_path):
         assert got.headers["content-length"] == str(len(content))
         head = await endpoint.client.head(f"{RESULTS}/new-id/files/final_model.zip")
         assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(content)))
-        assert [name for name in os.listdir(path.parent) if name.endswith(".part")] == []
+        assert list(path.parent.rglob("*.part")) == []
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/x", ".", "..", "", "x" * 256])
