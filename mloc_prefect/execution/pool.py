@@ -104,6 +104,11 @@ class HostPool:
         self._retire(child)
         return how
 
+    async def leave(self, key: str) -> bool:
+        """Let the host `key` end if it has no task; return whether it did."""
+        child = self._hosts.get(key)
+        return child is not None and child.usable and await self._stop_idle(child)
+
     async def exit_of(self, key: str, *, pid: int | None = None) -> HostExit | None:
         """Return how the host `key` ended; see `HostProvider`."""
         child = self._hosts.get(key)

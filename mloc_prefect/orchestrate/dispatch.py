@@ -15,7 +15,7 @@ from mloc_prefect.errors import ExecutionError
 from mloc_prefect.execution.environments import interpreter_of
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionResult, UserError
 from mloc_prefect.orchestrate.choice import choose
-from mloc_prefect.worker.inventory import matching_gpus, read_inventory, wanted_gpus
+from mloc_prefect.worker.inventory import matching_gpus, misfit, read_inventory, wanted_gpus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -42,6 +42,8 @@ class StageJob:
         timeout: Seconds it may run (`spec.timeoutSec`), or None.
         stall: Seconds without any sign of life after which it is ended.
         holder: Name for people who look at leases.
+        priority: `spec.priority`; larger is served first.
+        avoid: Workers on which it failed before; another one is better.
         document: The effective document without its `spec`; for workers that are sent whole documents.
         results: Results of the tasks it depends on by stage name, each with a `result` level; None when it depends on
             none. Also only for such workers: our executors get `request.upstream`.
@@ -54,8 +56,20 @@ class StageJob:
     timeout: float | None = None
     stall: float = 1800.0
     holder: str = ""
+    priority: int = 0
+    avoid: tuple[str, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] | None = None
+
+    @property
+    def leased(self) -> bool:
+        """Whether a device is leased for it; light work that asks for no GPU only needs to be somewhere."""
+        return self.executor.engine or wanted_gpus(self.resources) > 0
+
+    @property
+    def title(self) -> str:
+        """Name for people who look at leases."""
+        return self.holder or self.request.name
 
 
 class StageDispatcher(Protocol):
@@ -87,12 +101,58 @@ class InProcessDispatcher:
         self._inventory = inventory
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
-        """See `StageDispatcher`."""
+        """See `StageDispatcher`; waits for a lease as long as it takes."""
         job = self._chosen(job, on_event)
-        if not job.executor.engine:
-            return await self._execute(job, (), on_event)
-        async with self._lease(job, on_event) as lease:
-            return await self._execute(job, lease.devices, on_event)
+        if not self._clamped(job).leased:
+            return await self._execute(job, self._host_spec(job), on_event)
+        lease = await self._acquire(job, on_event)
+        return await self._under(lease, job, on_event)
+
+    async def try_lease(self, job: StageJob) -> Lease | None:
+        """Return a lease under which `dispatch_leased` can run `job` now, or None; never waits.
+
+        Raises:
+            DispatchError: This machine can never run it.
+        """
+        job = self._chosen(job, lambda _: None)
+        share, engine = self._engine_of(job)
+        return await self._leases.try_acquire(job.resources, holder=job.title, share=share, engine=engine)
+
+    async def wait_lease(self, job: StageJob, *, waited: float = 0.0) -> Lease:
+        """Wait for a lease under which `dispatch_leased` can run `job`; cancelling the call leaves the line.
+
+        Args:
+            job: The attempt.
+            waited: Seconds that it has waited elsewhere already.
+
+        Raises:
+            DispatchError: This machine can never run it.
+        """
+        job = self._chosen(job, lambda _: None)
+        share, engine = self._engine_of(job)
+        return await self._leases.acquire(
+            job.resources, holder=job.title, share=share, engine=engine, priority=job.priority, waited=waited
+        )
+
+    async def dispatch_leased(
+        self, job: StageJob, lease: Lease | None, *, on_event: Callable[[ExecutionEvent], None]
+    ) -> ExecutionResult:
+        """Run the attempt under a lease that was had before (None for light work), and give it back after it.
+
+        Raises as `dispatch`.
+        """
+        job = self._chosen(job, on_event)
+        if lease is None:
+            return await self._execute(job, self._host_spec(job), on_event)
+        return await self._under(lease, job, on_event)
+
+    async def give_back(self, lease: Lease) -> None:
+        """Give a lease of `try_lease` back that was not used."""
+        await self._leases.release(lease)
+
+    def host_of(self, job: StageJob, lease: Lease) -> HostSpec:
+        """Return the host that `dispatch_leased` uses."""
+        return self._host_spec(self._chosen(job, lambda _: None), lease.devices, lease.share)
 
     def _chosen(self, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> StageJob:
         """Return `job` with the executor that runs it here, and tell which and why."""
@@ -109,11 +169,10 @@ class InProcessDispatcher:
         return replace(job, executor=executor, request=request, engine_options=options)
 
     async def _execute(
-        self, job: StageJob, devices: tuple[str, ...], on_event: Callable[[ExecutionEvent], None]
+        self, job: StageJob, spec: HostSpec, on_event: Callable[[ExecutionEvent], None]
     ) -> ExecutionResult:
         from mloc_prefect.execution.client import execute
 
-        spec = self._host_spec(job, devices)
         restarts = job.executor.restarts
         while True:
             try:
@@ -127,7 +186,7 @@ class InProcessDispatcher:
                 message = f"{error.message}; started again within this attempt, finished rows are kept"
                 on_event(ExecutionEvent("log", {"message": message, "level": "warning"}, time.time()))
 
-    def _host_spec(self, job: StageJob, devices: tuple[str, ...]) -> HostSpec:
+    def _host_spec(self, job: StageJob, devices: tuple[str, ...] = (), share: float = 1.0) -> HostSpec:
         from mloc_prefect.execution.hosttypes import HostSpec
 
         return HostSpec(
@@ -135,20 +194,36 @@ class InProcessDispatcher:
             python=interpreter(job.executor, self._settings),
             options=dict(job.engine_options),
             devices=devices,
+            share=share,
         )
 
-    @asynccontextmanager
-    async def _lease(self, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> AsyncIterator[Lease]:
-        def waiting(why: str) -> None:
-            on_event(ExecutionEvent("phase", {"text": why}, time.time()))
-
-        request = clamped(job.resources, self._inventory)
-        share = self._host_spec(job, ()).key if job.executor.shared else None
-        lease = await self._leases.acquire(request, holder=job.holder or job.request.name, on_wait=waiting, share=share)
+    async def _under(self, lease: Lease, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
         try:
-            yield lease
+            return await self._execute(job, self._host_spec(job, lease.devices, lease.share), on_event)
         finally:
             await asyncio.shield(self._leases.release(lease))
+
+    async def _acquire(self, job: StageJob, on_event: Callable[[ExecutionEvent], None]) -> Lease:
+        def waiting(why: str) -> None:
+            on_event(ExecutionEvent("waiting", {"reason": why}, time.time()))
+
+        share, engine = self._engine_of(job)
+        return await self._leases.acquire(
+            self._clamped(job).resources,
+            holder=job.title,
+            on_wait=waiting,
+            share=share,
+            engine=engine,
+            priority=job.priority,
+        )
+
+    def _clamped(self, job: StageJob) -> StageJob:
+        return replace(job, resources=clamped(job.resources, self._inventory))
+
+    def _engine_of(self, job: StageJob) -> tuple[str | None, str | None]:
+        """Return the engine of a chosen job as the lease book wants it: to be shared, or to be found warm again."""
+        key = self._host_spec(job).key
+        return (key, None) if job.executor.shared else (None, key)
 
 
 class MemoryDispatcher:
@@ -211,11 +286,10 @@ async def local_dispatcher(settings: MlocSettings) -> AsyncIterator[StageDispatc
 
 def on_hosts(settings: MlocSettings, hosts: HostProvider) -> InProcessDispatcher:
     """Return the dispatcher of this machine for `hosts`, with the lease book that all its processes share."""
-    from mloc_prefect.worker.leases import FileLeaseBook
+    from mloc_prefect.worker.leases import machine_book
 
-    inventory = read_inventory(settings)
-    leases = FileLeaseBook(settings.home, inventory, settings.engines_per_device)
-    return InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=inventory)
+    leases = machine_book(settings, read_inventory(settings))
+    return InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=leases.inventory)
 
 
 def interpreter(executor: ExecutorRef, settings: MlocSettings) -> str:
@@ -230,7 +304,10 @@ def _host_died(error: ExecutionError) -> bool:
 
 
 def clamped(request: ResourceRequest, inventory: Inventory) -> ResourceRequest:
-    """Return `request` cut down to what the machine has: fewer GPUs, any type, or the CPU."""
+    """Return `request` cut down to what the machine has: fewer GPUs, any type, or the CPU; no tags, cores or RAM."""
+    if misfit(request, inventory) is None:
+        return request
+    request = replace(request, cpus=None, memory_bytes=None, tags=())
     if wanted_gpus(request) <= len(matching_gpus(request, inventory.gpus)):
         return request
     count = min(request.gpu_count, len(inventory.gpus))

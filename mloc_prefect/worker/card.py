@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mloc_prefect.worker.identity import Process
-from mloc_prefect.worker.inventory import Gpu, Inventory, matching_gpus, misfit, wanted_gpus
+from mloc_prefect.worker.inventory import Gpu, Inventory, misfit, wanted_gpus
+from mloc_prefect.worker.lease_rules import Entry, Load, candidates_of, choose, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +45,8 @@ class WorkerCard:
         role: `coordinator` serves root runs only and has no hardware to offer.
         process: Its process.
         inventory: What it has.
-        free: Indices of the devices on which nothing runs.
-        cpu_free: Whether an engine may start on its CPU.
+        used: Devices in use: name, engines that have it whole, bytes of those that have a part.
+        engines: Engines that may have one device whole.
         slots: Further runs that it takes, or None for no limit.
         draining: It finishes what it has and takes nothing more.
         warm: Keys of the engines that are loaded.
@@ -62,8 +63,8 @@ class WorkerCard:
     role: Role = "worker"
     process: Process
     inventory: Inventory = field(default_factory=lambda: Inventory(0))
-    free: tuple[int, ...] = ()
-    cpu_free: bool = True
+    used: tuple[tuple[str, int, int], ...] = ()
+    engines: int = 1
     slots: int | None = None
     draining: bool = False
     warm: tuple[str, ...] = ()
@@ -73,24 +74,32 @@ class WorkerCard:
     beat: int = 0
     heartbeat: float = 5.0
 
-    def could_run(self, request: ResourceRequest, tags: tuple[str, ...] = ()) -> bool:
+    def could_run(self, request: ResourceRequest) -> bool:
         """Return whether `request` fits this worker when nothing else runs there."""
-        if self.role != "worker" or self.draining:
-            return False
-        return misfit(request, self.inventory) is None and set(tags) <= set(self.inventory.tags)
+        return self.role == "worker" and not self.draining and misfit(request, self.inventory) is None
 
-    def has_room(self, request: ResourceRequest, tags: tuple[str, ...] = ()) -> bool:
-        """Return whether `request` would have found room at the last heartbeat."""
-        if not self.could_run(request, tags) or self.slots == 0:
+    def has_room(self, request: ResourceRequest, *, lease: bool = True) -> bool:
+        """Return whether `request` would have found room at the last heartbeat.
+
+        Args:
+            request: What is wanted.
+            lease: Whether it needs a device; light work only needs a slot.
+        """
+        if not self.could_run(request) or self.slots == 0:
             return False
-        count = wanted_gpus(request)
-        idle = [gpu for gpu in self.inventory.gpus if gpu.index in self.free]
-        return len(matching_gpus(request, idle)) >= count if count else self.cpu_free
+        if not lease:
+            return True
+        candidates = candidates_of(request, self.inventory)
+        part, count = part_of(request, self.inventory), wanted_gpus(request) or 1
+        wish = Entry(id="", holder="", pid=0, start="", candidates=candidates, count=count, part=part)
+        loads = {name: Load(whole, packed) for name, whole, packed in self.used}
+        return choose(wish, loads, self.engines, {}) is not None
 
     @property
     def idle_gpus(self) -> tuple[Gpu, ...]:
-        """Devices on which nothing runs."""
-        return tuple(gpu for gpu in self.inventory.gpus if gpu.index in self.free)
+        """Devices on which nothing of ours runs."""
+        used = {name for name, _, _ in self.used}
+        return tuple(gpu for gpu in self.inventory.gpus if gpu.device not in used)
 
     def to_json(self) -> str:
         """Return the card as text of at most `LIMIT` characters; lists that are only shown are cut for it."""
@@ -113,7 +122,8 @@ class WorkerCard:
         data = json.loads(text)
         try:
             known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
-            tuples = {k: tuple(known[k]) for k in ("free", "warm", "models", "runs") if k in known}
+            tuples = {k: tuple(known[k]) for k in ("warm", "models", "runs") if k in known}
+            tuples["used"] = tuple((str(n), int(w), int(b)) for n, w, b in known.get("used", ()))
             leases = tuple(Busy(holder=h, devices=tuple(d)) for h, d in known.get("leases", ()))
             shaped = {"process": Process(*known["process"]), "inventory": _inventory(known["inventory"])}
             return cls(**{**known, **tuples, **shaped, "leases": leases})
@@ -128,11 +138,11 @@ class WorkerCard:
             "cpus": self.inventory.cpus,
             "memory": self.inventory.memory_bytes,
             "tags": list(self.inventory.tags),
-            "gpus": [[gpu.index, gpu.type, gpu.memory_bytes] for gpu in self.inventory.gpus],
+            "gpus": [[g.index, g.type, g.memory_bytes, g.uuid, g.taken_bytes] for g in self.inventory.gpus],
         }
         return data
 
 
 def _inventory(data: Mapping[str, Any]) -> Inventory:
-    gpus = tuple(Gpu(index, kind, memory) for index, kind, memory in data["gpus"])
+    gpus = tuple(Gpu(*gpu) for gpu in data["gpus"])
     return Inventory(data["cpus"], data["memory"], gpus, tuple(data["tags"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
 from mloc_prefect.worker.card import Busy
 from mloc_prefect.worker.inventory import Inventory, read_inventory
+from mloc_prefect.worker.lease_rules import Load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mloc_prefect.execution.pool import HostPool
     from mloc_prefect.settings import MlocSettings
     from mloc_prefect.worker.card import WorkerCard
-    from mloc_prefect.worker.leases import LeaseBook
+    from mloc_prefect.worker.lease_book import Book
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Place:
     """
 
     inventory: Inventory
-    leases: LeaseBook
+    leases: Book
     hosts: HostPool
     dispatcher: InProcessDispatcher
     settings: MlocSettings = field(repr=False)
@@ -39,19 +40,21 @@ class Place:
     def fill_in(self, card: WorkerCard) -> WorkerCard:
         """Return `card` with what is free, leased and warm now."""
         held = self.leases.snapshot()
-        taken: dict[str, int] = {}
+        used: dict[str, Load] = {}
         for entry in held:
             for device in entry.lease.devices:
-                taken[device] = taken.get(device, 0) + 1
-        slots = self.settings.engines_per_device
+                load = used.setdefault(device, Load())
+                load.packed += entry.lease.memory_bytes
+                load.whole += not entry.lease.memory_bytes
         hosts: list[dict[str, Any]] = self.hosts.snapshot()
         return replace(
             card,
-            free=tuple(g.index for g in self.inventory.gpus if taken.get(f"gpu:{g.index}", 0) < slots),
-            cpu_free=taken.get("cpu", 0) < slots,
+            inventory=self.leases.inventory,
+            used=tuple((name, load.whole, load.packed) for name, load in sorted(used.items())),
+            engines=self.settings.engines_per_device,
             leases=tuple(Busy(holder=entry.lease.holder, devices=entry.lease.devices) for entry in held),
-            warm=tuple(sorted({host["engine"] for host in hosts if host.get("engine")})),
-            models=tuple(sorted({host["model"] for host in hosts if host.get("model")})),
+            warm=tuple(sorted({host["engine"] for host in hosts})),
+            models=tuple(sorted({host["model"] for host in hosts if host["model"]})),
         )
 
 
@@ -60,10 +63,10 @@ async def local_place(settings: MlocSettings) -> AsyncIterator[Place]:
     """Yield this machine; its executor hosts end with the block."""
     from mloc_prefect.execution.dirs import run_dir
     from mloc_prefect.execution.hosts import HostPool
-    from mloc_prefect.worker.leases import FileLeaseBook
+    from mloc_prefect.worker.leases import machine_book
 
     inventory = read_inventory(settings)
-    book = FileLeaseBook(settings.home, inventory, settings.engines_per_device)
+    book = machine_book(settings, inventory)
     async with HostPool(run_dir(settings.home), settings.host_idle_seconds, settings.host_start_seconds) as hosts:
         dispatcher = InProcessDispatcher(settings=settings, hosts=hosts, leases=book, inventory=inventory)
         yield Place(inventory, book, hosts, dispatcher, settings)

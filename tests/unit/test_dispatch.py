@@ -83,14 +83,14 @@ async def test_an_engine_runs_on_its_leased_device_and_gives_it_back(place: Plac
     assert place.leases.snapshot() == ()
 
 
-async def test_what_is_waited_for_comes_as_a_phase(place: Place) -> None:
+async def test_what_is_waited_for_is_told(place: Place) -> None:
     events: list[ExecutionEvent] = []
     held = await place.leases.acquire(ResourceRequest(gpu_count=1), holder="somebody")
     task = asyncio.create_task(place.dispatcher.dispatch(place.job(ENGINE, gpu_count=1), on_event=events.append))
     while not events:
         await asyncio.sleep(0.001)
-    assert events[0].kind == "phase"
-    assert events[0].data["text"].startswith("waiting for an engine slot on 1 gpu of gpu:0: held by somebody")
+    assert events[0].kind == "waiting"
+    assert events[0].data["reason"].startswith("waiting for an engine slot on 1 gpu of gpu:0: held by somebody")
     await place.leases.release(held)
     await task
 

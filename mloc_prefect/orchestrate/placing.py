@@ -1,0 +1,226 @@
+"""`PlacingDispatcher`: where an attempt runs. Here, when there is room at once; else on the pool; else it waits there.
+
+A stage goes to the pool although it would fit here when another worker suits it better (one that holds its model warm,
+one on which it has not failed, one whose card it fits more tightly), and when others wait for the same devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mloc_prefect.errors import DispatchError, ExecutionError
+from mloc_prefect.execution.hosttypes import engine_key
+from mloc_prefect.execution.protocol import ExecutionEvent
+from mloc_prefect.orchestrate.pooled import WorkerLostError
+from mloc_prefect.worker.gpus import matching_gpus, wanted_gpus
+from mloc_prefect.worker.view import why_waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mloc_prefect.execution.protocol import ExecutionResult
+    from mloc_prefect.orchestrate.dispatch import StageJob
+    from mloc_prefect.orchestrate.pooled import WorkPoolDispatcher
+    from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.worker.card import WorkerCard
+    from mloc_prefect.worker.leases import Lease
+    from mloc_prefect.worker.view import WorkersView
+
+_REMEMBERED = 1000
+_LOOK_SECONDS = 5.0
+_WORDS_SECONDS = 1.0
+
+
+class HerePlace(Protocol):
+    """The own machine of a worker, as far as placing needs it."""
+
+    @property
+    def name(self) -> str:
+        """Id of the worker."""
+        ...
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes further work."""
+        ...
+
+    async def try_lease(self, job: StageJob) -> Lease | None:
+        """Return what `run` needs for a job that is leased, or None when there is no room now."""
+        ...
+
+    async def run(
+        self, job: StageJob, lease: Lease | None, on_event: Callable[[ExecutionEvent], None]
+    ) -> ExecutionResult:
+        """Run the attempt here and give the lease back."""
+        ...
+
+
+class OriginalChoice(Protocol):
+    """What `OriginalWorkers.choice` returns."""
+
+    @property
+    def fitting(self) -> Sequence[Any]:
+        """Workers with hardware for it."""
+        ...
+
+    @property
+    def ready(self) -> Sequence[Any]:
+        """Those of them that are idle."""
+        ...
+
+
+class OriginalWorkers(Protocol):
+    """Workers of the original protocol."""
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        """See `StageDispatcher`."""
+        ...
+
+    async def choice(self, resources: ResourceRequest) -> OriginalChoice:
+        """Return which of them could take such a task."""
+        ...
+
+
+class PlacingDispatcher:
+    """Chooses between the own machine, the pool, and workers of the original protocol.
+
+    Args:
+        here: The own machine, or None for a worker that runs root runs only.
+        pool: Sends attempts to the pool.
+        view: All workers.
+        original: Workers of the original protocol, or None.
+        mode: `auto` (ours first), `ours` or `original`: which workers may be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        here: HerePlace | None,
+        pool: WorkPoolDispatcher,
+        view: WorkersView,
+        original: OriginalWorkers | None = None,
+        mode: str = "auto",
+    ) -> None:
+        self._here, self._pool, self._view, self._mode = here, pool, view, mode
+        self._original = original
+        self._failed: dict[str, tuple[str, ...]] = {}
+        self._words: dict[tuple[ResourceRequest, bool], tuple[float, str]] = {}
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        """See `StageDispatcher`."""
+        task = job.request.task_id
+        where = _Where(on_event)
+        try:
+            return await self._place(job, where)
+        except ExecutionError as error:
+            lost = error.worker if isinstance(error, WorkerLostError) else where.worker
+            if error.retryable and lost:
+                self._failed[task] = tuple(dict.fromkeys((*self._failed.pop(task, ()), lost)))
+                while len(self._failed) > _REMEMBERED:
+                    del self._failed[next(iter(self._failed))]
+            raise
+
+    def why(self, job: StageJob) -> str:
+        """Return in words why a job waits."""
+        key, now = (job.resources, job.leased), time.monotonic()
+        at, text = self._words.get(key, (0.0, ""))
+        if now - at > _WORDS_SECONDS:  # a thousand equal jobs may wait
+            text = why_waiting(job.resources, self._view.live, lease=job.leased)
+            self._words = {k: v for k, v in self._words.items() if now - v[0] <= _WORDS_SECONDS} | {key: (now, text)}
+        return text
+
+    async def _place(self, job: StageJob, where: _Where) -> ExecutionResult:
+        if self._mode == "original":
+            if self._original is None:
+                raise DispatchError("MLOC_DISPATCH=original needs Redis", hint="set MLOC_REDIS_URL")
+            return await self._original.dispatch(job, on_event=where.take)
+        avoid = tuple(dict.fromkeys((*job.avoid, *self._failed.get(job.request.task_id, ()))))
+        prefer = preferred(job, self._view.live, avoid)
+        if self._here is not None and self._here.open and self._suits(job, prefer, avoid):
+            lease = await self._here.try_lease(job) if job.leased else None
+            if lease is not None or not job.leased:
+                facts = {"worker": self._here.name, "protocol": "ours", "flow_run": None}
+                where.take(ExecutionEvent("placed", facts, time.time()))
+                return await self._here.run(job, lease, where.take)
+        return await self._elsewhere(job, where, prefer, avoid)
+
+    def _suits(self, job: StageJob, prefer: Sequence[str], avoid: Sequence[str]) -> bool:
+        """Return whether the own machine is as good a place as any."""
+        here = self._here
+        own = next((card for card in self._view.live if here is not None and card.id == here.name), None)
+        if here is None or own is None or not own.could_run(job.resources):
+            return False
+        if own.id in avoid and any(c.could_run(job.resources) and c.id not in avoid for c in self._view.others):
+            return False
+        return not prefer or own.id in prefer
+
+    async def _elsewhere(
+        self, job: StageJob, where: _Where, prefer: Sequence[str], avoid: Sequence[str]
+    ) -> ExecutionResult:
+        if self._original is None or self._mode == "ours":
+            return await self._pool.dispatch(job, on_event=where.take, prefer=prefer, avoid=avoid)
+        if await self._theirs(job):
+            return await self._original.dispatch(job, on_event=where.take)
+        pooled = asyncio.ensure_future(self._pool.dispatch(job, on_event=where.take, prefer=prefer, avoid=avoid))
+        try:
+            while True:
+                await asyncio.wait({pooled}, timeout=_LOOK_SECONDS)
+                if pooled.done():
+                    return await pooled
+                if where.worker is None and await self._theirs(job):
+                    break
+        finally:
+            pooled.cancel()
+            await asyncio.gather(pooled, return_exceptions=True)
+        return await self._original.dispatch(job, on_event=where.take)
+
+    async def _theirs(self, job: StageJob) -> bool:
+        """Return whether a worker of the original protocol can take the job now, while none of ours has room."""
+        assert self._original is not None
+        if any(card.has_room(job.resources, lease=job.leased) for card in self._view.live):
+            return False
+        try:
+            return bool((await self._original.choice(job.resources)).ready)
+        except DispatchError:  # no Redis now: ours go on without it
+            return False
+
+
+class _Where:
+    """Passes events on and remembers where the attempt was placed."""
+
+    def __init__(self, on_event: Callable[[ExecutionEvent], None]) -> None:
+        self._on_event = on_event
+        self.worker: str | None = None
+
+    def take(self, event: ExecutionEvent) -> None:
+        if event.kind == "placed":
+            self.worker = event.data.get("worker")
+        self._on_event(event)
+
+
+def preferred(job: StageJob, cards: Sequence[WorkerCard], avoid: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the workers that should have `job`, () when all that have room are equally good.
+
+    First those on which it did not fail, of these those that hold its engine warm, of these those whose card it fits
+    most tightly.
+    """
+    roomy = [card for card in cards if card.has_room(job.resources, lease=job.leased)]
+    if len(roomy) < 2:
+        return ()
+    engines = {engine_key(ref.path, job.engine_options) for ref in (job.executor, *job.executor.preferred)}
+    ranks = {card.id: _rank(card, job, engines, avoid) for card in roomy}
+    best = min(ranks.values())
+    chosen = tuple(name for name, rank in ranks.items() if rank == best)
+    return () if len(chosen) == len(roomy) else chosen
+
+
+def _rank(card: WorkerCard, job: StageJob, engines: set[str], avoid: Sequence[str]) -> tuple[bool, bool, int]:
+    if not job.leased:  # light work starts as fast anywhere
+        return card.id in avoid, False, 0
+    tight = 0
+    if wanted_gpus(job.resources):
+        sizes = sorted(gpu.memory_bytes or 0 for gpu in matching_gpus(job.resources, card.idle_gpus))
+        tight = sizes[wanted_gpus(job.resources) - 1] if len(sizes) >= wanted_gpus(job.resources) else 0
+    return card.id in avoid, not engines & set(card.warm), tight

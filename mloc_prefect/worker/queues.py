@@ -1,0 +1,132 @@
+"""Work queues by what their runs need: one for each requirement class, made on demand.
+
+All runs of such a queue need the same, so a head that does not fit hides only its equals, and a worker asks for the
+queues that it could serve and no others. The queue's name says for people what its runs need, its description says it
+for workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.orchestrate.api import ask
+from mloc_prefect.plan.model import ResourceRequest
+from mloc_prefect.worker.gpus import wanted_gpus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from prefect.client.orchestration import PrefectClient
+
+_MARK = "mloc: "
+_UNITS = (("t", 40), ("g", 30), ("m", 20), ("k", 10), ("b", 0))
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RequirementClass:
+    """What all runs of one queue need.
+
+    Attributes:
+        request: Hardware and tags.
+        lease: Whether a device is leased for it; light work only needs to be somewhere.
+        priority: `spec.priority`; larger is sooner.
+    """
+
+    request: ResourceRequest
+    lease: bool = True
+    priority: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the queue, e.g. `gpu-2-a100-80g` or `light-c1-m256m-p5`."""
+        r = self.request
+        parts = ["gpu", str(r.gpu_count)] if wanted_gpus(r) else ["cpu" if self.lease else "light"]
+        if wanted_gpus(r):
+            parts += [_word(r.gpu_type)] * bool(r.gpu_type) + [_size(r.gpu_memory_bytes)] * bool(r.gpu_memory_bytes)
+            parts += ["whole"] * r.gpu_exclusive + ["light"] * (not self.lease)
+        parts += [f"c{r.cpus}"] * (r.cpus is not None) + [f"m{_size(r.memory_bytes)}"] * bool(r.memory_bytes)
+        parts += [f"t.{_word(tag)}" for tag in r.tags] + [f"p{self.priority}"] * bool(self.priority)
+        return "-".join(parts)
+
+    @property
+    def description(self) -> str:
+        """Description of the queue, which `from_description` reads."""
+        data = {k: v for k, v in asdict(self.request).items() if v not in (None, 0, False, ())}
+        return _MARK + json.dumps({"request": data, "lease": self.lease, "priority": self.priority}, sort_keys=True)
+
+    @classmethod
+    def from_description(cls, text: str | None) -> RequirementClass | None:
+        """Return the class that a queue's description names, or None for a queue of somebody else."""
+        if not (text or "").startswith(_MARK):
+            return None
+        try:
+            data = json.loads((text or "").removeprefix(_MARK))
+            request = {k: v for k, v in data["request"].items() if k in ResourceRequest.__dataclass_fields__}
+            request["tags"] = tuple(request.get("tags", ()))
+            return cls(ResourceRequest(**request), bool(data["lease"]), int(data["priority"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue of the pool.
+
+    Attributes:
+        id: Its id, as events name it.
+        name: Its name.
+        priority: Prefect's; smaller is sooner.
+        needs: What its runs need, or None for a queue that is not ours.
+    """
+
+    id: str
+    name: str
+    priority: int
+    needs: RequirementClass | None = None
+
+
+async def read_queues(client: PrefectClient, pool: str) -> list[Queue]:
+    """Return the queues of a pool that are not paused, in the order in which they are served; [] without a pool."""
+    found: list[Queue] = []
+    offset = 0
+    while True:
+        body = {"limit": _PAGE, "offset": offset}
+        page = await ask(client, "POST", f"/work_pools/{pool}/queues/filter", body)
+        found += [_queue(data) for data in page or () if not data["is_paused"]]
+        offset += len(page or ())
+        if len(page or ()) < _PAGE:
+            return in_order(found)
+
+
+def in_order(queues: Iterable[Queue]) -> list[Queue]:
+    """Return queues in the order in which they are served: by the priority of specs, then by Prefect's."""
+    return sorted(queues, key=lambda q: (-(q.needs.priority if q.needs else 0), q.priority, q.name))
+
+
+async def ensure_queue(client: PrefectClient, pool: str, needs: RequirementClass) -> None:
+    """Make the queue of a class when it is not there yet."""
+    if await ask(client, "GET", f"/work_pools/{pool}/queues/{needs.name}") is None:
+        body = {"name": needs.name, "description": needs.description}
+        await ask(client, "POST", f"/work_pools/{pool}/queues", body)
+
+
+def _queue(data: Mapping[str, Any]) -> Queue:
+    needs = RequirementClass.from_description(data.get("description"))
+    return Queue(data["id"], data["name"], data.get("priority") or 1, needs)
+
+
+def _word(text: str | None) -> str:
+    """Return `text` in letters, digits and underscores; different texts stay different."""
+    plain = re.sub(r"[^a-z0-9]+", "_", (text or "").lower())
+    return plain if plain == text else f"{plain[:24]}_{hashlib.sha256((text or '').encode()).hexdigest()[:6]}"
+
+
+def _size(size: int | None) -> str:
+    """Return bytes in the largest unit that divides them, e.g. `80g`."""
+    unit, power = next((u, p) for u, p in _UNITS if not (size or 0) % (1 << p))
+    return f"{(size or 0) >> power}{unit}"
