@@ -51,10 +51,11 @@ def bridge() -> None:
     from mloc_prefect.bridge.main import run_bridge
     from mloc_prefect.cli.service import log_to_stderr, run_until_signalled
     from mloc_prefect.settings import get_settings
+    from mloc_prefect.up.notify import tell_ready
 
     settings = get_settings()
     log_to_stderr(settings)
-    run_until_signalled(lambda: run_bridge(settings))
+    run_until_signalled(lambda: run_bridge(settings, on_ready=tell_ready))
 
 
 def worker_start(

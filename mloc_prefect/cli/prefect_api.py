@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -35,16 +36,26 @@ def quiet_prefect() -> None:
         os.environ.setdefault(name, value)
 
 
-@contextmanager
-def using_api(url: str | None) -> Iterator[None]:
-    """Make `url` the Prefect API of the block."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+def api_of_up(home: Path) -> tuple[str, str | None] | None:
+    """Return address and password of the Prefect API that the `mloc up` of `home` runs or uses, or None."""
+    from mloc_prefect.up.state import running
 
-    with temporary_settings({PREFECT_API_URL: url}):
+    state = running(home)
+    if state is None:
+        return None
+    return state.api_url, Path(state.auth_file).read_text().strip() if state.auth_file else None
+
+
+@contextmanager
+def using_api(url: str | None, auth: str | None = None) -> Iterator[None]:
+    """Make `url` the Prefect API of the block, with the password `auth` if it has one."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url, **({PREFECT_API_AUTH_STRING: auth} if auth else {})}):
         yield
 
 
-async def reachable(url: str) -> None:
+async def reachable(url: str, auth: str | None = None) -> None:
     """Return when the Prefect API at `url` answers.
 
     Raises:
@@ -52,7 +63,7 @@ async def reachable(url: str) -> None:
     """
     from prefect.client.orchestration import get_client
 
-    with using_api(url):
+    with using_api(url, auth):
         async with get_client() as client:
             error = await client.api_healthcheck()
     if error is not None:

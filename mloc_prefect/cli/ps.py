@@ -1,8 +1,9 @@
-"""`mloc ps` and `mloc down`: what the local runtime owns, and its end."""
+"""`mloc ps` and `mloc down`: what runs on this machine for this `MLOC_HOME`, and its end."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,35 +14,54 @@ from mloc_prefect.cli.units import age_text, size_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mloc_prefect.up.state import UpState
+
 PS_EXAMPLES = examples("mloc ps", "mloc ps --json")
 DOWN_EXAMPLES = examples("mloc down")
 
 
 def ps(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Show the local runtime: its Prefect server, its warm executors, who uses it."""
+    """Show what runs here: the parts of `mloc up`, and the local runtime of `mloc run` with its warm executors."""
     from mloc_prefect.cli.console import print_json
     from mloc_prefect.orchestrate.runtime_client import runtime_status
     from mloc_prefect.settings import get_settings
+    from mloc_prefect.up.state import running
 
     settings = get_settings()
     status = asyncio.run(runtime_status(settings))
+    up = running(settings.home)
     if as_json:
-        print_json({"running": status is not None, "home": str(settings.home), **(status or {})})
+        shown = {"running": status is not None, "home": str(settings.home), **(status or {})}
+        print_json({**shown, "up": asdict(up) if up else None})
         return
-    for line in status_lines(status):
+    lines = [*(up_lines(up) if up else []), *(status_lines(status) if status or not up else [])]
+    for line in lines:
         print(line)
 
 
 def down() -> None:
-    """End the local runtime with its Prefect server and all warm executors. Results and history stay."""
+    """End `mloc up` and the local runtime, with all that belongs to them. Results and history stay."""
     from mloc_prefect.orchestrate.runtime_client import stop_runtime
     from mloc_prefect.settings import get_settings
+    from mloc_prefect.up.state import stop_up
 
-    ended = asyncio.run(stop_runtime(get_settings()))
+    settings = get_settings()
+    ended = [*stop_up(settings.home), *asyncio.run(stop_runtime(settings))]
     for what in ended:
         print(f"ended: {what}")
     if not ended:
         print("nothing was running")
+
+
+def up_lines(up: UpState) -> list[str]:
+    """Return what `mloc ps` prints of `mloc up`."""
+    return [
+        f"mloc up  process {up.pid}{'' if up.ready else ', starting'}",
+        f"  endpoint {up.url}",
+        f"  Prefect  {up.ui_url}",
+        f"  Redis    {up.redis}",
+        *(f"  {name:<8} {f'process {pid}' if pid else 'down'}" for name, pid in up.parts.items()),
+    ]
 
 
 def status_lines(status: Mapping[str, Any] | None) -> list[str]:

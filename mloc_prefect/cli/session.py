@@ -13,6 +13,7 @@ from mloc_prefect.cli.console import print_json
 from mloc_prefect.cli.display import choose
 from mloc_prefect.cli.interrupt import run_interruptible
 from mloc_prefect.cli.prefect_api import (
+    api_of_up,
     configured_api_url,
     is_being_cancelled,
     mark_cancelled,
@@ -117,12 +118,14 @@ class _Session:
 
         options = self._preflight()
         self._display.step("loading Prefect")
-        url = await asyncio.to_thread(configured_api_url)
+        url, auth = await asyncio.to_thread(configured_api_url), None
+        if url is None and (found := api_of_up(options.settings.home)) is not None:
+            url, auth = found
         if url is not None:
-            await reachable(url)
+            await reachable(url, auth)
         runtime = await ensure_runtime(options.settings, server=url is None, on_progress=self._display.step)
         async with runtime:
-            with using_api(url or runtime.api_url):
+            with using_api(url or runtime.api_url, auth):
                 self._display.progress.announce = self._announce
                 return await self._flow(options, runtime.hosts)
 

@@ -174,7 +174,7 @@ def child_environment(
     if not (environ.get("MLOC_BASE_URL") or environ.get("ORCHESTRATOR_BASE_URL")):
         env["MLOC_BASE_URL"] = stack.url
     if messaging_url:
-        env["PREFECT_REDIS_MESSAGING_URL"] = messaging_url
+        env["MLOC_EVENTS_REDIS_URL"] = messaging_url
     if stack.token:
         env["MLOC_TOKEN"] = stack.token
     if stack.auth:

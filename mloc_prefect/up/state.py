@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from mloc_prefect.execution.dirs import run_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,30 @@ def running(home: Path) -> UpState | None:
     if not home.is_dir():
         return None
     return UpFiles(home).read()
+
+
+def stop_up(home: Path, *, seconds: float = 40.0) -> list[str]:
+    """End the `mloc up` of `home` and wait until it is gone; returns what was ended, one phrase.
+
+    Raises:
+        DispatchError: It does not end.
+    """
+    if not home.is_dir():
+        return []
+    files = UpFiles(home)
+    holder = files.holder()
+    if holder is None:
+        return []
+    with suppress(ProcessLookupError):
+        os.kill(holder, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while files.holder() == holder:
+        if time.monotonic() > deadline:
+            raise DispatchError(
+                f"`mloc up` (process {holder}) does not end", hint=f"kill -9 {holder} ends it with all parts"
+            )
+        time.sleep(_LOOK_SECONDS)
+    return [f"`mloc up` with all its parts (process {holder})"]
 
 
 def refuse_second(files: UpFiles, home: Path) -> DispatchError:

@@ -276,12 +276,12 @@ def test_the_environment_of_the_parts(tmp_path):
     env = child_environment(stack(tmp_path, token="t", auth="mloc:p"), "redis://r/0", "redis://r/1", user)
     assert env["MLOC_TOKEN"] == "t"
     assert env["PREFECT_API_AUTH_STRING"] == "mloc:p"
-    assert env["PREFECT_REDIS_MESSAGING_URL"] == "redis://r/1"
+    assert env["MLOC_EVENTS_REDIS_URL"] == "redis://r/1"
     assert env["MLOC_BASE_URL"] == "http://127.0.0.1:8000"
     assert env["PATH"] == "/bin"
     assert not {"LOG_FILE", "NOTIFY_SOCKET"} & set(env)
     plain = child_environment(stack(tmp_path), "redis://r/0", None, {"ORCHESTRATOR_BASE_URL": "http://lab"})
-    assert not {"MLOC_TOKEN", "PREFECT_API_AUTH_STRING", "PREFECT_REDIS_MESSAGING_URL", "MLOC_BASE_URL"} & set(plain)
+    assert not {"MLOC_TOKEN", "PREFECT_API_AUTH_STRING", "MLOC_EVENTS_REDIS_URL", "MLOC_BASE_URL"} & set(plain)
 
 
 def test_the_summary_shows_addresses_and_no_secret(tmp_path):

@@ -96,6 +96,8 @@ def _update(display: LiveDisplay | PlainDisplay, record: dict[str, Any]) -> None
         progress.changed(key, "started")
     elif state in ENDS and before not in ENDS:
         view.ended = progress.clock()
+        if record.get("started_ts") and record.get("finished_ts"):  # it may have begun before the first look
+            view.started = view.ended - (record["finished_ts"] - record["started_ts"])
         progress.changed(key, "ended")
     elif text:
         progress.changed(key, "retry")
