@@ -84,6 +84,10 @@ class AllowedHosts:
             retryable=False,
         )
 
+    def is_loopback(self, url: str) -> bool:
+        """Return whether `url` names this machine's loopback, and that is allowed."""
+        return self.loopback and _is_loopback((urlsplit(url).hostname or "").lower())
+
     def _allows(self, host: str, port: int) -> bool:
         if host in self.hosts or f"{host}:{port}" in self.hosts or (self.loopback and _is_loopback(host)):
             return True

@@ -129,7 +129,7 @@ def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[s
         on_phase("loading tokenizer", None)
         tokenizer = AutoTokenizer.from_pretrained(place.path, **common)
         on_phase("loading weights", 0.0)
-        with _weights_progress(on_phase):
+        with weights_progress(on_phase):
             model = AutoModelForCausalLM.from_pretrained(place.path, **common, **_model_arguments(options, device))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(FAILED.format(" ".join(str(error).split()))) from error
@@ -204,7 +204,7 @@ def _window(model: Any, tokenizer: Any) -> int | None:
 
 
 @contextmanager
-def _weights_progress(on_phase: Callable[[str, float | None], None]) -> Iterator[None]:
+def weights_progress(on_phase: Callable[[str, float | None], None]) -> Iterator[None]:
     """Turn the library's progress bars into phases."""
     from transformers.utils import logging
 

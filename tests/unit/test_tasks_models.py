@@ -258,7 +258,14 @@ def test_texts_of_the_original_workers(name: str, spec: dict[str, Any], expected
         ),
         ("lora_sft", {"data": {"prompts": ["a"]}, "lora": {"target_modules": ["${a.b}"], "r": "8"}}),
         ("dpo", {"data": {"jsonl": {"path": "p", "chosen_field": "c"}}, "training": {"learning_rate": "5e-7"}}),
-        ("ppo", {"data": {"prompts": ["a"]}, "generation": {"stop": ["x"]}, "reward_model": {"type": "sentiment", "identifier": "m"}}),
+        (
+            "ppo",
+            {
+                "data": {"prompts": ["a"]},
+                "generation": {"stop": ["x"]},
+                "reward_model": {"type": "sentiment", "identifier": "m"},
+            },
+        ),
         ("rag", {"qdrant": {**QDRANT, "api_key": "${QDRANT_API_KEY}"}, "data": {"type": "unknown"}, "query": "q"}),
         ("rag", {"qdrant": {"url": "${a.result.url}", "collection": "${a.result.c}"}, "data": LIST}),
         ("agent", {"task": "x", "agent": {"timeout": 3}}),

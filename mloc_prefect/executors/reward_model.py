@@ -1,0 +1,116 @@
+"""`reward_model`: a text classifier that rates answers. Imports torch and transformers inside functions only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.models_source import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mloc_prefect.executors.fields import Fields
+    from mloc_prefect.executors.places import Places
+    from mloc_prefect.executors.rewards import Row
+
+_GOOD = ("positive", "pos", "good", "helpful", "yes", "accept", "safe", "label_1")
+_BATCH = 16
+
+
+@dataclass(slots=True)
+class ModelReward:
+    """A sequence classifier.
+
+    With one label its output is the reward of prompt and answer together, as reward models are trained. With several
+    labels the answer alone is rated: the probability of the positive label, less that of the negative one when that
+    is named.
+
+    Attributes:
+        model: The classifier, in inference mode.
+        tokenizer: Its own tokenizer; it need not be that of the model in training.
+        positive: Index of the positive label; None for a classifier with one label.
+        negative: Index of the negative label, or None.
+        scale: Factor.
+        max_length: Most tokens that are read.
+    """
+
+    model: Any
+    tokenizer: Any
+    positive: int | None
+    negative: int | None
+    scale: float
+    max_length: int
+
+    @classmethod
+    def load(cls, fields: Fields, places: Places, device: str) -> ModelReward:
+        """Load `spec.reward_model`.
+
+        Raises:
+            UserError: It is not there, is no classifier, or has no such labels.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        identifier = fields.text("identifier")
+        if identifier is None:
+            raise UserError("spec.reward_model.identifier is required")
+        place = find_model(identifier, fields.text("revision"), places)
+        common: dict[str, Any] = {
+            "trust_remote_code": fields.flag("trust_remote_code", default=False),
+            "local_files_only": place.local_only,
+        }
+        common |= {"revision": place.commit} if place.commit else {}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place.path, **common)
+            model = AutoModelForSequenceClassification.from_pretrained(place.path, **common)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise UserError(f"Failed to load reward model: {' '.join(str(error).split())}") from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+        labels = {int(index): str(label) for index, label in model.config.id2label.items()}
+        positive, negative = (None, None) if len(labels) == 1 else _labels(fields, labels)
+        window = getattr(model.config, "max_position_embeddings", None) or 512
+        longest = fields.integer("max_length", min(512, window), minimum=1)
+        return cls(model.to(device).eval(), tokenizer, positive, negative, fields.number("scale", 1.0), longest)
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
+        """Return the reward of each answer."""
+        del rows
+        one = self.positive is None
+        texts = [p + a for p, a in zip(prompts, answers, strict=True)] if one else list(answers)
+        return [value for at in range(0, len(texts), _BATCH) for value in self._rate(texts[at : at + _BATCH])]
+
+    def _rate(self, texts: list[str]) -> list[float]:
+        import torch
+
+        side = "left" if self.positive is None else "right"  # the end of prompt and answer counts most
+        self.tokenizer.truncation_side = side
+        inputs = self.tokenizer(
+            texts, return_tensors="pt", padding=True, truncation=True, max_length=self.max_length, padding_side="right"
+        )
+        with torch.inference_mode():
+            logits = self.model(**inputs.to(self.model.device)).logits.float()
+        if self.positive is None:
+            values = logits[:, 0]
+        else:
+            shares = logits.softmax(dim=-1)
+            values = shares[:, self.positive]
+            if self.negative is not None:
+                values = values - shares[:, self.negative]
+        return [self.scale * float(value) for value in values.tolist()]
+
+
+def _labels(fields: Fields, labels: Mapping[int, str]) -> tuple[int, int | None]:
+    known = {label.lower(): index for index, label in labels.items()}
+    named = fields.text("positive_label")
+    wanted = [named.lower()] if named else [word for word in _GOOD if word in known][:1]
+    if not wanted or wanted[0] not in known:
+        raise UserError(
+            f"spec.reward_model: which label is the good one? Set positive_label to one of {list(labels.values())}"
+        )
+    bad = fields.text("negative_label")
+    if bad is not None and bad.lower() not in known:
+        raise fields.error("negative_label", bad, f"one of {list(labels.values())}")
+    return known[wanted[0]], known[bad.lower()] if bad else None

@@ -1,0 +1,338 @@
+"""`training` and `generation` of a spec -> arguments of TRL's config class, by `tasks/training_table.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.tasks.training_table import DEFAULTS, SHARED_DEFAULTS, cells, config_fields, is_neutral, passed_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mloc_prefect.tasks.training_table import Kind
+
+Arguments = dict[str, Any]
+
+_FEWEST_CHECKPOINTS = 2  # the last one may be torn by whatever ends the process
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the arguments depend on beside the spec.
+
+    Attributes:
+        output_dir: Where checkpoints go.
+        cuda: Whether there is a GPU.
+        world: Processes that train together.
+        window: Most tokens that the model reads, or None.
+        token_of: Returns the id of a text that is one token, None for others.
+        end: Id of the token that ends an answer.
+    """
+
+    output_dir: str
+    cuda: bool = False
+    world: int = 1
+    window: int | None = None
+    token_of: Callable[[str], int | None] = lambda _text: None
+    end: int | None = None
+
+
+@dataclass(slots=True)
+class Options:
+    """The options of one training, defaults filled in.
+
+    Attributes:
+        kind: The task type.
+        training: `spec.training` over the defaults of the task type.
+        generation: `spec.generation`.
+        given: Names that the spec itself sets under `training`.
+        notes: What is not as the spec says, in words.
+    """
+
+    kind: Kind
+    training: Fields
+    generation: Fields
+    given: frozenset[str]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, kind: Kind, spec: Fields) -> Options:
+        """Read a resolved spec."""
+        written = {name: value for name, value in spec.child("training").data.items() if value is not None}
+        values = {**SHARED_DEFAULTS, **DEFAULTS[kind], **written}
+        return cls(kind, Fields(values, "spec.training"), spec.child("generation"), frozenset(written))
+
+
+def config_arguments(options: Options, place: Place) -> Arguments:
+    """Return the arguments of TRL's config class.
+
+    Raises:
+        UserError: A value that TRL does not take, or an effect that it does not have.
+    """
+    types = config_fields(options.kind)
+    found: Arguments = {}
+    for block, fields in (("training", options.training), ("generation", options.generation)):
+        table = cells(options.kind, block)  # type: ignore[arg-type]  # the two names of the loop
+        ways = dict.fromkeys(cell.name for cell in table.values() if cell.way == "computed")
+        for way in ways:
+            found |= _COMPUTED[way](options, place)
+        for name, cell in table.items():
+            value = fields.get(name)
+            if value is None:
+                continue
+            if cell.way == "refused" and not is_neutral(name, value):
+                raise UserError(f"{fields.path}.{name} is not possible here: {cell.reason}")
+            if cell.way == "config":
+                found[cell.name] = coerced(value, types[cell.name], f"{fields.path}.{name}")
+    for name, word in passed_on(options.kind).items():
+        if options.training.get(name) is not None:
+            found[name] = coerced(options.training.get(name), word, f"spec.training.{name}")
+    return {**found, **_surroundings(place)}
+
+
+def coerced(value: Any, word: str, where: str) -> Any:
+    """Return `value` as the type that TRL's field has; numbers and truth values may have been written as text.
+
+    Raises:
+        UserError: It is of another type.
+    """
+    block, _, name = where.rpartition(".")
+    fields = Fields({name: value}, block)
+    if word == "int":
+        number = fields.number(name, 0.0)
+        if number != int(number):
+            raise fields.error(name, value, "a whole number")
+        return int(number)
+    if word == "float":
+        return fields.number(name, 0.0)
+    if word == "bool":
+        return fields.flag(name, default=False)
+    if word == "str":
+        return str(value)
+    if word == "list":
+        return list(value) if isinstance(value, (list, tuple)) else [value]
+    if word == "dict" and not isinstance(value, Mapping):
+        raise fields.error(name, value, "a mapping")
+    return value
+
+
+def lora_arguments(lora: Fields) -> Arguments:
+    """Return the arguments of `peft.LoraConfig`. [protocol 4.4].
+
+    Raises:
+        UserError: A value of a wrong type.
+    """
+    modules = lora.get("target_modules") or ["q_proj", "k_proj", "v_proj", "o_proj"]
+    if not isinstance(modules, list):
+        raise UserError("lora.target_modules must be a list of module names")
+    return {
+        "r": lora.integer("r", 16, minimum=1),
+        "lora_alpha": lora.number("alpha", 32),
+        "lora_dropout": lora.number("dropout", 0.05),
+        "bias": lora.text("bias") or "none",
+        "target_modules": "all-linear" if modules == ["all-linear"] else [str(name) for name in modules],
+        "task_type": (lora.text("task_type") or "CAUSAL_LM").upper(),
+        "use_rslora": lora.flag("use_rslora", default=False),
+    }
+
+
+def rollout_sizes(options: Options) -> tuple[int, int, int]:
+    """Return answers of one batch, mini-batches that it is cut into, and how many of these one optimiser step takes.
+
+    All are for one process. As in MLOC, `batch_size` answers are given, then learnt from in mini-batches;
+    `gradient_accumulation_steps` of them make one step of the optimiser.
+
+    Raises:
+        UserError: They do not divide.
+    """
+    training = options.training
+    steps = training.integer("gradient_accumulation_steps", 1, minimum=1)
+    batch = training.integer("batch_size", 4, minimum=1)
+    if "per_device_train_batch_size" in options.given and "batch_size" not in options.given:
+        batch = training.integer("per_device_train_batch_size", 1, minimum=1) * steps
+    if training.get("num_mini_batches") is not None:
+        parts = training.integer("num_mini_batches", 1, minimum=1) * steps
+    else:
+        size = training.integer("mini_batch_size", 1, minimum=1)
+        parts = batch // size if batch % size == 0 else 0
+    if not parts or batch % parts or parts % steps:
+        raise UserError(
+            f"spec.training: batch_size {batch} cannot be cut into mini-batches of "
+            f"{training.get('mini_batch_size')} with {steps} of them for each step; choose sizes that divide"
+        )
+    return batch, parts, steps
+
+
+def _steps(options: Options, _place: Place) -> Arguments:
+    steps = _step_limit(options.training)
+    return {"max_steps": steps} if steps else {}
+
+
+def _step_limit(training: Fields) -> int | None:
+    """Return `steps` or `max_steps`, which end a training before its epochs do; None without any."""
+    for name in ("steps", "max_steps"):
+        value = training.get(name)
+        if value is not None and (number := int(training.number(name, -1))) > 0:
+            return number
+    return None
+
+
+def _episodes(options: Options, place: Place) -> Arguments:
+    """PPO counts answers: `steps` batches of them, else `num_train_epochs` x prompts."""
+    steps = _step_limit(options.training)
+    return {"total_episodes": steps * rollout_sizes(options)[0] * place.world} if steps else {}
+
+
+def _batch(options: Options, _place: Place) -> Arguments:
+    training = options.training
+    name = "per_device_train_batch_size" if "per_device_train_batch_size" in options.given else "batch_size"
+    return {"per_device_train_batch_size": training.integer(name, 1, minimum=1)}
+
+
+def _rollout(options: Options, _place: Place) -> Arguments:
+    """TRL makes `per_device_train_batch_size` x `gradient_accumulation_steps` answers at once."""
+    batch, parts, steps = rollout_sizes(options)
+    return {
+        "per_device_train_batch_size": batch // steps,
+        "gradient_accumulation_steps": steps,
+        "num_mini_batches": parts,
+        "local_rollout_forward_batch_size": min(batch, 64),
+        "num_sample_generations": 0,
+    }
+
+
+def _warmup(options: Options, _place: Place) -> Arguments:
+    """Transformers 5 reads a fraction in `warmup_steps` as the ratio of all steps."""
+    steps = options.training.integer("warmup_steps", 0)
+    ratio = options.training.number("warmup_ratio", 0.0)
+    return {"warmup_steps": steps or min(ratio, 0.999_999)}
+
+
+def _saving(options: Options, _place: Place) -> Arguments:
+    training = options.training
+    strategy = (training.text("save_strategy") or "steps").lower()
+    name = "save_freq" if _prefers_freq(options) else "save_steps"
+    keep = max(_FEWEST_CHECKPOINTS, training.integer("save_total_limit", _FEWEST_CHECKPOINTS, minimum=1))
+    return {
+        "save_strategy": strategy,
+        "save_steps": training.integer(name, 100, minimum=1),
+        "save_total_limit": keep,
+    }
+
+
+def _prefers_freq(options: Options) -> bool:
+    """Both spellings mean the same: what the spec sets counts, then the default of the task type."""
+    if {"save_freq", "save_steps"} & options.given:
+        return "save_freq" in options.given
+    return "save_freq" in DEFAULTS[options.kind]
+
+
+def _length(options: Options, _place: Place) -> Arguments:
+    return {"max_length": max_length(options)}
+
+
+def max_length(options: Options) -> int:
+    """Return the most tokens of one row."""
+    name = "max_length" if "max_length" in options.given else "max_seq_length"
+    return options.training.integer(name, 1024, minimum=1)
+
+
+def _seed(options: Options, _place: Place) -> Arguments:
+    seed = int(options.training.number("seed", 42))
+    return {"seed": seed, "data_seed": seed}
+
+
+def _precision(options: Options, place: Place) -> Arguments:
+    """TRL takes bf16 when nothing is said, so both are always said."""
+    half, brain = options.training.flag("fp16", default=False), options.training.flag("bf16", default=False)
+    if half and not place.cuda:
+        options.notes.append("fp16 needs a GPU; the training runs in float32")
+        half = False
+    return {"fp16": half, "bf16": brain}
+
+
+def _sharding(options: Options, place: Place) -> Arguments:
+    training = options.training
+    fsdp, config = training.get("fsdp"), training.get("fsdp_config")
+    stage = next((s for name in ("zero_stage", "auto_deepspeed_stage") if (s := training.get(name)) is not None), None)
+    deepspeed = training.get("deepspeed") or (_zero(int(stage)) if stage else None)
+    if fsdp and not place.cuda:
+        options.notes.append("fsdp shards over GPUs only; here whole models are trained (DDP)")
+        return {}
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("spec.training.deepspeed needs a package that is not installed: pip install deepspeed")
+    found: Arguments = {"deepspeed": deepspeed} if deepspeed else {}
+    if fsdp:
+        words = " ".join(map(str, fsdp)) if isinstance(fsdp, list) else str(fsdp)
+        found |= {"fsdp": "full_shard auto_wrap" if fsdp is True else words}
+        found |= {"fsdp_config": config} if config else {}
+    return found
+
+
+def _zero(stage: int) -> dict[str, Any]:
+    """Return a DeepSpeed configuration that only names the stage; transformers fills in the rest."""
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
+
+
+def _report(_options: Options, _place: Place) -> Arguments:
+    return {"report_to": "none"}  # the TensorBoard callback is ours, with a folder of its own
+
+
+def _generation(options: Options, _place: Place) -> Arguments:
+    fewest = options.generation.integer("min_new_tokens", 0)
+    return {"generation_kwargs": {"min_new_tokens": fewest}} if fewest else {}
+
+
+def _stop(options: Options, place: Place) -> Arguments:
+    """An answer ends at the model's end token; `generation.stop` may name one more that is a single token."""
+    stop = options.generation.get("stop")
+    texts = [stop] if isinstance(stop, str) else list(stop or [])
+    ids = [place.token_of(str(text)) for text in texts]
+    if None in ids:
+        raise UserError(
+            f"spec.generation.stop {texts[ids.index(None)]!r} is more than one token of this model; trainers stop at "
+            "single tokens only"
+        )
+    if options.kind == "ppo":
+        if len(ids) > 1:
+            raise UserError("spec.generation.stop: PPO in TRL stops at one token; name one text only")
+        return {"stop_token_id": ids[0]} if ids else {"stop_token": "eos"}
+    if not ids:
+        return {}
+    fewest = _generation(options, place).get("generation_kwargs", {})
+    return {"generation_kwargs": {**fewest, "eos_token_id": [i for i in (place.end, *ids) if i is not None]}}
+
+
+def _surroundings(place: Place) -> Arguments:
+    """Return what the spec has no say in."""
+    return {
+        "output_dir": place.output_dir,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": place.cuda,
+        "use_cpu": not place.cuda,
+        "eval_strategy": "no",
+        **({"ddp_backend": "gloo"} if place.world > 1 and not place.cuda else {}),
+    }
+
+
+_COMPUTED: dict[str, Callable[[Options, Place], Arguments]] = {
+    "steps": _steps,
+    "episodes": _episodes,
+    "batch": _batch,
+    "rollout": _rollout,
+    "warmup": _warmup,
+    "saving": _saving,
+    "length": _length,
+    "seed": _seed,
+    "precision": _precision,
+    "sharding": _sharding,
+    "report": _report,
+    "generation": _generation,
+    "stop": _stop,
+}

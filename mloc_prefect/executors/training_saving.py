@@ -1,0 +1,125 @@
+"""What a training hands over: a folder with the weights, an archive of it, curves, the result. [protocol 5]."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.archive import pack
+from mloc_prefect.executors.training_metrics import draw_curve, last_numbers, write_history
+from mloc_prefect.executors.training_model import ADAPTER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mloc_prefect.executors.training_recipe import Job, Recipe
+
+_SAVE_PATIENCE = 60.0  # seconds that a cancelled save may still take
+_SHOWN = ("loss", "train_loss", "reward", "objective/scores", "rewards/accuracies", "objective/kl")
+
+
+def save_weights(job: Job, trainer: Any) -> Path | None:
+    """Save what was trained and return the folder, `final_model` or `final_lora`; all processes must call it.
+
+    The folder appears under its name when all of it is there; one of an earlier attempt is replaced.
+    """
+    staging = job.context.task_dir / f".final.{job.context.attempt_dir.name}.part"
+    if job.group.main:
+        shutil.rmtree(staging, ignore_errors=True)
+        job.context.phase("saving the model", patience=_SAVE_PATIENCE)
+    trainer.save_model(str(staging))
+    if not job.group.main:
+        return None
+    job.tokenizer.save_pretrained(str(staging))
+    (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to hand to others
+    name = "final_lora" if (staging / ADAPTER).is_file() else "final_model"
+    return _put(staging, job.context.task_dir / name)
+
+
+def archive_of(job: Job, folder: Path) -> dict[str, str]:
+    """Pack the weights and return what the result says of the archive.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
+    target = folder.with_name(f"{folder.name}.zip")
+
+    def tell(fraction: float) -> None:
+        job.context.check()
+        job.context.phase("packing the model", fraction)
+
+    packed = pack(folder, target, on_progress=tell)
+    found = target.stat()
+    # Where the endpoint looks for digests: it need not read the file to know that an upload is there already.
+    note = folder.parent / ".sha256" / target.name
+    atomic.write_json(note, [found.st_size, found.st_mtime_ns, packed.sha256], indent=None)
+    return {
+        f"{folder.name}_archive": target.name,
+        f"{folder.name}_archive_path": str(target),
+        f"{folder.name}_archive_sha256": packed.sha256,
+    }
+
+
+def result_of(job: Job, recipe: Recipe, trainer: Any, seconds: float, ended: str | None) -> dict[str, Any]:
+    """Return the result object without what was saved. [protocol 5].
+
+    Args:
+        job: The training.
+        recipe: Its recipe.
+        trainer: TRL's trainer, at its end.
+        seconds: How long this attempt trained.
+        ended: Why it ended before its last step, or None.
+    """
+    task_dir, state = job.context.task_dir, trainer.state
+    history = list(state.log_history)
+    metrics = write_history(task_dir, history)
+    curve = draw_curve(task_dir, history, f"{job.request.name}: {job.options.kind} of {job.weights.name}")
+    numbers = {name: value for name, value in last_numbers(history).items() if name != "step"}
+    device = str(trainer.accelerator.device)
+    shown = {name: numbers[name] for name in _SHOWN if name in numbers}
+    resumed = job.resume.step if job.resume else None
+    return {
+        **({"task_id": job.request.task_id} if recipe.names_task else {}),
+        "training_successful": True,
+        "training_time_seconds": round(seconds, 3),
+        "error_message": None,
+        "model_name": job.weights.name,
+        "dataset_size": len(job.rows.rows),
+        "output_dir": str(task_dir),
+        "checkpoints_dir": str(task_dir / "checkpoints"),
+        "resume_from_path": job.options.training.text("resume_from_path"),
+        "steps": state.global_step,
+        "resumed_from_step": resumed,
+        "ended_early": ended,
+        "rows_cut": job.lengths.cut if job.lengths else 0,
+        "notes": [*job.rows.notes, *job.options.notes],
+        "metrics": numbers,
+        "metrics_path": str(metrics),
+        "curve_path": str(curve) if curve else None,
+        "world_size": job.group.world,
+        "spawned_torchrun": job.group.world > 1,
+        "_summary": {
+            "engine": "trl",
+            "trainer": job.options.kind,
+            "model": job.weights.name,
+            "device": device,
+            "world_size": job.group.world,
+            "rows": len(job.rows.rows),
+            "steps": state.global_step,
+            **({"resumed_from_step": resumed} if resumed else {}),
+            "metrics": shown,
+            **({"curve": str(curve)} if curve else {}),
+        },
+    }
+
+
+def _put(staging: Path, target: Path) -> Path:
+    """Move a folder to its place; what is there goes away only then."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
