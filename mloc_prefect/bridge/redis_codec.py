@@ -19,7 +19,7 @@ Value = str | bytes
 Found: TypeAlias = "Sequence[bytes | None]"
 
 COMPRESSED_FROM = 4096
-"""Characters from which on a value is compressed."""
+"""Bytes from which on a long field is compressed."""
 
 _MARK = b"\0"  # in front of what is compressed
 _INTEGERS = {"max_attempts", "shard_index", "shard_total", "load"}
@@ -48,30 +48,47 @@ BRIEF_FIELDS = (
 """Fields of a record without the long ones."""
 RECORD_FIELDS = (*BRIEF_FIELDS, *_LONG)
 
-
-def flat(fields: Mapping[str, Value]) -> list[Value]:
-    """Return the length and then name and value in turn, as the scripts take them."""
-    return [str(2 * len(fields)), *(part for pair in fields.items() for part in pair)]
+_PLAIN = tuple(name for name in TaskRecord.__dataclass_fields__ if name not in {"mark", "depends_on", *_LONG})
 
 
-def counted(values: Sequence[str]) -> list[Value]:
-    """Return the length and then the values, as the scripts take them."""
+def hash_arguments(fields: Mapping[str, Value]) -> list[Value]:
+    """Return a hash as the scripts take it: the short fields as one JSON list, then the long ones, counted.
+
+    Few arguments: the client library spends more on each of them than all the rest costs.
+    """
+    short = [part for name, value in fields.items() if name not in _LONG for part in (name, value)]
+    long = [part for name in _LONG if name in fields for part in (name, fields[name])]
+    return [json.dumps(short, ensure_ascii=False).encode("utf-8", "surrogatepass"), str(len(long)), *long]
+
+
+def counted(values: Sequence[Value]) -> list[Value]:
+    """Return the number of the values and then the values, as the scripts take them."""
     return [str(len(values)), *values]
 
 
-def encode_mark(mark: Mark) -> dict[str, Value]:
-    """Return the fields that a mark becomes."""
-    return {"attempt": str(mark.attempt), "phase": str(int(mark.phase)), "status": str(mark.phase.status)}
+def pairs(fields: Mapping[str, Value]) -> list[Value]:
+    """Return name and value in turn."""
+    return [part for pair in fields.items() for part in pair]
 
 
 def encode_record(record: TaskRecord, *, text: bool) -> dict[str, Value]:
     """Return the hash of a record; with `text` also the submitted text."""
-    fields = encode_mark(record.mark)
-    for name in TaskRecord.__dataclass_fields__:
-        if name != "mark" and (text or name != "raw_yaml"):
-            value = encode_value(name, getattr(record, name))
-            if value is not None:
-                fields[name] = value
+    phase = record.mark.phase
+    fields: dict[str, Value] = {
+        "attempt": str(record.mark.attempt),
+        "phase": str(int(phase)),
+        "status": str(phase.status),
+    }
+    for name in _PLAIN:
+        value = getattr(record, name)
+        if value is not None and value != "":
+            fields[name] = value if isinstance(value, str) else repr(value)
+    if record.depends_on:
+        fields["depends_on"] = _dumps(record.depends_on)
+    if record.parsed:
+        fields["parsed"] = squeeze(_dumps(record.parsed))
+    if text and record.raw_yaml:
+        fields["raw_yaml"] = squeeze(record.raw_yaml)
     return fields
 
 
@@ -86,12 +103,12 @@ def encode_value(name: str, value: Any) -> Value | None:
     if value is None or value is False or value == "":
         return None
     if name in _JSON:
-        if not value:
-            return None
-        return squeeze(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        return (squeeze(_dumps(value)) if name in _LONG else _dumps(value)) if value else None
     if value is True:
         return "1"
-    return squeeze(value) if isinstance(value, str) else repr(value)
+    if name in _LONG:
+        return squeeze(value)
+    return value if isinstance(value, str) else repr(value)
 
 
 def decode_record(values: Found, fields: Sequence[str] = RECORD_FIELDS, text: str = "") -> TaskRecord | None:
@@ -127,17 +144,23 @@ def decode_value(name: str, value: bytes) -> Any:
         return int(value)
     if name in _NUMBERS:
         return float(value)
-    text = expand(value)
+    text = expand(value) if name in _LONG else value.decode("utf-8", "surrogatepass")
     return json.loads(text) if name in _JSON else text
 
 
-def squeeze(text: str) -> Value:
-    """Return `text`, or its compressed form when it is long."""
-    if len(text) < COMPRESSED_FROM and not text.startswith("\0"):
-        return text
-    return _MARK + zlib.compress(text.encode("utf-8"), 1)
+def squeeze(text: str) -> bytes:
+    """Return `text` as bytes, compressed when it is long."""
+    data = text.encode("utf-8", "surrogatepass")  # specs may hold halves of a surrogate pair
+    if len(data) < COMPRESSED_FROM and not data.startswith(_MARK):
+        return data
+    return _MARK + zlib.compress(data, 1)
 
 
 def expand(value: bytes) -> str:
     """Return what `squeeze` was given."""
-    return (zlib.decompress(value[1:]) if value.startswith(_MARK) else value).decode("utf-8")
+    data = zlib.decompress(value[1:]) if value.startswith(_MARK) else value
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

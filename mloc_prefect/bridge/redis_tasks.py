@@ -26,7 +26,8 @@ from mloc_prefect.bridge.redis_codec import (
     encode_submission,
     encode_value,
     expand,
-    flat,
+    hash_arguments,
+    pairs,
 )
 from mloc_prefect.bridge.redis_leases import number_key
 from mloc_prefect.bridge.states import TaskStatus
@@ -61,10 +62,11 @@ class RedisTaskStore:
             submission.digest or "",
             str(IDEMPOTENCY_SECONDS),
             *counted([record.task_id for record in records]),
-            *flat(encode_submission(submission)),
+            *hash_arguments(encode_submission(submission)),
         ]
         for record in records:
-            args += [str(record.status), *flat(encode_record(record, text=record.raw_yaml != submission.raw_yaml))]
+            fields = encode_record(record, text=record.raw_yaml != submission.raw_yaml)
+            args += [str(record.status), *hash_arguments(fields)]
         keys = [TASKS, JOURNAL, submission_key(submission.submission_id), _idempotency_key(key)]
         code, *rest = await self._client.script(scripts.SUBMIT, keys, args)
         if code == b"conflict":
@@ -80,13 +82,13 @@ class RedisTaskStore:
     async def create(self, records: Sequence[TaskRecord], submission: Submission | None = None) -> tuple[str, ...]:
         """Add records of runs that were started elsewhere; what is there already stays as it is."""
         listed = list(submission.task_ids) if submission else [record.task_id for record in records]
-        args = flat(encode_submission(submission)) if submission else ["0"]
+        args = hash_arguments(encode_submission(submission)) if submission else []
         for record in records:
             place = str(int(record.submitted_ts * 1e6)) if record.submitted_ts else ""
             index = listed.index(record.task_id) if record.task_id in listed else 0
             own_text = submission is None or record.raw_yaml != submission.raw_yaml
             args += [record.task_id, str(record.status), record.submission_id or "", place, str(index)]
-            args += flat(encode_record(record, text=own_text))
+            args += hash_arguments(encode_record(record, text=own_text))
         keys = [TASKS, submission_key(submission.submission_id) if submission else ""]
         return tuple(task_id.decode() for task_id in await self._client.script(scripts.CREATE, keys, args))
 
@@ -200,8 +202,8 @@ class RedisTaskStore:
         kept = {name: value for name, value in encoded.items() if value is not None}
         args: list[Value] = [task_id, mode, str(mark.attempt), str(int(mark.phase)), str(mark.phase.status)]
         args += [secrets.token_hex(6), str(fence.number) if fence else "0", *counted(BRIEF_FIELDS)]
-        args += [*flat(kept), *counted([name for name in encoded if name not in kept])]
-        args += flat({key: repr(float(amount)) for key, amount in add.items()})
+        args += [*counted(pairs(kept)), *counted([name for name in encoded if name not in kept])]
+        args += counted(pairs({key: repr(float(amount)) for key, amount in add.items()}))
         args += [part for channel, message in messages for part in (channel, json.dumps(message, ensure_ascii=False))]
         keys = [TASKS, task_key(task_id), TALLY, number_key(fence.name) if fence else ""]
         values = await self._client.script(scripts.TRANSITION, keys, args)

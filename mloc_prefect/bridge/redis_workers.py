@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mloc_prefect.bridge import scripts
 from mloc_prefect.bridge.records import WorkerRecord
-from mloc_prefect.bridge.redis_codec import flat
+from mloc_prefect.bridge.redis_codec import counted, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ class RedisWorkerRegistry:
         self, worker_id: str, now: str, ttl: str, fields: Mapping[str, str], messages: Sequence[Message]
     ) -> bool:
         keys = [worker_key(worker_id), heartbeat_key(worker_id)]
-        args = [now, ttl, *flat(fields), *_flat_messages(messages)]
+        args = [now, ttl, *counted(pairs(fields)), *_flat_messages(messages)]
         return bool(await self._client.script(scripts.TOUCH_WORKER, keys, args))
 
     async def _fetch(self, ids: Sequence[str], *, fill: bool) -> Sequence[WorkerRecord | None]:

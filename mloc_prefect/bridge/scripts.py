@@ -15,6 +15,14 @@ local function take_list()
   if n == 0 then return nil end
   return unpack(ARGV, first, at)
 end
+-- A hash is one JSON list of names and values, and the long fields with their number before them.
+local function take_hash(key)
+  redis.call('HSET', key, unpack(cjson.decode(take())))
+  local n = tonumber(take())
+  if n > 0 then redis.call('HSET', key, unpack(ARGV, at + 1, at + n)) end
+  at = at + n
+end
+local function skip_hash() at = at + 1; local n = tonumber(take()); at = at + n end
 local function publish_rest()
   while at < #ARGV do local channel = take(); redis.call('PUBLISH', channel, take()) end
 end
@@ -53,8 +61,8 @@ SUBMIT = (
     + _ORDER
     + """
 -- KEYS: tasks, journal, submission, idempotency key or ''.
--- ARGV: submission id, digest, lifetime of the key in seconds, [task ids], [fields of the submission],
---       then for each record: status, [fields].
+-- ARGV: submission id, digest, lifetime of the key in seconds, [task ids], submission as hash,
+--       then for each record: status, record as hash.
 local submission_id, digest, lifetime = take(), take(), take()
 if redis.call('EXISTS', KEYS[3]) == 1 then return {'ok', aof_pending()} end  -- the answer to this very call was lost
 if KEYS[4] ~= '' then
@@ -70,11 +78,11 @@ for _, id in ipairs(ids) do
   seen[id] = true
 end
 if #taken > 0 then return {'taken', unpack(taken)} end
-redis.call('HSET', KEYS[3], take_list())
+take_hash(KEYS[3])
 local first = next_place()
 for index, id in ipairs(ids) do
   local status = take()
-  redis.call('HSET', 'mloc:task:' .. id, take_list())
+  take_hash('mloc:task:' .. id)
   add(first + index - 1, id, status, submission_id)
 end
 if KEYS[4] ~= '' then redis.call('SET', KEYS[4], submission_id, 'EX', lifetime) end
@@ -88,22 +96,20 @@ CREATE = (
     + _ORDER
     + """
 -- KEYS: tasks, submission or ''.
--- ARGV: [fields of the submission], then for each record: task id, status, submission id, place or '', index, [fields].
-local n = tonumber(ARGV[1])
-if n > 0 and redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('HSET', KEYS[2], take_list())
-else
-  at = n + 1
+-- ARGV: where there is one, submission as hash; then for each record: task id, status, submission id, place or '',
+--       index, record as hash.
+if KEYS[2] ~= '' then
+  if redis.call('EXISTS', KEYS[2]) == 0 then take_hash(KEYS[2]) else skip_hash() end
 end
 local made, first = {}, next_place()
 while at < #ARGV do
   local id, status, submission_id, place, index = take(), take(), take(), take(), tonumber(take())
   if redis.call('EXISTS', 'mloc:task:' .. id) == 0 then
-    redis.call('HSET', 'mloc:task:' .. id, take_list())
+    take_hash('mloc:task:' .. id)
     add((tonumber(place) or first) + index, id, status, submission_id)
     made[#made + 1] = id
   else
-    at = at + tonumber(take())
+    skip_hash()
   end
 end
 return made
@@ -227,7 +233,8 @@ return 1
 REMOVE_WORKER = (
     _SLICE
     + """
--- KEYS: worker ids, worker, its heartbeat, ids that get no work. ARGV: worker id, '1' = only when stale, then channel, message ...
+-- KEYS: worker ids, worker, its heartbeat, ids that get no work.
+-- ARGV: worker id, '1' = only when stale, then channel, message ...
 local id, only_stale = take(), take()
 if only_stale == '1' and redis.call('PTTL', KEYS[3]) > 0 then return 0 end
 local there = redis.call('DEL', KEYS[2]) + redis.call('SREM', KEYS[1], id)
