@@ -15,15 +15,17 @@ from mloc_prefect.orchestrate.embedded import EmbeddedServer, ServerAddress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mloc_prefect.orchestrate.server_main import Private
+
 _CACHE = Path(__file__).parents[2] / ".cache" / f"prefect-{version('prefect')}"
 _FILES = ("prefect.db", "migrated")
 
 
 @contextmanager
-def embedded_server(home: Path, *, port: int = 24200) -> Iterator[str]:
+def embedded_server(home: Path, *, port: int = 24200, private: Private | None = None) -> Iterator[str]:
     """Run a server below `home` (a fresh `MLOC_HOME`); yields its API URL, ends it afterwards."""
     prepare_home(home)
-    server = EmbeddedServer(home, port)
+    server = EmbeddedServer(home, port, private=private)
     try:
         yield start(server).api_url
     finally:

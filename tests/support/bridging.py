@@ -1,0 +1,102 @@
+"""Runs and events of ours for tests of the bridge, and the bridge's parts on stores in memory."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.bridge.events import STATES, RunEvent
+from mloc_prefect.bridge.keeper import Keeper
+from mloc_prefect.bridge.memory_runs import MemoryRuns
+from mloc_prefect.bridge.rebuild import Rebuilder
+from mloc_prefect.bridge.runs import RunView, Tags
+from mloc_prefect.bridge.stores import memory_stores
+from mloc_prefect.orchestrate.tell import COMMITTED, PREFIX
+from mloc_prefect.settings import get_settings
+from tests.support.records import submit
+
+if TYPE_CHECKING:
+    from mloc_prefect.bridge.records import TaskRecord
+
+_numbers = itertools.count(1)
+WORKER = {"worker": "w-1", "protocol": "ours"}
+
+
+def tags(task: str | None = "t1", submission: str | None = "s1", stage: str | None = "a") -> frozenset[str]:
+    """Return the tags of a stage run; without `stage` of one that our runner does not attend, without `task` a root."""
+    found = {"mloc"}
+    for name, value in (("task", task), ("submission", submission), ("stage", stage if task else None)):
+        if value:
+            found.add(f"mloc-{name}:{value}")
+    return frozenset(found | ({"mloc-type:echo"} if task else set()))
+
+
+def state(name: str, *, run: str = "run-t1", at: float = 10.0, run_count: int = 1, **more: Any) -> RunEvent:
+    """Return the event of a state, e.g. `Running`."""
+    given = {key: more.pop(key) for key in ("task", "submission", "stage") if key in more}
+    kind = {"AwaitingRetry": "SCHEDULED", "Late": "SCHEDULED"}.get(name, name.upper())
+    return RunEvent(
+        id=f"e{next(_numbers)}",
+        name=f"{STATES}{name}",
+        run_id=run,
+        at=at,
+        tags=tags(**given),
+        type=kind,
+        run_count=run_count,
+        **more,
+    )
+
+
+def told(what: str, attempt: int = 1, *, run: str = "run-t1", at: float = 10.0, **facts: Any) -> RunEvent:
+    """Return an event of the stage runner."""
+    given = {key: facts.pop(key) for key in ("task", "submission", "stage") if key in facts}
+    payload = {"attempt": attempt, **facts}
+    return RunEvent(
+        id=f"e{next(_numbers)}", name=f"{PREFIX}{what}", run_id=run, at=at, tags=tags(**given), facts=payload
+    )
+
+
+def view(type: str = "COMPLETED", *, run: str = "run-t1", since: float = 20.0, **more: Any) -> RunView:
+    """Return a stage run in a state."""
+    given = {key: more.pop(key) for key in ("task", "submission", "stage") if key in more}
+    message = COMMITTED if type == "COMPLETED" else ""
+    blank = RunView(id=run, tags=Tags.of(tags(**given)), type=type, state=type.capitalize(), message=message)
+    return replace(blank, since=since, created=1.0, **more)
+
+
+def root(type: str = "RUNNING", *, run: str = "root-1", submission: str | None = "s1", **more: Any) -> RunView:
+    """Return a root run in a state."""
+    return replace(view(type, run=run, task=None, submission=submission), message=more.pop("message", ""), **more)
+
+
+class BridgeBench:
+    """Keeper and records on stores in memory."""
+
+    def __init__(self, *views: RunView, **settings: Any) -> None:
+        self.stores = memory_stores()
+        self.runs = MemoryRuns(*views)
+        self.settings = get_settings(**settings)
+        self.rebuilder = Rebuilder(self.stores.tasks, self.settings)
+        self.keeper = Keeper(self.stores, self.runs, self.rebuilder)
+
+    async def submitted(self, *task_ids: str, submission: str = "s1", **changes: Any) -> None:
+        """Store a submission of tasks."""
+        await submit(self.stores.tasks, submission, *(task_ids or ("t1",)), **changes)
+
+    async def record(self, task_id: str = "t1") -> TaskRecord:
+        """Return a record that must be there."""
+        found = await self.stores.tasks.get(task_id)
+        assert found is not None
+        return found
+
+    @property
+    def messages(self) -> list[str]:
+        """What was published, in short: `tasks`, `TASK_STARTED`, `STATUS RUNNING` ..."""
+        return [_short(channel, message) for channel, message in self.stores.publisher.sent]  # type: ignore[attr-defined]
+
+
+def _short(channel: str, message: dict[str, Any]) -> str:
+    if channel == "tasks":
+        return "tasks"
+    return f"{message['type']} {message['status']}" if message["type"] == "STATUS" else str(message["type"])

@@ -1,0 +1,487 @@
+"""The services of the bridge: following events, comparing, being the only one, dispatching, watching."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from mloc_prefect.bridge import active, dispatch_service, service, watch
+from mloc_prefect.bridge.active import LEASE, ActiveLease
+from mloc_prefect.bridge.dispatch_service import DispatchService
+from mloc_prefect.bridge.memory import MemoryLeases
+from mloc_prefect.bridge.memory_runs import MemorySource
+from mloc_prefect.bridge.reconcile import ASK_SECONDS, CRASH_SECONDS, KEPT_SECONDS, Reconciler
+from mloc_prefect.bridge.service import Follower
+from mloc_prefect.bridge.states import Mark, Phase
+from mloc_prefect.bridge.watch import StoreWatch
+from mloc_prefect.errors import FencedError, PlanError, StoreError
+from tests.support.bridging import WORKER, BridgeBench, root, state, told, view
+from tests.support.flows import graph_text
+
+HAPPY = ["tasks", "STATUS RUNNING", "TASK_STARTED", "STATUS RUNNING", "TASK_SUCCEEDED", "STATUS IDLE"]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch_service, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(watch, "_AWAY_SECONDS", 0.0)
+
+
+@asynccontextmanager
+async def running(work: Any):
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(fact) -> None:
+    async with asyncio.timeout(5):
+        while not (await fact() if asyncio.iscoroutinefunction(fact) else fact()):
+            await asyncio.sleep(0.001)
+
+
+def started(run: str = "run-t1", task: str = "t1"):
+    return [told("placed", run=run, task=task, **WORKER), told("started", run=run, task=task, **WORKER)]
+
+
+# --- following --------------------------------------------------------------------------------------------------------
+
+
+async def test_events_are_acknowledged_after_their_step():
+    bench, source = BridgeBench(view(since=20)), MemorySource()
+    await bench.submitted()
+    source.put(*started(), state("Completed", at=20))
+    async with running(Follower(source, bench.keeper, bench.runs).run()):
+        await until(lambda: not source.pending)
+    assert bench.messages == HAPPY
+
+
+async def test_the_end_is_believed_when_the_api_shows_it():
+    bench, source = BridgeBench(view("RUNNING", since=11)), MemorySource()
+    await bench.submitted("t1", "t2")
+    source.put(*started(), state("Completed", at=20), *started("run-t2", "t2"))
+    async with running(Follower(source, bench.keeper, bench.runs).run()):
+        await until(lambda: bench.messages.count("TASK_STARTED") == 2)
+        assert [event.state for event in source.pending] == ["Completed"], "it is not acknowledged, and holds up nobody"
+        assert (await bench.record()).status == "DISPATCHED"
+        bench.runs.put(view(since=20))
+        await until(lambda: not source.pending)
+    assert (await bench.record()).status == "DONE"
+
+
+@pytest.mark.parametrize("shown", [view("RUNNING", since=30), None])
+async def test_an_end_that_is_over_or_was_rolled_back_changes_nothing(shown, monkeypatch):
+    monkeypatch.setattr(service, "_COMMIT_SECONDS", 0.02)
+    bench, source = BridgeBench(*([shown] if shown else [])), MemorySource()
+    await bench.submitted()
+    source.put(*started(), state("Failed", at=20))
+    async with running(Follower(source, bench.keeper, bench.runs).run()):
+        await until(lambda: not source.pending)
+    assert (await bench.record()).status == "DISPATCHED"
+
+
+async def test_while_store_or_api_are_away_nothing_is_lost():
+    bench, source = BridgeBench(view(since=20)), MemorySource()
+    await bench.submitted()
+    away = {"store": 2, "api": 2}
+    transition, get = bench.stores.tasks.transition, bench.runs.get
+
+    async def no_transition(*args, **kwargs):
+        away["store"] -= 1
+        if away["store"] >= 0:
+            raise StoreError("Redis at nowhere:1 does not serve")
+        return await transition(*args, **kwargs)
+
+    async def no_get(ids):
+        away["api"] -= 1
+        if away["api"] >= 0:
+            raise httpx.ConnectError("refused")
+        return await get(ids)
+
+    bench.stores.tasks.transition, bench.runs.get = no_transition, no_get
+    source.put(*started(), state("Completed", at=20))
+    async with running(Follower(source, bench.keeper, bench.runs).run()):
+        await until(lambda: not source.pending)
+    assert bench.messages == HAPPY
+
+
+async def test_an_event_that_breaks_us_does_not_stop_the_others(caplog):
+    bench, source = BridgeBench(), MemorySource()
+    await bench.submitted()
+    source.put(told("placed", attempt="not a number"), *started())
+    async with running(Follower(source, bench.keeper, bench.runs).run()):
+        await until(lambda: not source.pending)
+    assert (await bench.record()).status == "DISPATCHED"
+    assert "could not be handled" in caplog.text
+
+
+async def test_a_bridge_that_was_replaced_stops():
+    bench, source = BridgeBench(), MemorySource()
+    await bench.submitted()
+    old = await bench.stores.leases.acquire(LEASE, "old", ttl=0)
+    await bench.stores.leases.acquire(LEASE, "new", ttl=60)
+    bench.keeper._fence = lambda: old
+    source.put(*started())
+    with pytest.raises(FencedError):
+        await Follower(source, bench.keeper, bench.runs).run()
+    assert bench.messages == []
+    assert len(source.pending) == 2
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def reconciler(bench: BridgeBench, now: float) -> Reconciler:
+    return Reconciler(bench.stores.tasks, bench.keeper, bench.runs, clock=lambda: now)
+
+
+async def test_a_lost_end_is_found_with_what_led_to_it():
+    bench = BridgeBench(root(), view(since=100))
+    await bench.submitted()
+    bench.runs.told = started()
+    await reconciler(bench, 100 + KEPT_SECONDS - 1).look()
+    assert bench.messages == [], "its events may not be kept yet"
+    await reconciler(bench, 100 + KEPT_SECONDS).look()
+    assert bench.messages == HAPPY
+
+
+async def test_the_end_of_a_task_known_to_run_needs_no_events():
+    bench = BridgeBench(root(), view(since=100))
+    await bench.submitted()
+    for event in started():
+        await bench.keeper.apply(event)
+    await reconciler(bench, 101).look()
+    assert (await bench.record()).status == "DISPATCHED", "the event may still come"
+    await reconciler(bench, 102.5).look()
+    assert (await bench.record()).status == "DONE"
+
+
+async def test_a_lost_start_is_found_and_not_asked_for_all_the_time():
+    bench = BridgeBench(root(), view("RUNNING", since=100))
+    await bench.submitted()
+    now = [100 + KEPT_SECONDS]
+    looks = Reconciler(bench.stores.tasks, bench.keeper, bench.runs, clock=lambda: now[0])
+    await looks.look()
+    bench.runs.told = started()
+    now[0] += ASK_SECONDS - 1
+    await looks.look()
+    assert bench.messages == []
+    now[0] += 2
+    await looks.look()
+    assert (await bench.record()).mark == Mark(1, Phase.STARTED)
+
+
+async def test_unattended_runs_are_compared_by_state():
+    bench = BridgeBench(view("RUNNING", since=100, stage=None, run_count=1))
+    await bench.submitted()
+    await reconciler(bench, 103).look()
+    assert (await bench.record()).mark == Mark(1, Phase.STARTED)
+    bench.runs.put(view("FAILED", since=110, stage=None, message="boom"))
+    await reconciler(bench, 113).look()
+    assert ((await bench.record()).status, (await bench.record()).error) == ("FAILED", "boom")
+
+
+async def test_a_crashed_root_run_gets_its_time():
+    bench = BridgeBench(root("CRASHED", since=100, message="worker lost"))
+    await bench.submitted()
+    await reconciler(bench, 100 + CRASH_SECONDS - 1).look()
+    assert (await bench.record()).status == "PENDING"
+    await reconciler(bench, 100 + CRASH_SECONDS + 1).look()
+    assert (await bench.record()).error == "worker lost"
+
+
+async def test_a_deleted_run_fails_its_tasks_but_one_that_is_not_made_yet_does_not():
+    bench = BridgeBench()
+    await bench.submitted()
+    await reconciler(bench, 100).look()
+    assert (await bench.record()).status == "PENDING"
+    await bench.stores.tasks.dispatched("s1", "root-1")
+    await reconciler(bench, 100).look()
+    assert (await bench.record()).error == "its run was deleted in Prefect"
+
+
+async def test_runs_at_work_without_records_get_them():
+    spec = graph_text({"a": ([], {})})
+    bench = BridgeBench(root(parameters={"spec": spec}, since=100))
+    await reconciler(bench, 200).look()
+    assert [r.submission_id for r in await bench.stores.tasks.list()] == ["s1"]
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+async def test_lost_records_are_rebuilt_as_they_were(quiet):
+    bench = BridgeBench(root("COMPLETED"), view(run="r1", name="n:a"), view("RUNNING", run="r2", task="t2", name="n:b"))
+    bench.runs.put(replace(bench.runs.views["root-1"], type="RUNNING"))
+    bench.runs.told = started("r1") + started("r2", "t2")
+    await reconciler(bench, 30).rebuild(quiet=quiet)
+    assert ((await bench.record()).status, (await bench.record("t2")).mark) == ("DONE", Mark(1, Phase.STARTED))
+    assert bench.messages == ([] if quiet else [*HAPPY[:4] * 2, "TASK_SUCCEEDED", "STATUS RUNNING"])
+    assert bool(await bench.stores.tasks.tally()) is not quiet
+    await bench.keeper.end(view(run="r2", task="t2"))
+    assert "TASK_SUCCEEDED" in bench.messages, "what happens after it is news"
+
+
+# --- one is active ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leases() -> tuple[MemoryLeases, list[float]]:
+    now = [0.0]
+    return MemoryLeases(clock=lambda: now[0]), now
+
+
+def candidate(leases: tuple[MemoryLeases, list[float]], terms: list[tuple[int, bool]], ttl: float = 0.02) -> Any:
+    async def work(term: active.Term) -> None:
+        terms.append((term.fence.number, term.fresh))
+        await asyncio.Event().wait()
+
+    return ActiveLease(leases[0], ttl=ttl, clock=lambda: leases[1][0]).run(work)
+
+
+async def test_one_works_and_the_next_takes_over(leases):
+    first: list[tuple[int, bool]] = []
+    second: list[tuple[int, bool]] = []
+    async with running(candidate(leases, first)) as task:
+        await until(lambda: first)
+        async with running(candidate(leases, second)):
+            await asyncio.sleep(0.05)
+            assert second == []
+            task.cancel()
+            await until(lambda: second)
+    assert first == [(2, True)], "a store without any bridge before"
+    assert second == [(3, False)]
+
+
+async def test_a_holder_that_lost_the_lease_stops_its_work_and_stands_by(leases):
+    terms: list[tuple[int, bool]] = []
+    async with running(candidate(leases, terms)):
+        await until(lambda: terms)
+        leases[1][0] = 100.0
+        await leases[0].acquire(LEASE, "other", ttl=10)
+        await asyncio.sleep(0.05)
+        assert len(terms) == 1
+        leases[1][0] = 200.0
+        await until(lambda: len(terms) == 2)
+    assert terms[1][1] is False
+
+
+async def test_an_emptied_store_starts_the_work_afresh(leases):
+    terms: list[tuple[int, bool]] = []
+    async with running(candidate(leases, terms)):
+        await until(lambda: terms)
+        leases[0]._held.clear()
+        leases[0]._numbers.clear()
+        await until(lambda: len(terms) == 2)
+    assert terms[1][1] is True
+
+
+async def test_an_error_of_the_work_ends_the_bridge_but_fencing_does_not(leases):
+    errors = [FencedError("replaced"), KeyError("defect")]
+
+    async def work(term: active.Term) -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(KeyError):
+        await ActiveLease(leases[0], ttl=0.02).run(work)
+    assert errors == []
+
+
+# --- dispatching ------------------------------------------------------------------------------------------------------
+
+
+class FakePrefect:
+    """What the dispatcher asks of Prefect's API."""
+
+    def __init__(self) -> None:
+        self.created: list[dict[str, Any]] = []
+        self.states: list[tuple[str, str]] = []
+        self.errors: list[Exception] = []
+        self.busy = self.most = 0
+
+    async def create_flow_run_from_deployment(self, deployment: Any, **fields: Any) -> Any:
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        await asyncio.sleep(0)
+        self.busy -= 1
+        if self.errors:
+            raise self.errors.pop(0)
+        known = {c["idempotency_key"] for c in self.created}
+        if fields["idempotency_key"] not in known:
+            self.created.append(fields)
+        return SimpleNamespace(id=f"root-of-{fields['idempotency_key']}")
+
+    async def request(self, method: str, path: str, json: Any = None) -> Any:
+        assert method == "POST"
+        self.states.append((path.split("/")[2], json["state"]["type"]))
+        return httpx.Response(200, json={})
+
+
+@pytest.fixture
+def prefect(monkeypatch: pytest.MonkeyPatch) -> FakePrefect:
+    async def ensured(*_: Any) -> str:
+        return "deployment"
+
+    monkeypatch.setattr(dispatch_service, "ensure_deployment", ensured)
+    return FakePrefect()
+
+
+def dispatcher(bench: BridgeBench, prefect: FakePrefect) -> DispatchService:
+    return DispatchService(bench.stores, prefect, bench.runs, bench.settings)  # type: ignore[arg-type]
+
+
+async def drain(bench: BridgeBench, prefect: FakePrefect) -> None:
+    async with running(dispatcher(bench, prefect).run()):
+
+        async def empty() -> bool:
+            return not await bench.stores.journal.depth()
+
+        await until(empty)
+
+
+async def test_a_submission_becomes_one_run(prefect):
+    bench = BridgeBench()
+    await bench.submitted(raw_yaml="a: 1", parameters={"who": "me"}, file="x.yaml")
+    await drain(bench, prefect)
+    (run,) = prefect.created
+    assert run["idempotency_key"] == "s1"
+    assert run["work_queue_name"] == "coordinator"
+    assert run["tags"] == ["mloc", "mloc-submission:s1"]
+    assert run["parameters"] == {"spec": "a: 1", "parameters": {"who": "me"}, "submission_id": "s1", "file": "x.yaml"}
+    assert (await bench.stores.tasks.submission("s1")).flow_run == "root-of-s1"
+
+
+async def test_a_long_spec_goes_by_its_content(prefect):
+    bench = BridgeBench()
+    text = "a: " + "x" * 20_000
+    await bench.submitted(raw_yaml=text)
+    await drain(bench, prefect)
+    assert prefect.created[0]["parameters"]["spec"].startswith("sha256:")
+
+
+async def test_several_go_at_once_but_not_all(prefect):
+    bench = BridgeBench()
+    for number in range(40):
+        await bench.submitted(f"t{number}", submission=f"s{number}")
+    await drain(bench, prefect)
+    assert len(prefect.created) == 40
+    assert 2 <= prefect.most <= dispatch_service.AT_ONCE
+
+
+async def test_while_prefect_is_away_entries_stay(prefect):
+    bench = BridgeBench()
+    await bench.submitted()
+    answer = httpx.Response(503, request=httpx.Request("POST", "http://x"))
+    prefect.errors = [
+        httpx.ConnectError("refused"),
+        httpx.HTTPStatusError("busy", request=answer.request, response=answer),
+    ]
+    await drain(bench, prefect)
+    assert len(prefect.created) == 1
+
+
+async def test_an_entry_that_comes_again_runs_nothing_twice(prefect):
+    bench = BridgeBench()
+    await bench.submitted()
+    (entry,) = await bench.stores.journal.read("dead", count=1)
+    service_ = dispatcher(bench, prefect)
+    await service_.dispatch([entry])
+    await service_.dispatch([entry])
+    assert len(prefect.created) == 1
+    prefect.created.clear()
+    for event in started():  # known to have begun, even if nobody noted the run
+        await bench.keeper.apply(event)
+    bench.stores.tasks._submissions["s1"] = replace(await bench.stores.tasks.submission("s1"), flow_run=None)
+    await dispatcher(bench, prefect).dispatch([entry])
+    assert prefect.created == []
+
+
+async def test_what_prefect_refuses_for_good_fails(prefect):
+    bench = BridgeBench()
+    await bench.submitted()
+    answer = httpx.Response(422, request=httpx.Request("POST", "http://x"), text="name too long")
+    prefect.errors = [httpx.HTTPStatusError("no", request=answer.request, response=answer)]
+    await drain(bench, prefect)
+    assert (await bench.record()).error == "Prefect refused its run: name too long"
+
+
+async def test_a_submission_that_was_cancelled_first_gets_no_run(prefect):
+    bench = BridgeBench()
+    await bench.submitted()
+    await bench.stores.tasks.request_cancel("s1")
+    await drain(bench, prefect)
+    assert prefect.created == []
+    assert (await bench.record()).status == "CANCELLED"
+
+
+async def test_a_running_submission_is_told_to_stop(prefect):
+    bench = BridgeBench(root(), view("RUNNING"))
+    await bench.submitted("t1", "t2")
+    await bench.stores.tasks.dispatched("s1", "root-1")
+    for event in started():
+        await bench.keeper.apply(event)
+    await bench.stores.tasks.request_cancel("s1")
+    await drain(bench, prefect)
+    assert prefect.states == [("root-1", "CANCELLING")]
+    assert [(await bench.record(t)).status for t in ("t1", "t2")] == ["DISPATCHED", "CANCELLED"]
+
+
+async def test_one_task_is_told_to_stop(prefect):
+    bench = BridgeBench(root(), view("RUNNING"), view("RUNNING", run="run-t2", task="t2"))
+    await bench.submitted("t1", "t2")
+    await bench.stores.tasks.dispatched("s1", "root-1")
+    for event in started():
+        await bench.keeper.apply(event)
+    await bench.stores.tasks.request_cancel("s1", "t1")
+    await drain(bench, prefect)
+    assert prefect.states == [("run-t1", "CANCELLING")]
+    assert (await bench.record("t2")).status == "PENDING"
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_watch_sees_the_ends_of_tasks():
+    bench = BridgeBench()
+    await bench.submitted("t1", "t2", "t3")
+    async with StoreWatch(bench.stores.tasks, every=0.001) as looks:
+        done = asyncio.ensure_future(looks.completed("t1"))
+        stopped = asyncio.ensure_future(looks.cancelled("t2"))
+        ended = asyncio.ensure_future(looks.ended("t3"))
+        await asyncio.sleep(0.02)
+        assert not (done.done() or stopped.done() or ended.done())
+        await bench.stores.tasks.transition("t1", Mark(1, Phase.DONE))
+        await bench.stores.tasks.transition("t2", Mark(1, Phase.CANCELLED))
+        await bench.stores.tasks.transition("t3", Mark(1, Phase.FAILED))
+        async with asyncio.timeout(5):
+            await done
+            await stopped
+            assert await ended == "FAILED"
+        with pytest.raises(PlanError, match="not known here"):
+            await looks.ended("nobody")
+        assert looks._waiting == {}
+
+
+async def test_the_watch_survives_a_store_that_is_away():
+    bench = BridgeBench()
+    await bench.submitted()
+    await bench.stores.tasks.transition("t1", Mark(1, Phase.DONE))
+    get_many, away = bench.stores.tasks.get_many, [True, True]
+
+    async def flaky(*args: Any, **kwargs: Any) -> Any:
+        if away:
+            away.pop()
+            raise StoreError("Redis at nowhere:1 does not serve")
+        return await get_many(*args, **kwargs)
+
+    bench.stores.tasks.get_many = flaky  # type: ignore[method-assign]
+    async with StoreWatch(bench.stores.tasks, every=0.001) as looks, asyncio.timeout(5):
+        await looks.completed("t1")
