@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,7 +24,7 @@ from mloc_prefect.errors import ExecutionError, StoreError
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from mloc_prefect.bridge.original_choice import Choice
@@ -31,11 +32,29 @@ if TYPE_CHECKING:
     from mloc_prefect.bridge.stores import Stores
     from mloc_prefect.orchestrate.dispatch import StageJob
     from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.settings import MlocSettings
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 1000
 _MOVES = 1
 """Times that an attempt goes on at another worker when its own has gone."""
+
+
+@asynccontextmanager
+async def original_workers(settings: MlocSettings) -> AsyncIterator[OriginalDispatcher | None]:
+    """Yield the dispatcher of this site; None without Redis, or when only workers of ours may be used."""
+    if settings.redis_url is None or settings.dispatch == "ours":
+        yield None
+        return
+    from mloc_prefect.bridge.stores import open_stores
+
+    stores = open_stores(settings.redis_url)
+    dispatcher = OriginalDispatcher(stores, settings.results_root)
+    try:
+        yield dispatcher
+    finally:
+        await dispatcher.close()
+        await stores.close()
 
 
 class OriginalDispatcher:
