@@ -63,8 +63,7 @@ def create_app(stores: Stores, settings: MlocSettings) -> FastAPI:
 
     app = FastAPI(title="MLOC orchestrator", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     app.state.endpoint = endpoint
-    # Files before results: `{task_id}` of a result never holds a slash, so that the order only matters for reading.
-    for routes in (health, workers, tasks, logs, files, results, events):
+    for routes in (tasks, results, files, logs, events, workers, health):  # the busiest is found first
         app.include_router(routes.router)
     app.add_exception_handler(HTTPException, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
@@ -17,30 +17,38 @@ if TYPE_CHECKING:
 
 _PREFIX = "Bearer "
 _LOOKED_AT = 64 * 1024  # bytes of a body that a caller without token may have parsed
-_SCHEME = HTTPBearer(auto_error=False, description="The value of `ORCHESTRATOR_TOKEN`; nothing is asked without one.")
 
 
-async def check_token(request: Request, _shown: Annotated[object, Depends(_SCHEME)] = None) -> None:
-    """Let a request pass that has the token; without a configured token every one passes.
+class BearerToken(HTTPBearer):
+    """The check as a security scheme: one dependency that the OpenAPI document shows, too."""
 
-    Raises:
-        Problem: 401 without a bearer token, 403 for a wrong one. The original parses JSON before it looks at the
-            token, so broken JSON is 422 with any token; of strangers only small bodies are parsed.
-    """
-    token: SecretStr | None = request.app.state.endpoint.settings.token
-    if token is None or not token.get_secret_value():
-        return
-    # Strict as the original: one blank, this very case; white space at the end is no part of a header's value.
-    given = (request.headers.get("authorization") or "").rstrip(" \t")
-    if hmac.compare_digest(given.encode("latin-1", "replace"), f"{_PREFIX}{token.get_secret_value()}".encode()):
-        return
-    await _refuse_broken_json(request)
-    if not given.startswith(_PREFIX):
-        raise Problem(401, "Missing bearer token")
-    raise Problem(403, "Invalid token")
+    def __init__(self) -> None:
+        super().__init__(
+            scheme_name="token", description="The value of `ORCHESTRATOR_TOKEN`; none is asked for without."
+        )
+
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]  # nobody needs the credentials
+        """Let a request pass that has the token; without a configured token every one passes.
+
+        Raises:
+            Problem: 401 without a bearer token, 403 for a wrong one. The original parses JSON before it looks at the
+                token, so broken JSON is 422 with any token; of strangers only small bodies are parsed.
+        """
+        token: SecretStr | None = request.app.state.endpoint.settings.token
+        if token is None or not token.get_secret_value():
+            return
+        # Strict as the original: one blank, this very case; white space at the end is no part of a header's value.
+        given = (request.headers.get("authorization") or "").rstrip(" \t")
+        wanted = f"{_PREFIX}{token.get_secret_value()}"
+        if hmac.compare_digest(given.encode("latin-1", "replace"), wanted.encode()):
+            return
+        await _refuse_broken_json(request)
+        if not given.startswith(_PREFIX):
+            raise Problem(401, "Missing bearer token")
+        raise Problem(403, "Invalid token")
 
 
-Guarded = Depends(check_token)
+Guarded = Depends(BearerToken())
 """The dependency of every route but the probes."""
 
 

@@ -47,8 +47,8 @@ class Endpoint:
         return self.settings.results_root
 
 
-def endpoint_of(request: Request) -> Endpoint:
-    """Return the endpoint that serves `request`."""
+async def endpoint_of(request: Request) -> Endpoint:
+    """Return the endpoint that serves `request`; async, as the framework runs other functions in threads."""
     found: Endpoint = request.app.state.endpoint
     return found
 
