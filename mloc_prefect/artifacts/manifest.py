@@ -142,7 +142,7 @@ def survey(directory: Path, *, result: tuple[int, str], required: Iterable[str] 
     now = _iso(datetime.now(UTC).timestamp())
     entries = [Entry(RESPONSES, RESPONSES, "result", True, "present", now, *result)]
     wanted = dict.fromkeys(str(r).strip().strip("/") for r in required if str(r).strip().strip("/"))
-    paths = dict.fromkeys((*_STANDARD, *wanted, *_others(directory)))
+    paths = dict.fromkeys((*_STANDARD, *wanted, *_others(directory), *_artifacts(directory)))
     entries += [_entry(directory, p, required=p in _STANDARD or p in wanted) for p in paths if p != RESPONSES]
     return tuple(entries)
 
@@ -154,6 +154,14 @@ def _others(directory: Path) -> list[str]:
         for p in directory.iterdir()
         if p.name not in hidden and not p.name.startswith((".", "manifest.")) and not p.is_symlink()
     )
+
+
+def _artifacts(directory: Path) -> list[str]:
+    """Return the files directly below `artifacts/`: those that a client can download by name."""
+    folder = directory / "artifacts"
+    if not folder.is_dir():
+        return []
+    return sorted(f"artifacts/{p.name}" for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
 
 
 def _entry(directory: Path, path: str, *, required: bool) -> Entry:

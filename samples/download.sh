@@ -1,0 +1,17 @@
+#!/bin/sh
+# Downloads the result of a task and the files that its manifest names.
+#   samples/download.sh TASK-ID DIRECTORY
+set -eu
+. "$(dirname "$0")/common.sh"
+
+mkdir -p "$2"
+call -o "$2/responses.json" "$MLOC_URL/api/v1/results/$1"
+echo "$2/responses.json"
+manifest=$(call "$MLOC_URL/api/v1/results/$1/files/manifest.json" 2>/dev/null) || exit 0
+# One entry a line; files have a sha256, directories have not.
+printf '%s' "$manifest" | tr -d '\n' | sed 's/}/}\n/g' | grep '"sha256"' |
+    sed -n 's/.*"name": *"\([^"/]*\)".*/\1/p' | while read -r name; do
+    [ "$name" = responses.json ] && continue
+    call -o "$2/$name" "$MLOC_URL/api/v1/results/$1/files/$name"
+    echo "$2/$name"
+done

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Waits until tasks have ended. Exit: 0 all DONE, 5 one FAILED or CANCELLED.
+#   samples/poll.sh TASK-ID...
+set -eu
+. "$(dirname "$0")/common.sh"
+
+code=0
+for id in "$@"; do
+    while :; do
+        record=$(call "$MLOC_URL/api/v1/tasks/$id")
+        # The last "status": those of the spec stand before it.
+        status=$(printf '%s' "$record" | sed -n 's/.*"status":"\([A-Z]*\)".*/\1/p')
+        case $status in
+            DONE) echo "$id DONE"; break ;;
+            FAILED | CANCELLED) echo "$id $status"; code=5; break ;;
+        esac
+        sleep "${POLL_SECONDS:-1}"
+    done
+done
+exit $code

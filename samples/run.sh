@@ -1,0 +1,12 @@
+#!/bin/sh
+# Submits a spec, waits, and downloads the results of every task: the three other samples in a row.
+#   samples/run.sh task.yaml DIRECTORY
+set -eu
+here=$(dirname "$0")
+
+ids=$("$here/submit.sh" "$1")
+# shellcheck disable=SC2086  # one argument for each id
+"$here/poll.sh" $ids
+for id in $ids; do
+    "$here/download.sh" "$id" "$2/$id"
+done

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Stores a file with the results of a task.
+#   samples/upload.sh TASK-ID FILE
+set -eu
+. "$(dirname "$0")/common.sh"
+
+call -X POST "$MLOC_URL/api/v1/results/$1/files" -F "file=@$2"
+echo
