@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.execution.protocol import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from mloc_prefect.execution.rows import RowJournal
-    from mloc_prefect.executors.data import Prompt
+    from mloc_prefect.executors.data import Prompts
     from mloc_prefect.executors.rendering import Style
 
 _SHOWN_FAILURES = 3
 
 
-def items_of(journal: RowJournal, prompts: Sequence[Prompt], style: Style) -> Iterator[dict[str, Any]]:
-    """Yield the items of the result, in input order, each with its prompt and metadata."""
+def items_of(journal: RowJournal, prompts: Prompts, style: Style) -> Iterator[dict[str, Any]]:
+    """Yield the items of the result, in input order, each with its prompt and metadata; a shard's by whole numbers."""
     for row in journal.items(len(prompts)):
         prompt = prompts[row["index"]]
         rendered = row.pop("rendered_prompt", None) or style.render(prompt.text)
         metadata = {**prompt.metadata, "prompt": prompt.text, "rendered_prompt": rendered}
-        yield {**row, "prompt": prompt.text, "metadata": metadata}
+        yield {**row, "index": prompts.first + row["index"], "prompt": prompt.text, "metadata": metadata}
 
 
 def usage_of(journal: RowJournal, total: int) -> dict[str, int]:
@@ -38,8 +38,10 @@ def usage_of(journal: RowJournal, total: int) -> dict[str, int]:
     }
 
 
-def judge(failures: Mapping[int, str], total: int, *, allowed: int, may_go_better: bool, attempt_dir: Path) -> None:
-    """Return if at most `allowed` of `total` rows failed.
+def judge(
+    failures: Mapping[int, str], prompts: Prompts, *, allowed: int, may_go_better: bool, attempt_dir: Path
+) -> None:
+    """Return if at most `allowed` of the rows failed.
 
     Raises:
         UserError: More did, and all of them must fail again.
@@ -48,10 +50,10 @@ def judge(failures: Mapping[int, str], total: int, *, allowed: int, may_go_bette
     if len(failures) <= allowed:
         return
     shown = sorted(failures.items())[:_SHOWN_FAILURES]
-    text = "; ".join(f"row {index}: {problem}" for index, problem in shown)
+    text = "; ".join(f"row {prompts.first + index}: {problem}" for index, problem in shown)
     more = f"; and {len(failures) - len(shown)} more" if len(failures) > len(shown) else ""
     message = (
-        f"{len(failures)} of {total} rows failed (inference.max_failed_rows is {allowed}): "
+        f"{len(failures)} of {len(prompts)} rows failed (inference.max_failed_rows is {allowed}): "
         f"{text}{more}. The other rows are kept in {attempt_dir}"
     )
     raise RuntimeError(message) if may_go_better else UserError(message)

@@ -10,6 +10,7 @@ from mloc_prefect.errors import ExecutionError
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.datasets_source import load_table
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.own_rows import own_rows
 from mloc_prefect.plan.graph_template import render
 
 if TYPE_CHECKING:
@@ -33,8 +34,18 @@ class Prompt:
     error: str | None = None
 
 
-def load_prompts(spec: Mapping[str, Any], upstream: Mapping[str, Any], places: Places) -> list[Prompt]:
-    """Return the prompts of a task, in order.
+class Prompts(list[Prompt]):
+    """The input rows of one task, or of one shard of it.
+
+    Attributes:
+        first: Number of the first one in the whole task; 0 unless this is a shard.
+    """
+
+    first: int = 0
+
+
+def load_prompts(spec: Mapping[str, Any], upstream: Mapping[str, Any], places: Places) -> Prompts:
+    """Return the prompts of a task, in order; those of its part when `spec.shard` names one [protocol 2.7].
 
     Args:
         spec: The resolved `spec` mapping; `spec.data` says where the prompts come from.
@@ -58,7 +69,10 @@ def load_prompts(spec: Mapping[str, Any], upstream: Mapping[str, Any], places: P
         raise UserError(f"Unsupported spec.data.type: {kind!r}")
     if not prompts:
         raise UserError("No prompts prepared. Check spec.data configuration.")
-    return prompts
+    rows, first = own_rows(prompts, spec)
+    own = Prompts(rows)
+    own.first = first
+    return own
 
 
 def _from_list(data: Fields) -> list[Prompt]:

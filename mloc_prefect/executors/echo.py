@@ -8,6 +8,7 @@ Beside the protocol it reads, for tests:
         delay: 2          # seconds before it answers
         row_delay: 0.1    # seconds for each row
         fail: "a text"    # fail with it, after the rows
+        load: true        # read the rows of data as inference does: data sets, row ranges, shuffles
       data:
         type: list
         items: [a, b, c]  # given back as rows, through the journal
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mloc_prefect.execution.rows import row_key
+from mloc_prefect.executors.own_rows import own_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +47,7 @@ class EchoExecutor:
         wishes = spec.get("echo") if isinstance(spec.get("echo"), dict) else {}
         assert isinstance(wishes, dict)
         context.sleep(_seconds(wishes, "delay"))
-        items = _items(spec)
+        items, first = _items(request, load=bool(wishes.get("load")))
         for index, key in _missing(items, context):
             context.sleep(_seconds(wishes, "row_delay"))
             context.rows.append(index, key, output=items[index], finish_reason="stop")
@@ -53,8 +55,9 @@ class EchoExecutor:
         if wishes.get("fail"):
             raise RuntimeError(str(wishes["fail"]))
         result: dict[str, Any] = {"ok": True, "echo": spec}
-        if items:
-            result["items"] = context.rows.items(len(items))  # an iterator: the host streams it into the file
+        if items or spec.get("shard"):
+            # An iterator: the host streams it into the file.
+            result["items"] = ({**row, "index": first + row["index"]} for row in context.rows.items(len(items)))
             result["_summary"] = {"rows": len(items)}
         return result
 
@@ -69,10 +72,17 @@ def _missing(items: list[Any], context: ExecutionContext) -> list[tuple[int, str
     return [(index, key) for index, key in enumerate(keys) if index not in done]
 
 
-def _items(spec: Mapping[str, Any]) -> list[Any]:
-    data = spec.get("data")
+def _items(request: ExecutionRequest, *, load: bool) -> tuple[list[Any], int]:
+    """Return the rows, and the number of the first of them in the whole task."""
+    if load:
+        from mloc_prefect.executors.data import load_prompts
+        from mloc_prefect.executors.places import Places
+
+        prompts = load_prompts(request.spec, request.upstream, Places.of(request.settings))
+        return [prompt.text for prompt in prompts], prompts.first
+    data = request.spec.get("data")
     items = data.get("items") if isinstance(data, dict) else None
-    return items if isinstance(items, list) else []
+    return own_rows(items if isinstance(items, list) else [], request.spec)
 
 
 def _seconds(wishes: Mapping[str, Any], name: str) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.executors.batching import Budget, Work
-    from mloc_prefect.executors.data import Prompt
+    from mloc_prefect.executors.data import Prompts
     from mloc_prefect.executors.decoding import Answer
     from mloc_prefect.executors.engine import Engine
     from mloc_prefect.executors.rendering import Style
@@ -39,7 +39,7 @@ class RowsRun:
     def __init__(
         self,
         engine: Engine,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         keys: Sequence[str],
         style: Style,
         sampling: Sampling,
@@ -85,7 +85,7 @@ class RowsRun:
         """
         judge(
             self._failures,
-            len(self._prompts),
+            self._prompts,
             allowed=allowed,
             may_go_better=self._may_go_better,
             attempt_dir=self._context.attempt_dir,
@@ -174,7 +174,7 @@ class RowsRun:
 
     def _fail(self, index: int, problem: str) -> None:
         self._context.rows.append(index, self._keys[index], output="", error=problem)
-        self._context.log(f"row {index}: {problem}", "warning")
+        self._context.log(f"row {self._prompts.first + index}: {problem}", "warning")
         self._failures[index] = problem
         self._ended.add(index)
 

@@ -28,6 +28,7 @@ class Sampling:
         repetition_penalty: > 1 makes tokens that already occurred (prompt included) less likely.
         stop: The answer ends before the first of these texts.
         seed: Makes draws repeatable; None = different in every attempt.
+        first: Number of the first row in the whole task, of which this may be a shard.
     """
 
     max_new_tokens: int = 512
@@ -39,6 +40,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    first: int = 0
 
     @classmethod
     def of(cls, inference: Fields) -> Sampling:
@@ -76,10 +78,10 @@ class Sampling:
         return {**common, **drawn, "seed": self.seed}
 
     def row_seed(self, index: int) -> int:
-        """Return the seed of row `index`: its draws depend on nothing else, so not on the batch it stands in."""
+        """Return the seed of row `index`: its draws depend on nothing else, so not on its batch or shard."""
         if self.seed is None:
             return secrets.randbits(63)
-        digest = hashlib.sha256(f"{self.seed}:{index}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}:{self.first + index}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
 

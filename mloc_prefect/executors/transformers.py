@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mloc_prefect.execution.protocol import UserError
@@ -69,6 +70,7 @@ class TransformersExecutor:
         export = Export.of(spec, context.task_dir)
         context.phase("reading data")
         prompts = load_prompts(request.spec, request.upstream, places)
+        sampling = replace(sampling, first=prompts.first)
         context.check()
         context.phase("finding model")
         place = find_model(identifier, spec.child("model").child("source").text("revision"), places)

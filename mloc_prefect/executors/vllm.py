@@ -67,6 +67,7 @@ class VllmExecutor:
         export = Export.of(spec, context.task_dir)
         context.phase("reading data")
         prompts = load_prompts(request.spec, request.upstream, places)
+        sampling = replace(sampling, common=replace(sampling.common, first=prompts.first))
         context.check()
         context.phase("finding model")
         place = _place(spec, identifier, places, context.task_dir)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from mloc_prefect.execution.context import ExecutionContext
-    from mloc_prefect.executors.data import Prompt
+    from mloc_prefect.executors.data import Prompts
     from mloc_prefect.executors.rendering import Reader, Style
     from mloc_prefect.executors.vllm_engine import EngineLoop
     from mloc_prefect.executors.vllm_sampling import VllmSampling
@@ -43,7 +43,7 @@ class VllmRows:
         self,
         loop: EngineLoop,
         reader: Reader,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         keys: Sequence[str],
         *,
         style: Style,
@@ -97,7 +97,7 @@ class VllmRows:
     def judge(self, allowed: int) -> None:
         """Return if at most `allowed` rows failed; see `answers.judge`."""
         attempt_dir = self._context.attempt_dir
-        judge(self._failures, len(self._prompts), allowed=allowed, may_go_better=False, attempt_dir=attempt_dir)
+        judge(self._failures, self._prompts, allowed=allowed, may_go_better=False, attempt_dir=attempt_dir)
 
     def _rows(self, finished: Collection[int]) -> list[Row]:
         from mloc_prefect.executors.vllm_parameters import parameters_of
@@ -165,7 +165,7 @@ class VllmRows:
 
     def _fail(self, index: int, problem: str) -> None:
         self._context.rows.append(index, self._keys[index], output="", error=problem)
-        self._context.log(f"row {index}: {problem}", "warning")
+        self._context.log(f"row {self._prompts.first + index}: {problem}", "warning")
         self._failures[index] = problem
         self._done += 1
 
