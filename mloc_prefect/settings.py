@@ -71,6 +71,11 @@ class MlocSettings(BaseSettings):
         validation_alias=_names("ALLOWED_ENV"),
         description="Comma list of environment variables that `${env.NAME}` may read.",
     )
+    allowed_rewards: str = Field(
+        default="",
+        validation_alias=_names("ALLOWED_REWARDS"),
+        description="Comma list of Python modules whose functions specs may name as rewards (`rewards[].path`).",
+    )
     max_retries: int = Field(
         default=3,
         ge=0,

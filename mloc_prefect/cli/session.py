@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from mloc_prefect.cli.boundary import EXIT_INTERRUPTED, EXIT_SPEC, show_error
 from mloc_prefect.cli.check import check_file, show_findings
@@ -15,27 +17,25 @@ from mloc_prefect.cli.interrupt import run_interruptible
 from mloc_prefect.cli.prefect_api import (
     api_of_up,
     configured_api_url,
-    is_being_cancelled,
     mark_cancelled,
     quiet_prefect,
     reachable,
     run_page,
     using_api,
 )
-from mloc_prefect.errors import ExecutionError, MlocError
+from mloc_prefect.errors import ExecutionError, MissingExtraError, MlocError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mloc_prefect.bridge.republish import Republished
     from mloc_prefect.cli.display import LiveDisplay, PlainDisplay
     from mloc_prefect.cli.progress import RunProgress
     from mloc_prefect.execution.hosts import HostProvider
     from mloc_prefect.orchestrate.options import RunOptions
     from mloc_prefect.orchestrate.outcome import WorkflowOutcome
     from mloc_prefect.plan.model import WorkflowPlan
-
-_CANCEL_POLL = 2.0  # seconds between looks whether the run was cancelled in Prefect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def _run(wanted: RunSettings, display: LiveDisplay | PlainDisplay) -> int:
     show_findings(checked)
     if checked.plan is None:
         return EXIT_SPEC
-    session = _Session(wanted, checked.plan, display)
+    session = _Session(wanted, checked.plan, checked.text, display)
     with display.showing():
         outcome = run_interruptible(session.run, on_interrupt=lambda: display.say("cancelling the run …"))
     show_failures(outcome)
@@ -103,8 +103,8 @@ def result_object(progress: RunProgress, *, ok: bool) -> dict[str, Any]:
 
 
 class _Session:
-    def __init__(self, wanted: RunSettings, plan: WorkflowPlan, display: LiveDisplay | PlainDisplay) -> None:
-        self._wanted, self._plan, self._display = wanted, plan, display
+    def __init__(self, wanted: RunSettings, plan: WorkflowPlan, text: str, display: LiveDisplay | PlainDisplay) -> None:
+        self._wanted, self._plan, self._text, self._display = wanted, plan, text, display
         self._page: str | None = None
 
     async def run(self) -> WorkflowOutcome:
@@ -126,7 +126,6 @@ class _Session:
         runtime = await ensure_runtime(options.settings, server=url is None, on_progress=self._display.step)
         async with runtime:
             with using_api(url or runtime.api_url, auth):
-                self._display.progress.announce = self._announce
                 return await self._flow(options, runtime.hosts)
 
     def _preflight(self) -> RunOptions:
@@ -140,35 +139,79 @@ class _Session:
             observer=self._display.progress,
             params=self._wanted.params,
             submission_id=self._wanted.resume,
+            strict=self._wanted.strict,
         )
         inventory = read_inventory(options.settings)
         check_runnable(self._plan, options, inventory, ignore_resources=self._wanted.ignore_resources)
         return options
 
+    def _shown(self) -> dict[str, Any]:
+        """Return what a bridge on the same server makes this run's records from."""
+        from mloc_prefect.settings import get_settings
+
+        settings = get_settings(results_dir=self._wanted.results_dir)
+        if settings.redis_url is None and api_of_up(settings.home) is None:
+            return {}  # nobody asks; a spec may hold secrets, and Prefect shows parameters
+        from mloc_prefect.orchestrate.specs import pack
+
+        shown: dict[str, Any] = {"spec": pack(self._text, settings.results_root), "file": self._plan.file}
+        if self._wanted.params:
+            shown["parameters"] = dict(self._wanted.params)
+        if self._wanted.overrides:
+            shown["overrides"] = list(self._wanted.overrides)
+        return shown
+
     async def _flow(self, options: RunOptions, hosts: HostProvider) -> WorkflowOutcome:
+        from mloc_prefect.orchestrate.cancelling import polling_board, use_cancel_board
         from mloc_prefect.orchestrate.dispatch import on_hosts
         from mloc_prefect.orchestrate.flow import run_plan
 
-        dispatcher = on_hosts(options.settings, hosts)
-        work = asyncio.ensure_future(run_plan(self._plan, options=replace(options, dispatcher=dispatcher)))
-        watch = asyncio.create_task(self._cancel_with_prefect(work))
-        try:
-            return await work
-        except asyncio.CancelledError:
-            await mark_cancelled(self._display.progress.flow_run_id)
-            raise
-        finally:
-            watch.cancel()
+        progress = self._display.progress
+        async with AsyncExitStack() as stack:
+            board = await stack.enter_async_context(polling_board())
+            stack.enter_context(use_cancel_board(board))
+            records = await self._records(stack, options)
+            options = replace(options, dispatcher=on_hosts(options.settings, hosts))
+            if records is not None:
+                options = replace(options, watch=records.watch)
+            work = asyncio.ensure_future(run_plan(self._plan, options=options))
 
-    async def _cancel_with_prefect(self, work: asyncio.Future[WorkflowOutcome]) -> None:
-        """Cancel the work when somebody cancels its run in Prefect: no worker is there to do it."""
-        while True:
-            await asyncio.sleep(_CANCEL_POLL)
-            run_id = self._display.progress.flow_run_id
-            if run_id is not None and await is_being_cancelled(run_id):
+            def cancelled_in_prefect() -> None:
                 self._display.say("the run was cancelled in Prefect")
                 work.cancel()
-                return
+
+            def announce(flow_run_id: str) -> None:
+                self._announce(flow_run_id)
+                board.add(UUID(flow_run_id), cancelled_in_prefect)  # no worker is there to cancel it
+
+            progress.announce = announce
+            try:
+                return await work
+            except asyncio.CancelledError:
+                await mark_cancelled(progress.flow_run_id)
+                raise
+            finally:
+                if records is not None and progress.flow_run_id is not None:
+                    await records.settle(options.submission_id or progress.flow_run_id)
+
+    async def _records(self, stack: AsyncExitStack, options: RunOptions) -> Republished | None:
+        """Keep MLOC's task records and messages of this run on a site that has a Redis; without it, none are kept."""
+        url, progress = options.settings.redis_url, self._display.progress
+        if url is None:
+            return None
+        from mloc_prefect.bridge.republish import republished
+
+        def root() -> str | None:
+            return progress.flow_run_id
+
+        def submission() -> str | None:
+            return options.submission_id or progress.flow_run_id
+
+        try:
+            return await stack.enter_async_context(republished(options.settings, url, root, submission))
+        except (StoreError, MissingExtraError) as error:
+            self._display.say(f"this run gets no task records: {error.message}")
+            return None
 
     def _announce(self, flow_run_id: str) -> None:
         self._page = run_page(flow_run_id)

@@ -33,6 +33,7 @@ class RunOptions:
         task_ids: Ids of the tasks by stage key; None: made from the submission id.
         base_dir: Directory that relative paths of data and models start from.
         loopback: Whether results may be delivered to this machine.
+        strict: Whether warnings of executors, such as a model that will hardly fit, end the stage.
         watch: Who knows of tasks from outside (records, tasks of other submissions); None: the manifests below `root`.
         shown: What Prefect shows as parameters of a root run made from a plan; the bridge finds the spec there.
     """
@@ -46,6 +47,7 @@ class RunOptions:
     task_ids: Mapping[str, str] | None = None
     base_dir: Path = field(default_factory=Path.cwd)
     loopback: bool = True
+    strict: bool = False
     watch: TaskWatch | None = None
     shown: Mapping[str, Any] = field(default_factory=dict)
 

@@ -219,6 +219,10 @@ class _Runner:
                 "base_dir": str(options.base_dir),
                 "allowed_hosts": ",".join(sorted(self.committer.allowed.hosts)),
                 "loopback": options.loopback,
+                "results_root": str(options.root),
+                "base_url": settings.base_url,
+                "allowed_rewards": settings.allowed_rewards,
+                "strict": options.strict,
             },
         )
 

@@ -1,0 +1,171 @@
+"""Archives of trained models go to the http destination, beside the result that names them. [protocol 4.8].
+
+`<destination url>/<task id>/files`, one multipart part `file`, streamed from the disk. What is there already under the
+same digest is not sent again: the digest is the entity tag of our endpoint, which also finds the file by itself when
+it shares our results root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.delivery import DeliveryError, shown_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    import httpx
+
+    from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
+
+_KEYS = ("final_model", "final_lora")
+_TIMEOUT = 30.0  # seconds without progress; MLOC's own for uploads
+_TRIES = 4
+_PAUSE = 0.5
+_WORTH_A_RETRY = frozenset({408, 425, 429})
+_CHUNK = 1 << 20
+_SMALL = 4 << 20  # bytes; larger results are no result objects of trainings
+_sleep = asyncio.sleep
+
+
+async def upload_archives(
+    result: Path,
+    destination: HttpDestination,
+    *,
+    task_id: str,
+    allowed: AllowedHosts,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> list[str]:
+    """Upload the archives that a result names, and write their URLs into it.
+
+    As in MLOC a destination that refuses the file (it may be some other service than MLOC's endpoint) only leaves the
+    URL out; the result then has the reason under `<name>_archive_error`.
+
+    Args:
+        result: File with the result object; rewritten when it names an archive.
+        destination: Where results go.
+        task_id: Id of the task.
+        allowed: Hosts that may be called.
+        transport: Takes the place of the network (tests).
+
+    Returns:
+        What was refused, in words.
+
+    Raises:
+        DeliveryError: The destination cannot be reached, or fails; another try may go better.
+    """
+    if result.stat().st_size > _SMALL:
+        return []
+    content = await asyncio.to_thread(atomic.read_json, result)
+    if not isinstance(content, dict):
+        return []
+    problems: list[str] = []
+    for name in _KEYS:
+        path = content.get(f"{name}_archive_path")
+        if not path or content.get(f"{name}_archive_url") or not Path(str(path)).is_file():
+            continue
+        try:
+            sha256 = content.get(f"{name}_archive_sha256")
+            url = await upload(Path(str(path)), destination, task_id, allowed, sha256=sha256, transport=transport)
+        except DeliveryError as error:
+            if error.retryable:
+                raise
+            problems.append(error.message)
+            content[f"{name}_archive_error"] = error.message
+        else:
+            content[f"{name}_archive_url"] = url
+            content.pop(f"{name}_archive_error", None)
+        await asyncio.to_thread(atomic.write_json, result, content, indent=None)
+    return problems
+
+
+async def upload(
+    path: Path,
+    destination: HttpDestination,
+    task_id: str,
+    allowed: AllowedHosts,
+    *,
+    sha256: str | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> str:
+    """Upload one file and return its URL.
+
+    Args:
+        path: The file.
+        destination: Where results go; its headers are sent, but for those that describe a body.
+        task_id: Id of the task.
+        allowed: Hosts that may be called.
+        sha256: Digest of the file, when it is known; the same file is then not sent twice.
+        transport: Takes the place of the network (tests).
+
+    Raises:
+        DeliveryError: It was not taken.
+    """
+    import httpx
+
+    folder = f"{destination.url.rstrip('/')}/{quote(task_id, safe='')}/files"
+    url = f"{folder}/{quote(path.name, safe='')}"
+    allowed.check(folder)
+    headers = {k: v for k, v in destination.headers.items() if k.lower() != "content-type"}
+    timeout = httpx.Timeout(max(_TIMEOUT, destination.timeout))
+    pause = _PAUSE
+    async with httpx.AsyncClient(timeout=timeout, follow_redirects=False, transport=transport) as client:
+        for left in range(_TRIES, 0, -1):
+            try:
+                if sha256 and await _is_there(client, url, headers, sha256):
+                    return url
+                _judge(await client.post(folder, **_form(path, headers)), path, folder)
+            except (httpx.HTTPError, OSError) as error:
+                text = str(error) or type(error).__name__
+                problem = DeliveryError(f"Failed to upload {path.name} to {shown_url(folder)}: {text}", retryable=True)
+            except DeliveryError as error:
+                problem = error
+            else:
+                return url
+            if left == 1 or not problem.retryable:
+                raise problem
+            await _sleep(pause)
+            pause *= 2
+    raise AssertionError("unreachable")
+
+
+async def _is_there(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], sha256: str) -> bool:
+    answer = await client.head(url, headers={**headers, "If-None-Match": f'"{sha256}"'})
+    return answer.status_code == 304 or answer.headers.get("etag", "").strip('"') == sha256
+
+
+def _judge(answer: httpx.Response, path: Path, url: str) -> None:
+    code = answer.status_code
+    if 200 <= code < 300:
+        return
+    raise DeliveryError(
+        f"Failed to upload {path.name} to {shown_url(url)}: status {code}: {answer.text[:200]}",
+        retryable=code >= 500 or code in _WORTH_A_RETRY,
+    )
+
+
+def _form(path: Path, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return headers and body of a multipart form with one file, whose length is known before it is read."""
+    boundary = uuid4().hex
+    name = path.name.replace("\\", "\\\\").replace('"', '\\"')
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        f"Content-Type: application/zip\r\n\r\n"
+    ).encode()
+    tail = f"\r\n--{boundary}--\r\n".encode()
+    length = len(head) + path.stat().st_size + len(tail)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield head
+        with path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                yield chunk
+        yield tail
+
+    own = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}
+    return {"headers": {**headers, **own}, "content": body()}
