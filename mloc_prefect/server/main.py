@@ -29,6 +29,7 @@ _SHUTDOWN_SECONDS = 5  # for requests that are being answered
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # broken forms are answered, not logged
     try:
         settings = get_settings()
         run(settings, on_ready=lambda url: _tell(sys.stdout, f"mloc endpoint listening on {url}"))

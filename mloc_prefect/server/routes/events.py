@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from mloc_prefect.server import examples, sse
 from mloc_prefect.server.auth import Guarded
@@ -20,6 +20,7 @@ router = APIRouter(prefix="/api/v1/events", dependencies=[Guarded], tags=["event
 @router.get(
     "",
     summary="Hear the messages",
+    response_class=StreamingResponse,  # no JSON, in the OpenAPI document
     responses=examples.answers(examples.EVENT, 400, 401, 403, 422, 503, media="text/event-stream"),
 )
 async def events(

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from mloc_prefect.server import examples
 from mloc_prefect.server.auth import Guarded
@@ -33,7 +33,7 @@ _FORM: dict[str, Any] = {
     }
 }
 _BYTES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file", "content": {"application/octet-stream": {"schema": {"type": "string"}}}},
+    200: {"description": "The file", "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "The part that `Range` asks for"},
     304: {"description": "It still is the file that `If-None-Match` names"},
 }
@@ -58,6 +58,7 @@ async def upload(task_id: str, request: Request, endpoint: Here) -> Response:
 @router.get(
     "/{filename}",
     summary="Download a file",
+    response_class=StreamingResponse,  # no JSON, in the OpenAPI document
     responses={**examples.answers("", 400, 401, 403, 404, 416), **_BYTES},
 )
 async def download(task_id: str, filename: str, request: Request, endpoint: Here) -> Response:

@@ -16,6 +16,10 @@ from mloc_prefect.server.replies import Json
 router = APIRouter(tags=["state"])
 
 
+_ANSWERS = examples.answers({"generated_at": "2026-01-01T10:00:00+00:00", "counters": {}}, 401, 403, 503)
+_ANSWERS[200]["content"]["text/plain"] = {"schema": {"type": "string"}, "example": "mloc_tasks_submitted_total 3.0\n"}
+
+
 @router.get("/healthz", summary="Is the process alive?", responses=examples.answers({"ok": True}))
 async def healthz() -> Response:
     """Answer as long as the process lives; asks nobody and needs no token."""
@@ -36,7 +40,7 @@ async def readyz(endpoint: Here) -> Response:
     "/metrics",
     summary="Counts and times",
     dependencies=[Guarded],
-    responses=examples.answers({"generated_at": "2026-01-01T10:00:00+00:00", "counters": {}}, 401, 403, 503),
+    responses=_ANSWERS,
 )
 async def metrics(request: Request, endpoint: Here) -> Response:
     """Return the later generation's snapshot as JSON, or Prometheus text where `Accept` asks for text."""

@@ -17,12 +17,18 @@ from mloc_prefect.server.replies import Problem
 router = APIRouter(prefix="/api/v1/tasks/{task_id}/logs", dependencies=[Guarded], tags=["tasks"])
 
 _LOG = "2026-01-01T10:00:30.123+00:00 attempt 1 of 4\n"
+_ANSWERS = examples.answers(_LOG, 400, 401, 403, 404, 422, 503, media="text/plain")
+_ANSWERS[200]["content"]["text/event-stream"] = {
+    "schema": {"type": "string"},
+    "example": 'id: 49\ndata: 2026-01-01T10:00:30.123+00:00 attempt 1 of 4\n\nevent: end\ndata: {"status": "DONE"}\n\n',
+}
 
 
 @router.get(
     "",
     summary="Read a log",
-    responses=examples.answers(_LOG, 400, 401, 403, 404, 422, 503, media="text/plain"),
+    response_class=StreamingResponse,  # no JSON, in the OpenAPI document
+    responses=_ANSWERS,
 )
 async def read_logs(
     task_id: str,
