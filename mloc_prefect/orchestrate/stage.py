@@ -238,13 +238,15 @@ class _Runner:
         self.scope.observer.stage_event(self.stage.key, event)
 
     def _place(self, data: Mapping[str, Any]) -> None:
-        """Tell where the attempt is. A worker of ours begins at once; one of the original protocol says so itself."""
+        """Tell where the attempt is, and that it begins: with a worker of the original protocol that is another time."""
         where = {"worker": str(data.get("worker") or self._worker), "protocol": str(data.get("protocol") or "ours")}
-        if self.placed == where:
+        begun = bool(data.get("begun", where["protocol"] == "ours"))
+        if self.placed != where:
+            self.placed = where
+            self.run_.teller.tell("placed", self.attempt, **where, flow_run=data.get("flow_run"))
+        elif not data.get("begun"):
             return
-        self.placed = where
-        self.run_.teller.tell("placed", self.attempt, **where, flow_run=data.get("flow_run"))
-        if where["protocol"] == "ours":
+        if begun:
             self.run_.teller.tell("started", self.attempt, **where)
 
     def _ensure_placed(self) -> None:
