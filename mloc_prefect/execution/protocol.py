@@ -59,7 +59,8 @@ class ExecutionEvent:
     Attributes:
         kind: `progress` {done, total, tokens_in?, tokens_out?}, `log` {message, level}, `metric` {name: value},
             `phase` {text, fraction?, patience?} (e.g. "loading weights"); from a dispatcher: `waiting` {reason} (no
-            place has room), `placed` {worker, protocol: "ours" | "original", flow_run: id of the child run or null}.
+            place has room), `placed` {worker, protocol: "ours" | "original", flow_run: id of the child run or null,
+            begun?: an original one has begun}.
         data: The facts.
         ts: Seconds since the epoch, by the sender's clock.
     """
