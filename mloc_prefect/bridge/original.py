@@ -187,7 +187,7 @@ class OriginalDispatcher:
                 return None
             given = True
             trial.placed(claim.worker_id)
-            end = await claim.follow(trial.job.timeout)
+            end = await claim.follow(trial.job.timeout, lambda: trial.placed(claim.worker_id, begun=True))
             given = end.how == "overdue"
             return await self._ended(end, claim, trial, place)
         finally:
@@ -277,9 +277,9 @@ class _Trial:
             self._reason = reason
             self._say("waiting", reason=reason)
 
-    def placed(self, worker_id: str) -> None:
+    def placed(self, worker_id: str, *, begun: bool = False) -> None:
         self._reason = None
-        self._say("placed", worker=worker_id, protocol="original", flow_run=None)
+        self._say("placed", worker=worker_id, protocol="original", flow_run=None, begun=begun)
 
     def log(self, message: str, level: str = "info") -> None:
         self._say("log", message=message, level=level)

@@ -18,6 +18,8 @@ from mloc_prefect.bridge.ports import TASKS
 from mloc_prefect.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mloc_prefect.bridge.original_hub import Hub
     from mloc_prefect.bridge.original_messages import News
     from mloc_prefect.bridge.records import WorkerRecord
@@ -141,22 +143,24 @@ class Claim:
                 self.worker_id, "IDLE", messages=[status_message(self.worker_id, "IDLE")]
             )
 
-    async def follow(self, timeout: float | None) -> End:
+    async def follow(self, timeout: float | None, on_begin: Callable[[], None] = lambda: None) -> End:
         """Return what becomes of the task.
 
         Args:
             timeout: Seconds that the task may run once it has begun, or None.
+            on_begin: Called once when the worker has begun.
         """
         loop = asyncio.get_running_loop()
         unheard = loop.time() + self.times.acknowledge
-        due: float | None = None
+        due, told = float("inf"), False
         while True:
+            if self.begun and not told:
+                told, due = True, loop.time() + (timeout or float("inf"))
+                on_begin()
             end = await self._next()
             if end is not None:
                 return end
-            if self.begun and timeout is not None and due is None:
-                due = loop.time() + timeout
-            if due is not None and loop.time() >= due:
+            if loop.time() >= due:
                 return End("overdue", f"did not end within {timeout:g} s")
             if not self.begun and loop.time() >= unheard:
                 return End("lost", f"worker {self.worker_id} did not begin within {self.times.acknowledge:g} s")

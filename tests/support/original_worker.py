@@ -55,7 +55,7 @@ class OriginalWorker:
         delay: Seconds for a task.
         fail: Errors of its next tasks, in order; then it succeeds.
         deaf: Seconds between registering as IDLE and subscribing, as a worker that loads its engines.
-        heartbeat: Lifetime of its heartbeat key, seconds; it is renewed at a third of that.
+        heartbeat: Lifetime of its heartbeat key, seconds; it is renewed at half of that.
         leaves: Whether it says goodbye when it is stopped.
     """
 
@@ -141,7 +141,7 @@ class OriginalWorker:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self.heartbeat / 3)
+            await asyncio.sleep(self.heartbeat / 2)
             await self._heartbeat()
 
     async def _heartbeat(self) -> None:

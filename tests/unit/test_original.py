@@ -240,7 +240,8 @@ async def test_a_task_runs_and_its_shared_result_is_taken(tmp_path: Path) -> Non
         assert json.loads(Path(result.path).read_text()) == {"ok": True, "model": "m", "items": []}
         assert result.summary == {"engine": "original", "worker": "w-a", "model": "m"}
         assert result.delivered
-        assert here.seen("placed") == [{"worker": "w-a", "protocol": "original", "flow_run": None}]
+        place = {"worker": "w-a", "protocol": "original", "flow_run": None}
+        assert here.seen("placed") == [place | {"begun": False}, place | {"begun": True}]
         record = await here.stores.workers.get("w-a")
         assert record is not None
         assert record.status == "IDLE"
@@ -516,7 +517,7 @@ async def test_a_new_coordinator_takes_over_a_task_at_its_worker(tmp_path: Path)
         running = here.start(job(tmp_path))
         await asyncio.sleep(0.1)
         assert here.sent.empty()
-        assert here.seen("placed") == [{"worker": "w-a", "protocol": "original", "flow_run": None}]
+        assert here.seen("placed")[-1]["begun"]
         here.writes({"ok": True})
         await here.says("TASK_SUCCEEDED")
         assert (await running).delivered
