@@ -1,0 +1,308 @@
+"""`mloc up` as users start it: curl, Redis subscribers, dying parts, restarts, signals, other machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import redis
+
+from tests.support.up import MLOC, Up, kill, running_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "samples"
+PORT = 27100
+ENDS = {"DONE", "FAILED", "CANCELLED"}
+
+SLOW = """
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: slow}
+spec:
+  taskType: echo
+  resources: {replicas: 1, hardware: {cpu: 1, memory: 64Mi}}
+  echo: {delay: 60}
+  data: {message: hi}
+"""
+
+
+def curl(*arguments: str) -> str:
+    done = subprocess.run(
+        ["curl", "--silent", "--show-error", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_ended(url: str, ids: list[str], seconds: float = 40.0, **headers: str) -> dict[str, str]:
+    """Wait until tasks have ended; returns their states."""
+    deadline = time.monotonic() + seconds
+    with httpx.Client(base_url=url, headers=headers) as client:
+        while True:
+            states = {task_id: client.get(f"/api/v1/tasks/{task_id}").json()["status"] for task_id in ids}
+            if set(states.values()) <= ENDS:
+                return states
+            assert time.monotonic() < deadline, states
+            time.sleep(0.1)
+
+
+def submit_echo(up: Up, *options: str) -> list[str]:
+    """Submit as the README does; returns the ids of the two tasks."""
+    answer = json.loads(
+        curl("-X", "POST", f"{up.url}/api/v1/tasks", *options, "--data-binary", f"@{ROOT}/templates/echo.yaml")
+    )
+    assert answer["ok"] is True, answer
+    return [task["task_id"] for task in answer["tasks"]]
+
+
+@contextmanager
+def subscriber(up: Up) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Collect the messages of MLOC's channels, as `redis-cli subscribe` shows them."""
+    password = (up.home / "valkey" / "password").read_text().strip()
+    client = redis.Redis(port=up.port + 2, password=password)
+    pubsub = client.pubsub()
+    pubsub.subscribe("tasks", "tasks.events", "workers.events")
+    heard: list[tuple[str, dict[str, Any]]] = []
+    stop = threading.Event()
+
+    def listen() -> None:
+        while not stop.is_set():
+            message = pubsub.get_message(timeout=0.1)
+            if message and message["type"] == "message":
+                heard.append((message["channel"].decode(), json.loads(message["data"])))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        stop.set()
+        thread.join()
+        pubsub.close()
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(tmp_path_factory.mktemp("up") / "home", PORT) as up:
+        yield up
+
+
+def test_the_summary_names_the_addresses_and_a_command_that_works(up):
+    text = up.log.read_text()
+    (line,) = [line for line in text.splitlines() if "| curl" in line]
+    command = line.partition("│")[2].strip().replace("mloc templates", f"{' '.join(MLOC)} templates")
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=up.env, timeout=60, check=False)
+    assert json.loads(done.stdout)["count"] == 2, done
+    assert f"export PREFECT_API_URL=http://127.0.0.1:{PORT + 1}/api" in text
+
+
+def test_curl_submits_polls_and_downloads_and_subscribers_hear_the_documented_messages(up):
+    with subscriber(up) as heard:
+        first, second = submit_echo(up)
+        assert wait_ended(up.url, [first, second]) == {first: "DONE", second: "DONE"}
+        deadline = time.monotonic() + 10
+        while sum(m.get("type") == "TASK_SUCCEEDED" for _, m in heard) < 2:
+            assert time.monotonic() < deadline, heard
+            time.sleep(0.05)
+    result = json.loads(curl(f"{up.url}/api/v1/results/{second}"))
+    assert "stage one" in json.dumps(result)
+    for task_id in (first, second):
+        mine = [(channel, m) for channel, m in heard if task_id in {m.get("task_id"), *_extra(m)}]
+        kinds = [m.get("type", channel) for channel, m in mine]
+        assert kinds[0] == "tasks", mine
+        assert [k for k in kinds if k.startswith("TASK_")] == ["TASK_STARTED", "TASK_SUCCEEDED"]
+        dispatch = mine[0][1]
+        assert {"task_id", "task", "task_type", "assigned_worker", "dispatched_at", "parent_task_id"} <= set(dispatch)
+        assert dispatch["task_type"] == "echo"
+    order = [m["task_id"] for channel, m in heard if channel == "tasks" and m["task_id"] in {first, second}]
+    assert order == [first, second]
+
+
+def _extra(message: dict[str, Any]) -> list[Any]:
+    extra = message.get("extra") or message.get("payload") or {}
+    return [extra.get("task_id"), extra.get("last_task")] if isinstance(extra, dict) else []
+
+
+def test_the_worker_is_in_the_registry(up):
+    (worker,) = json.loads(curl(f"{up.url}/workers"))
+    assert worker["stale"] is False
+    assert worker["hardware"]["cpu"]["logical_cores"] == 4
+
+
+def sample(up: Up, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "MLOC_URL": up.url, "POLL_SECONDS": "0.2"}
+    command = [str(SAMPLES / name), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_shell_samples(up, tmp_path):
+    done = sample(up, "run.sh", str(ROOT / "templates" / "echo.yaml"), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*/responses.json"))) == 2
+    task_id = next((tmp_path / "out").iterdir()).name
+    assert json.loads(sample(up, "upload.sh", task_id, str(ROOT / "README.md")).stdout)["ok"] is True
+    workers = sample(up, "workers.sh")
+    assert workers.stdout.startswith('{"ok":true}')
+    assert sample(up, "listen.sh", "1").returncode == 0
+
+
+def test_the_shell_samples_say_what_is_wrong_and_cancel(up, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("apiVersion: mloc/v1\n")
+    refused = sample(up, "submit.sh", str(bad))
+    assert refused.returncode == 2
+    assert "Missing required field: kind" in refused.stderr
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(SLOW)
+    task_id = sample(up, "submit.sh", str(slow)).stdout.strip()
+    assert task_id in sample(up, "cancel.sh", task_id).stdout
+    ended = sample(up, "poll.sh", task_id)
+    assert (ended.returncode, ended.stdout) == (5, f"{task_id} CANCELLED\n")
+
+
+def test_the_client_commands(up, tmp_path):
+    sent = up.run("submit", str(ROOT / "templates" / "echo.yaml"), "--watch", "--json")
+    assert sent.returncode == 0, sent.stderr
+    answer = json.loads(sent.stdout)
+    task_id = answer["tasks"][0]["task_id"]
+    assert "DONE" in up.run("status", task_id[:13]).stdout
+    assert task_id[:8] in up.run("list").stdout
+    assert up.run("watch", answer["submission_id"]).returncode == 0
+    assert up.run("logs", task_id).stdout == up.run("logs", task_id, "-f").stdout != ""
+    saved = up.run("results", answer["submission_id"], "-o", str(tmp_path / "out"))
+    assert saved.returncode == 0, saved.stderr
+    assert (tmp_path / "out" / "first" / "responses.json").is_file()
+    assert "IDLE" in up.run("workers").stdout
+    assert up.run("status", "zzz").returncode == 2
+    away = up.run("list", MLOC_URL="http://127.0.0.1:9")
+    assert (away.returncode, len(away.stderr.splitlines())) == (4, 2)
+
+
+def test_a_run_here_uses_its_prefect_server(up):
+    done = up.run("run", str(ROOT / "templates" / "echo.yaml"), MLOC_RUNTIME_IDLE_SECONDS="0.5")
+    assert done.returncode == 0, done.stderr
+    assert f"http://127.0.0.1:{PORT + 1}/runs/flow-run/" in done.stdout
+
+
+def test_ps_knows_it_and_a_second_one_is_refused(up):
+    shown = up.run("ps").stdout
+    assert f"mloc up  process {up.process.pid}" in shown
+    assert json.loads(up.run("ps", "--json").stdout)["up"]["ready"] is True
+    second = up.run("up")
+    assert second.returncode == 4
+    assert f"`mloc up` runs already for {up.home} (process {up.process.pid}, {up.url})" in second.stderr
+    assert "mloc down" in second.stderr
+
+
+def test_a_port_in_use_is_one_clear_line(up, tmp_path):
+    other = up.run("up", MLOC_HOME=str(tmp_path / "other"))
+    assert other.returncode == 4
+    assert f"port {PORT} of 127.0.0.1 is in use by another program" in other.stderr
+    assert other.stdout == ""
+
+
+def test_parts_that_are_killed_come_back_and_submissions_run_again(up):
+    before = up.state().parts
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not all(up.state().parts.values()) or set(up.state().parts.values()) & set(before.values()):
+        assert time.monotonic() < deadline, (before, up.state().parts, up.log.read_text()[-3000:])
+        time.sleep(0.1)
+    ids = submit_echo(up)
+    assert set(wait_ended(up.url, ids).values()) == {"DONE"}
+
+
+def test_ctrl_c_leaves_nothing_and_the_next_one_goes_on_where_it_was(up):
+    records = httpx.get(f"{up.url}/api/v1/tasks").json()
+    (slow,) = json.loads(curl("-X", "POST", f"{up.url}/api/v1/tasks", "--data-binary", SLOW))["tasks"]
+    began = time.monotonic()
+    assert up.end(signal.SIGINT) == 0
+    took = time.monotonic() - began
+    up.wait_nothing_left(5)
+    assert took < 20
+    assert up.run("ps").stdout.strip() == "nothing is running" or "mloc up" not in up.run("ps").stdout
+    state = up.start()
+    assert (state.url, state.api_url) == (up.url, f"http://127.0.0.1:{PORT + 1}/api")
+    now = httpx.get(f"{up.url}/api/v1/tasks").json()
+    assert [r["task_id"] for r in now] == [*(r["task_id"] for r in records), slow["task_id"]]
+    assert now[: len(records)] == records
+    done = next(r["task_id"] for r in records if r["status"] == "DONE")
+    assert httpx.get(f"{up.url}/api/v1/results/{done}").status_code == 200
+
+
+def test_killed_with_9_nothing_is_left(up):
+    assert up.process is not None
+    up.process.kill()
+    up.process.wait()
+    up.process = None
+    up.wait_nothing_left(20)
+
+
+def test_other_machines_need_the_secrets(tmp_path):
+    """Started as a script does it, with `&`, which leaves SIGINT ignored."""
+    up = Up(tmp_path / "home", PORT + 10)
+    try:
+        from tests.support.server import prepare_home
+
+        prepare_home(up.home)
+        script = f"{' '.join(MLOC)} up --no-worker --host 0.0.0.0 > {up.log} 2>&1 & echo $!"
+        started = subprocess.run(
+            ["sh", "-c", script], env=up.env, capture_output=True, text=True, timeout=20, check=False
+        )
+        pid = int(started.stdout)
+        state = up.wait_ready()
+        secrets = up.home / "secrets"
+        token = (secrets / "token").read_text().strip()
+        auth = (secrets / "prefect-auth").read_text().strip()
+        assert {f.name: stat.S_IMODE(f.stat().st_mode) for f in secrets.iterdir()} == dict.fromkeys(
+            ("token", "prefect-auth", "join.env"), 0o600
+        )
+        shown = up.log.read_text()
+        assert token not in shown
+        assert auth.partition(":")[2] not in shown
+        assert str(secrets / "token") in shown
+        tasks = f"{up.url}/api/v1/tasks"
+        assert httpx.get(tasks).status_code == 401
+        assert httpx.get(tasks, headers={"Authorization": "Bearer no"}).status_code == 403
+        assert httpx.post(f"{state.api_url}/flows/filter", json={}).status_code == 401
+        user, _, password = auth.partition(":")
+        assert httpx.post(f"{state.api_url}/flows/filter", json={}, auth=(user, password)).status_code == 200
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis(port=up.port + 2).ping()
+        ids = submit_echo(up, "-H", f"Authorization: Bearer {token}")
+        # Nobody here can run them: they wait, and say why.
+        record = httpx.get(f"{tasks}/{ids[0]}", headers={"Authorization": f"Bearer {token}"}).json()
+        assert record["status"] in {"PENDING", "WAITING"}
+        assert ids[0][:8] in up.run("list").stdout  # finds the token by itself
+        secret_texts = [token, auth, (up.home / "valkey" / "password").read_text().strip()]
+        for text in secret_texts:
+            assert not [line for line in up.left_over() if text in line]
+        os.kill(pid, signal.SIGTERM)
+        up.wait_nothing_left(30)
+    finally:
+        kill(up)
+
+
+def test_a_service_without_a_password_is_refused_beside_an_open_endpoint(tmp_path):
+    up = Up(tmp_path / "home", PORT + 20)
+    redis_url = up.run("up", "--host", "0.0.0.0", REDIS_URL="redis://redis.lab:6379/0")
+    assert redis_url.returncode == 4
+    assert "needs a Redis with a password" in redis_url.stderr
+    prefect = up.run("up", "--host", "0.0.0.0", PREFECT_API_URL="http://prefect.lab:4200/api")
+    assert prefect.returncode == 4
+    assert "PREFECT_API_AUTH_STRING is not set" in prefect.stderr

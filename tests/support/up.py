@@ -1,0 +1,142 @@
+"""A real `mloc up` for tests, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mloc_prefect.up.state import UpState, running
+from tests.support.server import prepare_home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MLOC = [sys.executable, "-m", "mloc_prefect.cli"]
+READY_SECONDS = 90.0
+
+
+class Up:
+    """One `mloc up` on the state directory `home`, with ports of its own.
+
+    Args:
+        home: `MLOC_HOME`.
+        port: Port of the endpoint; those of Prefect and Valkey follow.
+        variables: More of the environment.
+    """
+
+    def __init__(self, home: Path, port: int, **variables: str) -> None:
+        self.home = home
+        self.port = port
+        self.log = home.parent / f"{home.name}.log"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLOC_"))}
+        self.env = kept | {
+            "MLOC_HOME": str(home),
+            "MLOC_INVENTORY": '{"cpus": 4, "memory": "16GiB", "gpus": []}',
+            "MLOC_SERVER_PORT": str(port + 1),
+            "MLOC_REDIS_PORT": str(port + 2),
+            "PORT": str(port),
+            "MLOC_RETRY_BASE_DELAY": "0.1",
+            "PREFECT_HOME": str(home / "prefect-client"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            **variables,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *options: str) -> UpState:
+        """Start it and wait until everything is up."""
+        if not (self.home / "prefect" / "prefect.db").exists():
+            prepare_home(self.home)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*MLOC, "up", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                start_new_session=True,
+            )
+        return self.wait_ready()
+
+    def wait_ready(self) -> UpState:
+        """Wait until all parts are up."""
+        deadline = time.monotonic() + READY_SECONDS
+        while (state := running(self.home)) is None or not state.ready:
+            assert self.process is None or self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return state
+
+    def state(self) -> UpState:
+        """What it says of itself."""
+        state = running(self.home)
+        assert state is not None
+        return state
+
+    def end(self, number: int = signal.SIGINT, seconds: float = 30.0) -> int:
+        """Send a signal and return the exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(seconds)
+        self.process = None
+        return code
+
+    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `mloc` with arguments in the same environment."""
+        return subprocess.run(
+            [*MLOC, *arguments], env=self.env | more, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def left_over(self) -> list[str]:
+        """Return the command lines of processes that belong to this home, found by environment or arguments."""
+        mark = os.fsencode(self.home)
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            command = _read(process / "cmdline")
+            if command and process.name != str(os.getpid()) and mark in command + _read(process / "environ"):
+                found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')}")
+        return found
+
+    def wait_nothing_left(self, seconds: float) -> None:
+        """Wait until no process of this home is left."""
+        deadline = time.monotonic() + seconds
+        while left := self.left_over():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+
+
+@contextmanager
+def running_up(home: Path, port: int, *options: str, **variables: str) -> Iterator[Up]:
+    """Run a `mloc up` until the block ends."""
+    up = Up(home, port, **variables)
+    try:
+        up.start(*options)
+        yield up
+    finally:
+        kill(up)
+
+
+def kill(up: Up) -> None:
+    """Kill what is left of it."""
+    if up.process is not None and up.process.poll() is None:
+        up.process.kill()
+        up.process.wait()
+    up.wait_nothing_left(20)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
