@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mloc_prefect.bridge import scripts
+from mloc_prefect.bridge.redis_batch import ScriptCalls
 from mloc_prefect.errors import StoreError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class RedisClient:
         self.redis: Any = Redis.from_pool(commands)
         self.waiting: Any = Redis.from_pool(waiting)
         self.name = _name(commands)
+        self._scripts = ScriptCalls(self.redis)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -86,10 +88,7 @@ class RedisClient:
     async def script(self, text: str, keys: Sequence[str], args: Sequence[str | bytes | int | float]) -> Any:
         """Run one of `bridge.scripts`; sends its text only when the server does not have it."""
         with self.guard():
-            try:
-                return await self.redis.evalsha(_digest(text), len(keys), *keys, *args)
-            except NoScriptError:
-                return await self.redis.eval(text, len(keys), *keys, *args)
+            return await self._scripts(text, (len(keys), *keys, *args))
 
     async def settle(self, aof_pending: int) -> None:
         """Wait until what the server has answered is in its log, see `bridge.scripts`."""
@@ -137,14 +136,3 @@ def _name(pool: ConnectionPool) -> str:
     options = pool.connection_kwargs
     path = options.get("path")
     return f"Redis at {path or '{}:{}'.format(options.get('host', 'localhost'), options.get('port', 6379))}"
-
-
-_digests: dict[str, str] = {}
-
-
-def _digest(text: str) -> str:
-    if text not in _digests:
-        from hashlib import sha1
-
-        _digests[text] = sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return _digests[text]
