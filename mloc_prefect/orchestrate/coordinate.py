@@ -24,6 +24,7 @@ from mloc_prefect.orchestrate.engine import RunIdentity, run_as
 from mloc_prefect.orchestrate.fence import ApiFence, NoFence, RunFence
 from mloc_prefect.orchestrate.observer import NullObserver
 from mloc_prefect.orchestrate.outcome import StageOutcome, Status, WorkflowOutcome
+from mloc_prefect.orchestrate.shards import ShardingDispatcher
 from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
 from mloc_prefect.orchestrate.tell import ATTEMPT_LABEL, COMMITTED, StageTeller
 
@@ -75,7 +76,7 @@ class _Coordinator:
         self.task_ids = options.ids(plan, str(run.id))
         self.scope = RunScope(
             options=options,
-            dispatcher=dispatcher,
+            dispatcher=ShardingDispatcher(dispatcher, settings=options.settings, root=options.root),
             observer=options.observer or NullObserver(),
             fence=_fence(client, run),
             run_count=max(run.run_count, 1),

@@ -146,6 +146,12 @@ class InProcessDispatcher:
             return await self._execute(job, self._host_spec(job), on_event)
         return await self._under(lease, job, on_event)
 
+    async def capacity(self, job: StageJob) -> int:
+        """Return how many attempts like `job` could start here at this moment."""
+        resources = clamped(job.resources, self._inventory)
+        leased = replace(job, resources=resources).leased
+        return await self._leases.room(resources) if leased else self._inventory.cpus
+
     async def give_back(self, lease: Lease) -> None:
         """Give a lease of `try_lease` back that was not used."""
         await self._leases.release(lease)

@@ -122,6 +122,17 @@ class PlacingDispatcher:
                     del self._failed[next(iter(self._failed))]
             raise
 
+    async def capacity(self, job: StageJob) -> int:
+        """Return how many attempts like `job` workers have room for, by what they said last."""
+        ours = sum(card.room(job.resources, lease=job.leased) for card in self._view.live)
+        if self._original is None or self._mode == "ours":
+            return ours
+        try:
+            theirs = len((await self._original.choice(job.resources)).ready)
+        except DispatchError:  # no Redis now
+            theirs = 0
+        return theirs if self._mode == "original" else ours + theirs
+
     def why(self, job: StageJob) -> str:
         """Return in words why a job waits."""
         key, now = (job.resources, job.leased), time.monotonic()

@@ -154,7 +154,7 @@ class WorkPoolDispatcher:
                 "avoid": list(avoid),
             },
             "work_queue_name": needs.name,
-            "idempotency_key": f"{context.flow_run.id}/{attempt}",
+            "idempotency_key": f"{context.flow_run.id}/{job.request.task_id}/{attempt}",
             "tags": ["mloc", f"mloc-attempt:{job.request.task_id}"],
         }
         try:

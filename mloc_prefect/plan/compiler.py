@@ -12,6 +12,7 @@ from mloc_prefect.plan.edges import MAX_TASKS, find_edges, key_of
 from mloc_prefect.plan.model import StagePlan, WorkflowPlan
 from mloc_prefect.plan.references import MAX_FOUND, Names, ReferenceCheck
 from mloc_prefect.plan.resources import request_of
+from mloc_prefect.plan.shards import SHARDED_TYPES, Wish
 from mloc_prefect.spec import read
 from mloc_prefect.spec.diagnostics import Diagnostic, errors, warnings
 from mloc_prefect.spec.syntax import MAX_SPEC_BYTES
@@ -137,11 +138,9 @@ def _stage(node: TaskNode, key: str, edges: Edges, references: tuple[Reference, 
 
 
 def _max_shards(task: str, common: CommonSpec, spec: Mapping[str, Any]) -> int:
-    """Return the bound on data-parallel shards; a `graph_template` is one prompt, not to be split. [protocol 2.7]."""
-    one_prompt = _mapping(spec.get("data")).get("type") == "graph_template"
-    if task.lower() != "inference" or not common.parallel.enabled or one_prompt:
-        return 1
-    return common.parallel.max_shards
+    """Return the bound on data-parallel shards. [protocol 2.7]."""
+    wish = Wish.of(spec, default_most=common.parallel.max_shards) if task.lower() in SHARDED_TYPES else None
+    return wish.most if wish is not None else 1
 
 
 def _judged(found: Iterable[Diagnostic], strict: bool) -> tuple[Diagnostic, ...]:

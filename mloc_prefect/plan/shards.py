@@ -12,6 +12,9 @@ from typing import Any
 
 from mloc_prefect.plan.resources import is_true
 
+SHARDED_TYPES = frozenset({"inference", "echo"})
+"""Task types (lower case) that are divided; in MLOC only inference is."""
+
 _FORM = "a mapping with index (from 0) and total, e.g. {index: 0, total: 4}"
 
 

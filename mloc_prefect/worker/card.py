@@ -85,15 +85,31 @@ class WorkerCard:
             request: What is wanted.
             lease: Whether it needs a device; light work only needs a slot.
         """
-        if not self.could_run(request) or self.slots == 0:
-            return False
+        return self.room(request, lease=lease, most=1) == 1
+
+    def room(self, request: ResourceRequest, *, lease: bool = True, most: int = 64) -> int:
+        """Return how often `request` would have found room at the last heartbeat, at most `most`.
+
+        Args:
+            request: What is wanted.
+            lease: Whether it needs a device; light work only needs a slot, and counts once for each core.
+            most: Where counting ends.
+        """
+        if not self.could_run(request):
+            return 0
+        most = most if self.slots is None else min(most, self.slots)
         if not lease:
-            return True
+            return min(most, self.inventory.cpus)
         candidates = candidates_of(request, self.inventory)
         part, count = part_of(request, self.inventory), wanted_gpus(request) or 1
         wish = Entry(id="", holder="", pid=0, start="", candidates=candidates, count=count, part=part)
         loads = {name: Load(whole, packed) for name, whole, packed in self.used}
-        return choose(wish, loads, self.engines, {}) is not None
+        found = 0
+        while found < most and (devices := choose(wish, loads, self.engines, {})):
+            found += 1
+            for device in devices:
+                loads.setdefault(device, Load()).add(wish)
+        return found
 
     @property
     def idle_gpus(self) -> tuple[Gpu, ...]:
