@@ -129,7 +129,7 @@ def _remote(load: Mapping[str, Any], places: Places, tell: Callable[[str, float 
         download(source, file, places.allowed, lambda fraction: tell("fetching checkpoint", fraction))
     except DownloadError as error:
         text = f"Failed to download checkpoint from {shown_url(url)}: {error.message}"
-        raise ArtifactError(text, hint=error.hint) from error
+        raise DownloadError(text, hint=error.hint, retryable=error.retryable) from error
     kind = _archive_kind(file, name, load)
     if kind is None:
         return file

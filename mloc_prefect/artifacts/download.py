@@ -30,7 +30,15 @@ _sleep = time.sleep
 
 
 class DownloadError(ArtifactError):
-    """A file could not be fetched; the message does not name the URL, which the caller shows."""
+    """A file could not be fetched; the message does not name the URL, which the caller shows.
+
+    Attributes:
+        retryable: Whether a later try may go better.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, retryable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,7 @@ def download(
                 if problem is None:
                     break
                 if left == 1:
-                    raise DownloadError(problem)
+                    raise DownloadError(problem, retryable=True)
                 _sleep(pause)
                 pause *= 2
             _check(file, source, progress)

@@ -132,5 +132,9 @@ class ExecutionContext:
         data |= {} if patience is None else {"patience": patience}
         self._send("phase", data)
 
+    def relay(self, event: ExecutionEvent) -> None:
+        """Pass on an event of a process that works for this attempt."""
+        self._emit(event)
+
     def _send(self, kind: EventKind, data: dict[str, Any]) -> None:
         self._emit(ExecutionEvent(kind=kind, data=data, ts=time.time()))

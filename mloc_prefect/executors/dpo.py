@@ -46,12 +46,17 @@ class DpoRecipe(Recipe):
         wanted = max_length(job.options)
         return min(wanted, job.window) if job.window is not None else wanted
 
-    def trainer(self, job: Job, model: Any, arguments: Arguments, callbacks: Sequence[Any]) -> Any:
+    def config(self, job: Job, arguments: Arguments) -> Any:
+        """Return a `DPOConfig`."""
+        from trl import DPOConfig
+
+        return configured(DPOConfig, {**arguments, "max_length": self.token_limit(job)})
+
+    def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return a `DPOTrainer`; with adapters the model without them is the reference, which saves a second copy."""
         from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
+        from trl import DPOTrainer
 
-        config = configured(DPOConfig, {**arguments, "max_length": self.token_limit(job)})
         return built(
             lambda: DPOTrainer(
                 model=model,

@@ -26,12 +26,18 @@ class GrpoRecipe(RolloutRecipe):
 
     kind: Kind = "grpo"
 
-    def trainer(self, job: Job, model: Any, arguments: Arguments, callbacks: Sequence[Any]) -> Any:
+    def config(self, job: Job, arguments: Arguments) -> Any:
+        """Return a `GRPOConfig`."""
+        from trl import GRPOConfig
+
+        del job
+        return configured(GRPOConfig, arguments)
+
+    def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return a `GRPOTrainer`."""
         from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
+        from trl import GRPOTrainer
 
-        config = configured(GRPOConfig, arguments)
         groups = max(1, config.generation_batch_size // config.num_generations)
         rows = self.enough(job, groups * job.group.world)
         scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device)

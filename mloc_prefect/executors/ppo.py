@@ -47,13 +47,19 @@ class PpoRecipe(RolloutRecipe):
 
     kind: Kind = "ppo"
 
-    def trainer(self, job: Job, model: Any, arguments: Arguments, callbacks: Sequence[Any]) -> Any:
+    def config(self, job: Job, arguments: Arguments) -> Any:
+        """Return a `PPOConfig`."""
+        from trl.experimental.ppo import PPOConfig
+
+        del job
+        return configured(PPOConfig, arguments)
+
+    def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return a `PPOTrainer`."""
         from datasets import Dataset
-        from trl.experimental.ppo import PPOConfig, PPOTrainer
+        from trl.experimental.ppo import PPOTrainer
 
         _patch(PPOTrainer)
-        config = configured(PPOConfig, arguments)
         batch, _, steps = rollout_sizes(job.options)
         rows = self.enough(job, batch * job.group.world)
         job.tokenizer.padding_side = "left"

@@ -28,12 +28,17 @@ class SftRecipe(Recipe):
         """Return the texts to learn from."""
         return text_rows(spec, places, self.title)
 
-    def trainer(self, job: Job, model: Any, arguments: Arguments, callbacks: Sequence[Any]) -> Any:
+    def config(self, job: Job, arguments: Arguments) -> Any:
+        """Return an `SFTConfig`."""
+        from trl import SFTConfig
+
+        return configured(SFTConfig, {**arguments, "max_length": self.token_limit(job)})
+
+    def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return an `SFTTrainer`."""
         from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTTrainer
 
-        config = configured(SFTConfig, {**arguments, "max_length": self.token_limit(job)})
         return built(
             lambda: SFTTrainer(
                 model=model,

@@ -10,7 +10,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.threads import wait_passively
+from mloc_prefect.executors.training_launch import devices, launch, world_of
 from mloc_prefect.executors.training_recipe import Group
 from mloc_prefect.executors.training_run import prepare, train
 from mloc_prefect.tasks.training_table import KINDS
@@ -55,6 +57,9 @@ class TrainingExecutor:
         recipe = recipe_of(request.task_type)
         prepared = prepare(request, context, recipe)
         context.check()
+        world = world_of(Fields(request.spec))
+        if world > 1 or len(devices()) > 1:  # a single process would spread one batch over all GPUs that it sees
+            return launch(request, context, prepared, world)
         return train(request, context, recipe, prepared, Group())
 
     def close(self) -> None:

@@ -60,6 +60,7 @@ class Job:
         resume: Checkpoint of an earlier attempt, or None.
         lengths: What the limit of tokens does to the rows.
         prompts: Token ids of the prompts, of trainings that answer them.
+        told: Notes that were logged.
     """
 
     request: ExecutionRequest
@@ -76,6 +77,7 @@ class Job:
     resume: Checkpoint | None = None
     lengths: Lengths | None = None
     prompts: list[list[int]] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
 
     @property
     def device(self) -> str:
@@ -111,13 +113,18 @@ class Recipe:
     def token_limit(self, job: Job) -> int:
         """Return the most tokens of a row: what the spec says, or what the model reads when that is less."""
         wanted = job.options.training.integer("max_seq_length", 1024, minimum=1)
-        if job.window is not None and wanted > job.window:
-            if "max_seq_length" in job.options.given:
-                job.rows.notes.append(f"max_seq_length {wanted} is more than the {job.window} tokens the model reads")
-            return job.window
-        return wanted
+        if job.window is None or wanted <= job.window:
+            return wanted
+        note = f"max_seq_length {wanted} is more than the {job.window} tokens that the model reads"
+        if "max_seq_length" in job.options.given and note not in job.rows.notes:
+            job.rows.notes.append(note)
+        return job.window
 
-    def trainer(self, job: Job, model: Any, arguments: Arguments, callbacks: Sequence[Any]) -> Any:
+    def config(self, job: Job, arguments: Arguments) -> Any:
+        """Return TRL's config object; the model is not loaded yet, so that a mistake in it costs nothing."""
+        raise NotImplementedError
+
+    def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return TRL's trainer."""
         raise NotImplementedError
 

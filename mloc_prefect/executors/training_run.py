@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,15 @@ from mloc_prefect.artifacts.checkpoint import load_checkpoint
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.protocol import Cancelled, UserError
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.models_source import ModelPlace
 from mloc_prefect.executors.places import Places, user_error
 from mloc_prefect.executors.threads import usable_cores
 from mloc_prefect.executors.training_arguments import Options, Place, config_arguments
 from mloc_prefect.executors.training_checkpoints import Checkpoint, Checkpoints, identity_of
+from mloc_prefect.executors.training_memory import check_fit
 from mloc_prefect.executors.training_metrics import METRICS, MetricsFile
 from mloc_prefect.executors.training_model import (
+    Weights,
     find_weights,
     load_config,
     load_model,
@@ -27,14 +31,13 @@ from mloc_prefect.executors.training_model import (
     window_of,
 )
 from mloc_prefect.executors.training_recipe import Group, Job
-from mloc_prefect.executors.training_saving import archive_of, result_of, save_weights
+from mloc_prefect.executors.training_saving import archive_of, paced, result_of, save_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.execution.protocol import ExecutionRequest
-    from mloc_prefect.executors.training_model import Weights
     from mloc_prefect.executors.training_recipe import Recipe
 
 _CANCEL_PATIENCE = 60.0  # seconds that the last checkpoint of a cancelled training may take
@@ -53,6 +56,25 @@ class Prepared:
     weights: Weights
     resume: Checkpoint | None
     identity: str
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        weights = {"base": asdict(self.weights.base), "adapter": self.weights.adapter, "name": self.weights.name}
+        resume = asdict(self.resume) if self.resume else None
+        data = {"weights": weights, "resume": resume, "identity": self.identity}
+        wire: dict[str, Any] = json.loads(json.dumps(data, default=str))
+        return wire
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> Prepared:
+        """Return what `to_wire` was made from."""
+        weights, resume = data["weights"], data["resume"]
+        adapter = Path(weights["adapter"]) if weights["adapter"] else None
+        return cls(
+            Weights(ModelPlace(**weights["base"]), adapter, weights["name"]),
+            Checkpoint(Path(resume["path"]), resume["step"]) if resume else None,
+            data["identity"],
+        )
 
 
 def prepare(request: ExecutionRequest, context: ExecutionContext, recipe: Recipe) -> Prepared:
@@ -87,16 +109,18 @@ def train(
     """
     job = _job(request, context, recipe, prepared, group)
     recipe.fit(job)
-    for note in (*job.rows.notes, *job.options.notes):
-        context.log(note, "warning")
-    arguments = config_arguments(job.options, _place(job))
+    _tell(job)
+    check_fit(job, load_config(prepared.weights, job.spec))
+    config = recipe.config(job, config_arguments(job.options, _place(job)))
+    _tell(job)
     checkpoints = Checkpoints(context.task_dir / "checkpoints", prepared.identity)
     metrics = MetricsFile(context.attempt_dir / METRICS)
     model = load_model(_policy(job, recipe), job.options, job.spec, context.phase, cuda=job.cuda)
     try:
         context.check()
+        _tell(job)
         context.phase("preparing the trainer")
-        trainer = recipe.trainer(job, model, arguments, _callbacks(job, checkpoints, metrics))
+        trainer = recipe.trainer(job, model, config, _callbacks(job, checkpoints, metrics))
         with _watched(job, model):
             return _trained(job, recipe, trainer, checkpoints)
     finally:
@@ -118,14 +142,11 @@ def _checkpoint(request: ExecutionRequest, context: ExecutionContext, spec: Fiel
             allowed=places.allowed,
             endpoint=settings.get("base_url"),
         )
-
-        def tell(text: str, fraction: float | None) -> None:
-            context.check()
-            context.phase(text, fraction)
-
         try:
-            return load_checkpoint(load.data, known, tell)
+            return load_checkpoint(load.data, known, paced(context))
         except ArtifactError as error:
+            if getattr(error, "retryable", False):
+                raise
             raise user_error(error) from error
     path = spec.child("training").text("resume_from_path")
     if path is None:
@@ -162,6 +183,14 @@ def _job(request: ExecutionRequest, context: ExecutionContext, recipe: Recipe, p
         cuda=torch.cuda.is_available(),
         resume=prepared.resume,
     )
+
+
+def _tell(job: Job) -> None:
+    """Log what is not as the spec says, each thing once."""
+    for note in (*job.rows.notes, *job.options.notes):
+        if note not in job.told:
+            job.told.add(note)
+            job.context.log(note, "warning")
 
 
 def _place(job: Job) -> Place:
@@ -226,10 +255,11 @@ def _watched(job: Job, model: Any) -> Iterator[None]:
 
 
 def _trained(job: Job, recipe: Recipe, trainer: Any, checkpoints: Checkpoints) -> dict[str, Any]:
-    from mloc_prefect.executors.training_callbacks import EndOfTrainingError
+    from mloc_prefect.executors.training_callbacks import EndOfTrainingError, Stopper
 
     began, ended = time.monotonic(), None
     job.context.phase("training")
+    stopper = next((c for c in trainer.callback_handler.callbacks if isinstance(c, Stopper)), None)
     try:
         recipe.train(job, trainer)
     except EndOfTrainingError as reason:
@@ -240,6 +270,8 @@ def _trained(job: Job, recipe: Recipe, trainer: Any, checkpoints: Checkpoints) -
         raise
     seconds = time.monotonic() - began
     job.context.check()
+    if stopper is not None and stopper.stopped:
+        raise Cancelled
     saves = job.options.training.flag("save_model", default=True)
     folder = save_weights(job, trainer) if saves else None
     if not job.group.main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts import atomic
@@ -11,11 +12,14 @@ from mloc_prefect.executors.training_metrics import draw_curve, last_numbers, wr
 from mloc_prefect.executors.training_model import ADAPTER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.executors.training_recipe import Job, Recipe
 
 _SAVE_PATIENCE = 60.0  # seconds that a cancelled save may still take
+_PHASE_SECONDS = 0.5
 _SHOWN = ("loss", "train_loss", "reward", "objective/scores", "rewards/accuracies", "objective/kl")
 
 
@@ -45,11 +49,8 @@ def archive_of(job: Job, folder: Path) -> dict[str, str]:
     """
     target = folder.with_name(f"{folder.name}.zip")
 
-    def tell(fraction: float) -> None:
-        job.context.check()
-        job.context.phase("packing the model", fraction)
-
-    packed = pack(folder, target, on_progress=tell)
+    tell = paced(job.context)
+    packed = pack(folder, target, on_progress=lambda fraction: tell("packing the model", fraction))
     found = target.stat()
     # Where the endpoint looks for digests: it need not read the file to know that an upload is there already.
     note = folder.parent / ".sha256" / target.name
@@ -112,6 +113,20 @@ def result_of(job: Job, recipe: Recipe, trainer: Any, seconds: float, ended: str
             **({"curve": str(curve)} if curve else {}),
         },
     }
+
+
+def paced(context: ExecutionContext) -> Callable[[str, float | None], None]:
+    """Return a `phase` that reports twice a second at most, and raises when the task is not wanted any more."""
+    last = 0.0
+
+    def tell(text: str, fraction: float | None) -> None:
+        nonlocal last
+        context.check()
+        if time.monotonic() - last >= _PHASE_SECONDS:
+            last = time.monotonic()
+            context.phase(text, fraction)
+
+    return tell
 
 
 def _put(staging: Path, target: Path) -> Path:

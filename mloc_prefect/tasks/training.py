@@ -67,6 +67,7 @@ class TrainingOptions(SpecModel):
     save_total_limit: Count | None = None
     save_model: Flag = True
     save_archive: Flag = True
+    fit_check: Text = "warn"
     max_seq_length: Count | None = 1024
     seed: Annotated[int, whole()] = 42
     fp16: Flag = False

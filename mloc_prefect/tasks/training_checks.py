@@ -24,6 +24,7 @@ _WANTED = {
     "list": "a list",
     "dict": "a mapping",
 }
+_FITS = ("warn", "error", "ignore")
 _TRACKERS = ("tensorboard", "none")
 
 
@@ -40,6 +41,9 @@ def training_problems(kind: Kind, training: SpecModel, generation: SpecModel | N
         yield from _without_effect(kind, "generation", generation)
     yield from _extra_problems(kind, training.model_extra or {})
     yield from _precision_problems(training)
+    fit = str(getattr(training, "fit_check", "warn")).strip().lower()
+    if fit not in _FITS and not is_deferred(fit):
+        yield Problem(("training", "fit_check"), "invalid-type", f"fit_check must be one of {', '.join(_FITS)}")
     tracker = getattr(training, "log_with", None)
     if tracker and tracker.strip().lower() not in _TRACKERS and not is_deferred(tracker):
         message = f"log_with '{tracker}' is not there; the curves are in metrics.jsonl"

@@ -47,6 +47,7 @@ save_strategy                *saving       *saving     *saving         *saving
 save_total_limit             *saving       *saving     *saving         *saving
 save_model                   us            us          us              us
 save_archive                 us            us          us              us
+fit_check                    us            us          us              us
 max_seq_length               max_length    *length     us              us
 max_length                   .             *length     .               .
 max_prompt_length            .             us          us              us

@@ -1,0 +1,177 @@
+"""An estimate of the memory that a training needs, made from the model's configuration before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.execution.ram import available_bytes
+from mloc_prefect.executors.training_arguments import lora_arguments, rollout_sizes
+from mloc_prefect.executors.training_model import dtype_name, wants_lora
+from mloc_prefect.plan.resources import parse_memory
+
+if TYPE_CHECKING:
+    from mloc_prefect.executors.training_recipe import Job
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
+_SCORES_AT_ONCE = 8 << 20  # floats of logits that the chunked loss of sft keeps at a time
+_PER_LAYER = 34  # bytes for each token and hidden unit in 16 bits, fused attention (Korthikanti et al. 2022, eq. 2)
+_MARGIN = 1.1  # allocator and libraries
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes on one device.
+
+    Attributes:
+        terms: Name and bytes of each part, largest first.
+        room: Bytes that the device has, or None.
+    """
+
+    terms: tuple[tuple[str, int], ...]
+    room: int | None
+
+    @property
+    def total(self) -> int:
+        """All of it, with a margin."""
+        return int(sum(size for _, size in self.terms) * _MARGIN)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it seems to fit; an unknown size fits everything."""
+        return self.room is None or self.total <= self.room
+
+
+def check_fit(job: Job, config: Any) -> Estimate | None:
+    """Warn when a training will hardly fit into memory; with `--strict` refuse it.
+
+    Args:
+        job: The training.
+        config: Configuration of its model.
+
+    Returns:
+        The estimate; None when the configuration does not say enough.
+
+    Raises:
+        UserError: It will not fit, and warnings count as errors (`--strict`, or `training.fit_check: error`).
+    """
+    wanted = str(job.options.training.get("fit_check") or "warn").lower()
+    if wanted == "ignore":
+        return None
+    estimate = estimate_of(job, config, _room(job))
+    if estimate is None or estimate.fits:
+        return estimate
+    text = _text(job, estimate)
+    if wanted == "error" or job.request.settings.get("strict"):
+        raise UserError(text)
+    job.context.log(text, "warning")
+    return estimate
+
+
+def estimate_of(job: Job, config: Any, room: int | None) -> Estimate | None:
+    """Return the estimate for one device; parameters and their states are shared by the devices under FSDP or ZeRO."""
+    shape = _shape(config)
+    if shape is None:
+        return None
+    parameters, layers, hidden, vocabulary = shape
+    options, lora = job.options, wants_lora(job.options, job.spec)
+    trained = _lora_size(job, layers, hidden) if lora else parameters
+    size = _BYTES.get(dtype_name(options, job.spec, cuda=job.cuda), 4)
+    shards = job.group.world if options.training.get("fsdp") or options.training.get("deepspeed") else 1
+    mixed = any(options.training.flag(name, default=False) for name in ("bf16", "fp16"))
+    rows, tokens = _batch(job)
+    unit = rows * tokens * hidden * (1 if mixed else 2)
+    again = options.training.flag("gradient_checkpointing", default=False)
+    activations = (2 * layers + _PER_LAYER if again else _PER_LAYER * layers) * unit
+    scores = rows * tokens * vocabulary * 4 * 2
+    if options.kind in {"sft", "lora_sft"}:
+        scores = min(scores, 4 * _SCORES_AT_ONCE)
+    terms = {
+        "parameters": (parameters * size + (trained * 4 if lora else 0)) // shards,
+        "gradients": trained * 4 // shards,
+        "optimiser (Adam)": trained * 8 // shards,
+        "activations": activations,
+        "logits": scores,
+    }
+    if options.kind in {"dpo", "grpo"} and not lora:
+        terms["reference model"] = parameters * size
+    if options.kind == "ppo":
+        terms["reference model"] = 0 if lora else parameters * size
+        terms["value model with its optimiser"] = parameters * 16
+    return Estimate(tuple(sorted(terms.items(), key=lambda term: -term[1])), room)
+
+
+def _shape(config: Any) -> tuple[int, int, int, int] | None:
+    """Return parameters, layers, hidden size and vocabulary of a decoder."""
+    text = config.get_text_config()
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    layers, hidden, heads, vocabulary = (getattr(text, name, None) for name in names)
+    if not all(isinstance(value, int) and value > 0 for value in (layers, hidden, heads, vocabulary)):
+        return None
+    assert layers and hidden and heads and vocabulary
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    keys = getattr(text, "num_key_value_heads", None) or heads
+    attention = hidden * hidden * 2 + 2 * hidden * hidden * keys // heads
+    gated = 3 if getattr(text, "hidden_act", "") in {"silu", "swiglu", "gelu_pytorch_tanh"} else 2
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
+    embeddings = vocabulary * hidden * (1 if getattr(text, "tie_word_embeddings", False) else 2)
+    return layers * (attention + gated * hidden * inner * experts) + embeddings, layers, hidden, vocabulary
+
+
+def _lora_size(job: Job, layers: int, hidden: int) -> int:
+    arguments = lora_arguments(job.spec.child("lora"))
+    modules = arguments["target_modules"]
+    count = 7 if isinstance(modules, str) else len(modules)
+    return int(layers * count * 2 * hidden * arguments["r"])
+
+
+def _batch(job: Job) -> tuple[int, int]:
+    """Return rows and tokens of the largest batch that goes through the model with gradients."""
+    options = job.options
+    longest = job.lengths.longest if job.lengths else 1024
+    if options.kind == "ppo":
+        batch, parts, _ = rollout_sizes(options)
+        return max(1, batch // parts), longest + options.generation.integer("max_new_tokens", 53)
+    name = "per_device_train_batch_size" if "per_device_train_batch_size" in options.given else "batch_size"
+    rows = options.training.integer(name, 1, minimum=1) * (2 if options.kind == "dpo" else 1)
+    if options.kind == "grpo":
+        return rows, longest + options.generation.integer("max_new_tokens", 256)
+    return rows, min(longest, job.lengths.limit) if job.lengths else longest
+
+
+def _room(job: Job) -> int | None:
+    """Return the bytes of the device: of the GPU, else what the spec asks for and the machine can give."""
+    if job.cuda:
+        import torch
+
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    hardware = job.spec.child("resources").child("hardware")
+    known = [size for size in (parse_memory(hardware.get("memory")), available_bytes()) if size]
+    return min(known, default=None)
+
+
+def _text(job: Job, estimate: Estimate) -> str:
+    terms = ", ".join(f"{name} {_gib(size)}" for name, size in estimate.terms[:3])
+    return (
+        f"the training needs about {_gib(estimate.total)}, and there are {_gib(estimate.room or 0)}: {terms}; "
+        f"{_advice(job, estimate)}"
+    )
+
+
+def _advice(job: Job, estimate: Estimate) -> str:
+    training, largest = job.options.training, estimate.terms[0][0]
+    ideas: list[str] = []
+    if largest in {"activations", "logits"}:
+        ideas.append("a smaller batch_size with more gradient_accumulation_steps, or a smaller max_seq_length")
+        if not training.flag("gradient_checkpointing", default=False):
+            ideas.append("gradient_checkpointing: true")
+    if not wants_lora(job.options, job.spec):
+        ideas.append("LoRA (lora_sft, or a lora block)")
+    if not training.flag("bf16", default=False) and job.cuda:
+        ideas.append("bf16: true")
+    return "try " + ", or ".join(ideas) if ideas else "use a smaller model or a larger device"
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
