@@ -90,10 +90,8 @@ KINDS = st.sampled_from(
         "a/b; c=\xff",
     ]
 )
-WORDS = (
-    b"""{ } [ ] " : , yaml task_id result enabled true 1e999 NaN \u --x-- &a *a << !!python/name:os ${a.b} 2001-01-01"""
-)
-LINES = [b"\xff", b"\0", b"--x\r\n", b"\r\n\r\n", b"\n  ", b"- ", b"? ", b"| ", b"%YAML 9.9"]
+WORDS = rb"""{ } [ ] " : , yaml task_id result enabled true 1e999 NaN \u --x-- &a *a << !!python/name:os"""
+LINES = [b"${a.b}", b"2001-01-01", b"\xff", b"\0", b"--x\r\n", b"\r\n\r\n", b"\n  ", b"- ", b"? ", b"| ", b"%YAML 9.9"]
 FIELD = b'Content-Disposition: form-data; name="file"; filename="y"'
 PIECES = st.sampled_from([*WORDS.split(), *LINES, FIELD])
 
