@@ -54,6 +54,7 @@ bench: envs
 	@$(BIN)/python benchmarks/compile.py --quick
 	@$(BIN)/python benchmarks/stage_overhead.py --quick
 	@$(BIN)/python benchmarks/inference.py --quick
+	@$(BIN)/python benchmarks/submit.py --quick
 
 check: lint types unit  ## Lint, types and unit tests
 
