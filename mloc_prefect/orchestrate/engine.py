@@ -18,18 +18,26 @@ from weakref import WeakKeyDictionary
 from prefect.client.schemas.actions import FlowRunCreate
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, FlowRunResult
 from prefect.context import FlowRunContext, TagsContext
+from prefect.exceptions import Abort
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.states import Pending, to_state_create
 from prefect.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from uuid import UUID
 
     from prefect import Flow, State
     from prefect.client.orchestration import PrefectClient
 
-INHERITED = ("create_flow_run", "load_subflow_run", "handle_crash", "handle_cancellation", "heartbeat_seconds")
+INHERITED = (
+    "create_flow_run",
+    "load_subflow_run",
+    "handle_crash",
+    "handle_cancellation",
+    "heartbeat_seconds",
+    "set_state",
+)
 """Methods of the stock engine that are overridden or called; a test checks that they are there."""
 
 
@@ -69,6 +77,26 @@ def cancellation_wanted(wanted: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _wanted.reset(token)
+
+
+async def _always() -> bool:
+    return True
+
+
+_may_report: ContextVar[Callable[[], Awaitable[bool]]] = ContextVar("mloc_may_report", default=_always)
+
+
+@contextmanager
+def reporting_while(current: Callable[[], Awaitable[bool]]) -> Iterator[None]:
+    """Let stages of this context ask, before they report their end, whether their root run is still this process's.
+
+    A worker that was stopped for a while may have been given up: what it says late must not change anything.
+    """
+    token = _may_report.set(current)
+    try:
+        yield
+    finally:
+        _may_report.reset(token)
 
 
 async def run_as(flow: Flow[..., Any], parameters: dict[str, Any], identity: RunIdentity) -> tuple[State[Any], FlowRun]:
@@ -115,6 +143,12 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
                 return known
         self._flow_run_name_set = True
         return await _create(client, self.flow, self.parameters or {}, self.identity, tracking)
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        """Propose a state, unless it is an end and the root run was given to another process meanwhile."""
+        if state.is_final() and not await _may_report.get()():
+            raise Abort("its run was started again elsewhere")
+        return await super().set_state(state, force)
 
     async def handle_crash(self, exc: BaseException) -> None:
         """Take a cancelled asyncio task for what it is: Cancelled when that was wanted, else Crashed."""

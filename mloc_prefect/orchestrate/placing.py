@@ -15,7 +15,6 @@ from mloc_prefect.execution.hosttypes import engine_key
 from mloc_prefect.execution.protocol import ExecutionEvent
 from mloc_prefect.orchestrate.pooled import WorkerLostError
 from mloc_prefect.worker.gpus import matching_gpus, wanted_gpus
-from mloc_prefect.worker.view import why_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 1000
 _LOOK_SECONDS = 5.0
-_WORDS_SECONDS = 1.0
 
 
 class HerePlace(Protocol):
@@ -106,7 +104,6 @@ class PlacingDispatcher:
         self._here, self._pool, self._view, self._mode = here, pool, view, mode
         self._original = original
         self._failed: dict[str, tuple[str, ...]] = {}
-        self._words: dict[tuple[ResourceRequest, bool], tuple[float, str]] = {}
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
         """See `StageDispatcher`."""
@@ -132,15 +129,6 @@ class PlacingDispatcher:
         except DispatchError:  # no Redis now
             theirs = 0
         return theirs if self._mode == "original" else ours + theirs
-
-    def why(self, job: StageJob) -> str:
-        """Return in words why a job waits."""
-        key, now = (job.resources, job.leased), time.monotonic()
-        at, text = self._words.get(key, (0.0, ""))
-        if now - at > _WORDS_SECONDS:  # a thousand equal jobs may wait
-            text = why_waiting(job.resources, self._view.live, lease=job.leased)
-            self._words = {k: v for k, v in self._words.items() if now - v[0] <= _WORDS_SECONDS} | {key: (now, text)}
-        return text
 
     async def _place(self, job: StageJob, where: _Where) -> ExecutionResult:
         if self._mode == "original":

@@ -159,7 +159,7 @@ class WorkPoolDispatcher:
         }
         try:
             async with get_client() as client:
-                tracking = await _tracking_task(client, context, f"{job.title} {attempt}")
+                tracking = await _tracking_task(client, context, f"{job.request.task_id} {attempt}")
                 return await self._post(client, needs, body | {"parent_task_run_id": str(tracking)})
         except httpx.HTTPError as error:
             raise DispatchError(f"the Prefect server took no run for it: {error or type(error).__name__}") from error

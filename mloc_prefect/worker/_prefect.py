@@ -12,32 +12,48 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import flow_engine
 from prefect._flow_run_suspension import register_flow_run_suspension_request
-from prefect._internal.observers import FlowRunCancellingObserver
+from prefect.exceptions import Abort
 from prefect.flow_engine import AsyncFlowRunEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.flows import Flow
 
-__all__ = ["CancelSwitch", "FlowRunCancellingObserver", "WarmEngine", "run_warm", "signals_left_alone"]
+__all__ = ["CancelSwitch", "WarmEngine", "run_warm", "signals_left_alone"]
 
 
 @dataclass(slots=True)
 class CancelSwitch:
-    """Says that the end of a run was asked for and is no crash."""
+    """What the run and those who may end it know of each other.
+
+    Attributes:
+        requested: Its end was asked for and is no crash.
+        abandoned: It was given to another worker: it ends without a word.
+        ended: Its end was reported.
+        run_count: Start of the run that this is; 0 before it began.
+    """
 
     requested: bool = False
+    abandoned: bool = False
+    ended: bool = False
+    run_count: int = 0
+
+    def is_of(self, flow_run: FlowRun) -> bool:
+        """Return whether this start of the run is the current one, by what the API says of the run."""
+        given_up = flow_run.state is not None and (flow_run.state.is_crashed() or flow_run.state.is_scheduled())
+        return not self.abandoned and not given_up and flow_run.run_count == self.run_count
 
 
 @dataclass
 class WarmEngine(AsyncFlowRunEngine[Any, Any]):
     """Prefect's async engine for a run that shares a process with others.
 
-    Two things differ from the stock engine. A run that is cancelled ends Cancelled, not Crashed: nobody outside the
+    Four things differ from the stock engine. A run that is cancelled ends Cancelled, not Crashed: nobody outside the
     process is there to say so. And it starts no suspension observer, a thread with a websocket on which the stock
-    engine blocks the event loop for every run of a deployment.
+    engine blocks the event loop for every run of a deployment; nor a thread for its heartbeats: the worker has one for
+    all. And it reports no end when the run was given to another worker meanwhile.
     """
 
     switch: CancelSwitch = field(default_factory=CancelSwitch)
@@ -50,6 +66,25 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         with register_flow_run_suspension_request(self.flow_run.id, request):
             request.raise_if_requested()
             yield request
+
+    @property
+    def heartbeat_seconds(self) -> int | None:
+        """Seconds between heartbeats: none."""
+        return None
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        """Propose a state; see the class."""
+        if self.switch.abandoned or (state.is_final() and not await self._is_ours()):
+            raise Abort("it was started again elsewhere")
+        new = await super().set_state(state, force)
+        self.switch.ended = new.is_final()
+        return new
+
+    async def _is_ours(self) -> bool:
+        assert self.flow_run is not None
+        now = await self.client.read_flow_run(self.flow_run.id)
+        ended = now.state is not None and now.state.is_final()  # by hand: that stays
+        return not ended and (self.switch.is_of(now) or not self.switch.run_count)
 
     async def handle_crash(self, exc: BaseException) -> None:
         """Report the end that was asked for as a cancellation."""
@@ -84,5 +119,6 @@ async def run_warm(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch
     async with engine.start():
         while engine.is_running():
             async with engine.run_context():
+                switch.run_count = engine.flow_run.run_count if engine.flow_run else 0  # as read after it began
                 await engine.call_flow_fn()  # type: ignore[unused-coroutine] # its annotation is a Coroutine too many
     return engine.flow_run is not None and engine.flow_run.state is not None and engine.flow_run.state.is_final()

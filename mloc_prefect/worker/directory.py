@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
@@ -16,7 +17,7 @@ from mloc_prefect.worker.card import WorkerCard
 from mloc_prefect.worker.identity import slug
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from prefect.client.orchestration import PrefectClient
 
@@ -44,8 +45,8 @@ class Directory(Protocol):
     async def locked(self, name: str) -> bool:
         """Return whether anybody took the lock `name`."""
 
-    async def locks(self) -> Mapping[str, str]:
-        """Return holders of locks by their (slugged) names."""
+    async def forget_locks(self, older: float) -> None:
+        """Forget all locks that were taken more than `older` seconds ago (coarsely: clocks may differ)."""
 
     async def unlock(self, name: str) -> None:
         """Forget a lock."""
@@ -81,9 +82,8 @@ class MemoryDirectory:
         """See `Directory`."""
         return slug(name) in self._locks
 
-    async def locks(self) -> Mapping[str, str]:
-        """See `Directory`."""
-        return dict(self._locks)
+    async def forget_locks(self, older: float) -> None:
+        """See `Directory`; these go with the process."""
 
     async def unlock(self, name: str) -> None:
         """See `Directory`."""
@@ -113,11 +113,11 @@ class VariableDirectory:
     async def read(self) -> Sequence[WorkerCard]:
         """See `Directory`."""
         found = []
-        for name, value in (await self._all(_CARD)).items():
+        for variable in await self._all(_CARD):
             try:
-                found.append(WorkerCard.from_json(value))
+                found.append(WorkerCard.from_json(str(variable["value"])))
             except ValueError as error:
-                _log.warning("Prefect Variable %s is %s", name, error)
+                _log.warning("Prefect Variable %s is %s", variable["name"], error)
         return sorted(found, key=lambda card: card.id)
 
     async def lock(self, name: str, holder: str) -> bool:
@@ -129,21 +129,24 @@ class VariableDirectory:
         """See `Directory`."""
         return await ask(self._client, "GET", f"/variables/name/{_LOCK}{slug(name)}") is not None
 
-    async def locks(self) -> Mapping[str, str]:
+    async def forget_locks(self, older: float) -> None:
         """See `Directory`."""
-        return {name.removeprefix(_LOCK): value for name, value in (await self._all(_LOCK)).items()}
+        oldest = datetime.now(UTC) - timedelta(seconds=older)
+        for variable in await self._all(_LOCK):
+            if datetime.fromisoformat(variable["created"]) < oldest:
+                await ask(self._client, "DELETE", f"/variables/name/{variable['name']}")
 
     async def unlock(self, name: str) -> None:
         """See `Directory`."""
         await ask(self._client, "DELETE", f"/variables/name/{_LOCK}{slug(name)}")
 
-    async def _all(self, prefix: str) -> dict[str, str]:
-        found: dict[str, str] = {}
+    async def _all(self, prefix: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         offset = 0
         while True:
             body = {"variables": {"name": {"like_": prefix}}, "limit": _PAGE, "offset": offset}
             page = await ask(self._client, "POST", "/variables/filter", body)
-            found |= {v["name"]: str(v["value"]) for v in page if v["name"].startswith(prefix)}
+            found += [variable for variable in page if variable["name"].startswith(prefix)]
             if len(page) < _PAGE:
                 return found
             offset += len(page)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from prefect.client.orchestration import get_client
@@ -13,9 +13,10 @@ from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 from prefect.states import Cancelled
 
+from mloc_prefect.orchestrate.cancelling import use_cancel_board
 from mloc_prefect.orchestrate.dispatch import use_dispatcher
-from mloc_prefect.orchestrate.engine import cancellation_wanted
-from mloc_prefect.worker._prefect import CancelSwitch, FlowRunCancellingObserver, run_warm, signals_left_alone
+from mloc_prefect.orchestrate.engine import cancellation_wanted, reporting_while
+from mloc_prefect.worker._prefect import CancelSwitch, run_warm, signals_left_alone
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
     from mloc_prefect.orchestrate.dispatch import StageDispatcher
+    from mloc_prefect.worker.cancels import CancelWatch
 
 logger = logging.getLogger("prefect.mloc.worker")
 
 _PACKAGE = "mloc_prefect."
-_CANCEL_POLL_SECONDS = 2.0
 _SETTLE_SECONDS = 20.0
 
 
@@ -52,69 +53,96 @@ def own_flow(deployment: DeploymentResponse) -> Flow[..., Any] | None:
 
 
 class WarmRuns:
-    """The runs in this loop, and the watch for those that are to be cancelled; an async context manager.
+    """The runs in this loop; an async context manager.
 
     Args:
-        dispatcher: Where the runs dispatch their stages to.
+        cancels: Where runs and their stages are watched for cancellation.
     """
 
-    def __init__(self, dispatcher: StageDispatcher) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, cancels: CancelWatch) -> None:
+        self._cancels = cancels
         self._runs: dict[UUID, tuple[asyncio.Task[bool], CancelSwitch]] = {}
-        self._stack = AsyncExitStack()
-        self._observer: FlowRunCancellingObserver | None = None
+        self._stack = ExitStack()
+        self.ended_early: tuple[UUID, ...] = ()
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(signals_left_alone())
-        self._observer = await self._stack.enter_async_context(
-            FlowRunCancellingObserver(on_cancelling=self.cancel, polling_interval=_CANCEL_POLL_SECONDS)
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """End what still runs, as crashed, so that a reaper may start it again elsewhere."""
-        tasks = [task for task, _ in self._runs.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
-        await self._stack.aclose()
+        """End what still runs, as crashed, so that it may be started again elsewhere (`ended_early`)."""
+        self.ended_early = tuple(run_id for run_id, (_, switch) in self._runs.items() if not switch.requested)
+        await self._end_all()
+        self._stack.close()
 
-    async def run(self, flow: Flow[..., Any], flow_run: FlowRun) -> int:
+    @property
+    def ids(self) -> tuple[UUID, ...]:
+        """The runs that are here."""
+        return tuple(self._runs)
+
+    async def abandon(self) -> None:
+        """End all runs without a word: they were given to other workers."""
+        for _, switch in self._runs.values():
+            switch.abandoned = True
+        await self._end_all()
+
+    async def run(self, flow: Flow[..., Any], flow_run: FlowRun, dispatcher: StageDispatcher) -> int:
         """Run `flow` to its end, whatever that is; the engine reports it to the API.
+
+        Args:
+            flow: The flow.
+            flow_run: The run, Pending.
+            dispatcher: Where it dispatches stages to.
 
         Returns:
             0, or 1 when the engine broke down without a report.
         """
-        assert self._observer is not None, "enter the context first"
         switch = CancelSwitch()
-        task = asyncio.create_task(self._go(flow, flow_run, switch), name=f"run {flow_run.name}")
+        task = asyncio.create_task(self._go(flow, flow_run, dispatcher, switch), name=f"run {flow_run.name}")
         self._runs[flow_run.id] = (task, switch)
-        self._observer.add_in_flight_flow_run_id(flow_run.id)
+        self._cancels.add(flow_run.id, lambda: self.cancel(flow_run.id))
         try:
             await asyncio.wait({task})
         finally:
-            self._observer.remove_in_flight_flow_run_id(flow_run.id)
+            self._cancels.remove(flow_run.id)
             del self._runs[flow_run.id]
-        if not task.cancelled() and task.exception() is None and task.result():
+        if switch.abandoned or (not task.cancelled() and task.exception() is None and task.result()):
             return 0
         if await _settled(flow_run):
             return 0
         return _unreported(task, flow_run)
 
-    async def _go(self, flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch) -> bool:
-        with use_dispatcher(self._dispatcher), cancellation_wanted(lambda: switch.requested):
+    async def _go(
+        self, flow: Flow[..., Any], flow_run: FlowRun, dispatcher: StageDispatcher, switch: CancelSwitch
+    ) -> bool:
+        async def current() -> bool:
+            async with get_client() as client:
+                return switch.is_of(await client.read_flow_run(flow_run.id))
+
+        with (
+            use_dispatcher(dispatcher),
+            use_cancel_board(self._cancels),
+            cancellation_wanted(lambda: switch.requested),
+            reporting_while(current),
+        ):
             return await run_warm(flow, flow_run, switch)
 
     def cancel(self, flow_run_id: UUID) -> None:
         """Cancel a run of this loop, once: the engine itself says Cancelling again, and that must not interrupt it."""
         task, switch = self._runs.get(flow_run_id, (None, None))
-        if task is None or switch is None or switch.requested:
+        if task is None or switch is None or switch.requested or switch.ended:
             return
         switch.requested = True
         task.cancel()
+
+    async def _end_all(self) -> None:
+        tasks = [task for task, switch in self._runs.values() if not switch.ended]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
 
 
 async def _settled(flow_run: FlowRun) -> bool:

@@ -13,11 +13,13 @@ from mloc_prefect.worker.gpus import gpus_text, matching_gpus, wanted_gpus, want
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mloc_prefect.orchestrate.dispatch import StageJob
     from mloc_prefect.plan.model import ResourceRequest
     from mloc_prefect.worker.card import WorkerCard
     from mloc_prefect.worker.directory import Directory
 
 _READ_SECONDS = 10.0
+_WORDS_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -103,6 +105,27 @@ class WorkersView:
 
 def _beat(card: WorkerCard) -> tuple[str, int]:
     return card.incarnation, card.beat
+
+
+class Reasons:
+    """Says why jobs wait; a thousand equal ones may ask.
+
+    Args:
+        view: All workers.
+    """
+
+    def __init__(self, view: WorkersView) -> None:
+        self._view = view
+        self._said: dict[tuple[ResourceRequest, bool], tuple[float, str]] = {}
+
+    def why(self, job: StageJob) -> str:
+        """Return in words why a job waits."""
+        key, now = (job.resources, job.leased), time.monotonic()
+        at, text = self._said.get(key, (0.0, ""))
+        if now - at > _WORDS_SECONDS:
+            text = why_waiting(job.resources, self._view.live, lease=job.leased)
+            self._said = {k: v for k, v in self._said.items() if now - v[0] <= _WORDS_SECONDS} | {key: (now, text)}
+        return text
 
 
 def why_waiting(request: ResourceRequest, cards: Iterable[WorkerCard], *, lease: bool = True) -> str:

@@ -1,7 +1,7 @@
-"""Wakes the worker when a run is scheduled, so that it need not wait for its next poll (10 s in stock Prefect).
+"""What the worker hears from the server: runs to fetch (stock Prefect looks every 10 s), ends, cancellations.
 
-Only a hint: events may be lost, come twice, or come before what they tell of is committed. The API decides, and the
-worker's ordinary polls go on beside this.
+Only hints: events may be lost, come twice, or come before what they tell of is committed. The API decides, and ordinary
+polls go on beside this.
 """
 
 from __future__ import annotations
@@ -17,16 +17,51 @@ from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from prefect.events import Event
 
 logger = logging.getLogger("prefect.mloc.worker")
 
-_SCHEDULED = EventFilter(event=EventNameFilter(name=["prefect.flow-run.Scheduled", "prefect.flow-run.AwaitingRetry"]))
 _RUN = "prefect.flow-run."
+_QUEUE, _POOL = "prefect.work-queue.", "prefect.work-pool."
+_SCHEDULED = frozenset({f"{_RUN}Scheduled", f"{_RUN}AwaitingRetry"})
+_OTHERS = ("Pending", "Running", "Completed", "Failed", "Crashed", "Cancelled", "Cancelling")
+_HEARD = (*sorted(_SCHEDULED), *(f"{_RUN}{state}" for state in _OTHERS))
 _RECONNECT_SECONDS = 5.0
 _COMMIT_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def hearing(
+    listeners: Sequence[Callable[[Event], None]], connected: Callable[[], None] = lambda: None
+) -> AsyncIterator[None]:
+    """Hand state changes of flow runs to `listeners` until the context ends.
+
+    Args:
+        listeners: Called with each event, in order.
+        connected: Called whenever there is a connection again: what happened before was not heard.
+    """
+
+    async def listen() -> None:
+        wanted = EventFilter(event=EventNameFilter(name=list(_HEARD)))
+        while True:
+            try:
+                async with get_events_subscriber(filter=wanted, reconnect_on_clean_close=True) as events:
+                    connected()
+                    async for event in events:
+                        for listener in listeners:
+                            listener(event)
+            except Exception as error:  # boundary: whatever the socket does, polling goes on
+                logger.info("no events from the server (%s), polling only", error)
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    task = asyncio.create_task(listen(), name="hear events")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Waker:
@@ -35,47 +70,55 @@ class Waker:
     Args:
         poll: Fetches what is scheduled; returns the ids of the runs that it took.
         pool_id: Id of the pool, or None while it is not known; events of other pools do not wake.
+        serves: Whether runs of a queue (its id) may be for us; None when the queue is not known.
     """
 
-    def __init__(self, poll: Callable[[], Awaitable[Collection[UUID]]], pool_id: Callable[[], UUID | None]) -> None:
+    def __init__(
+        self,
+        poll: Callable[[], Awaitable[Collection[UUID]]],
+        pool_id: Callable[[], UUID | None],
+        serves: Callable[[str], bool | None] = lambda _: None,
+    ) -> None:
         self._poll = poll
         self._pool_id = pool_id
+        self._serves = serves
         self._wake = asyncio.Event()
         self._named: set[UUID] = set()
+        self.new_queue = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listen and poll until the context ends."""
-        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._poll_when_woken())]
+        """Poll when woken, until the context ends."""
+        task = asyncio.create_task(self._poll_when_woken(), name="poll when woken")
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-    def wake(self) -> None:
-        """Poll soon: there is room for another run."""
-        self._wake.set()
+    def wake(self, after: float = 0.0) -> None:
+        """Poll soon, or `after` seconds: there may be room for another run."""
+        if after > 0:
+            asyncio.get_running_loop().call_later(after, self._wake.set)
+        else:
+            self._wake.set()
 
     def notice(self, event: Event) -> None:
-        """Poll soon if `event` tells of a run of this pool."""
-        pool = self._pool_id()
-        if pool is not None and f"prefect.work-pool.{pool}" not in {related.id for related in event.related}:
+        """Poll soon if `event` tells of a run of this pool that may be for us."""
+        if event.event not in _SCHEDULED:
             return
+        related = {resource.id for resource in event.related}
+        pool = self._pool_id()
+        if pool is not None and f"{_POOL}{pool}" not in related:
+            return
+        queue = next((name.removeprefix(_QUEUE) for name in related if name.startswith(_QUEUE)), None)
+        serves = self._serves(queue) if queue else None
+        if serves is False:
+            return
+        self.new_queue |= serves is None
         with suppress(ValueError):
             self._named.add(UUID(event.resource.id.removeprefix(_RUN)))
             self._wake.set()
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with get_events_subscriber(filter=_SCHEDULED, reconnect_on_clean_close=True) as events:
-                    async for event in events:
-                        self.notice(event)
-            except Exception as error:  # boundary: whatever the socket does, polling goes on
-                logger.info("no events from the server (%s), polling only", error)
-            await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _poll_when_woken(self) -> None:
         while True:

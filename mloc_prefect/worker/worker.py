@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import httpx
+from prefect.exceptions import Abort
+from prefect.states import Pending
 from prefect.workers.process import ProcessJobConfiguration, ProcessVariables, ProcessWorker, ProcessWorkerResult
 from pydantic import Field, PrivateAttr
 
 from mloc_prefect.errors import MlocError
+from mloc_prefect.execution.childenv import device_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,18 +29,13 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
     from prefect.client.schemas.objects import Flow as ApiFlow
-    from prefect.client.schemas.objects import FlowRun, WorkPool
+    from prefect.client.schemas.objects import FlowRun, State, WorkPool
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.flows import Flow
 
     from mloc_prefect.settings import MlocSettings
-    from mloc_prefect.worker.card import WorkerCard
-    from mloc_prefect.worker.engine import WarmRuns
-    from mloc_prefect.worker.heartbeat import Heartbeat
-    from mloc_prefect.worker.place import Place
-    from mloc_prefect.worker.wake import Waker
+    from mloc_prefect.worker.node import Node
 
-_SLOT_SECONDS = 0.05
 _DRAIN_LOOK = 0.1
 
 
@@ -49,6 +47,7 @@ class MlocJobConfiguration(ProcessJobConfiguration):
     gpu_memory: str | None = Field(default=None, json_schema_extra={"template": "{{ gpu_memory }}"})
 
     _own_process: bool = PrivateAttr(default=False)
+    _deployment: Any = PrivateAttr(default=None)
 
     def prepare_for_flow_run(
         self,
@@ -61,7 +60,14 @@ class MlocJobConfiguration(ProcessJobConfiguration):
     ) -> None:
         """Note what the deployment asked for before Prefect fills in its own."""
         self._own_process = bool(self.env or self.command or self.working_dir)
+        self._deployment = deployment
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id=worker_id)
+
+    @property
+    def deployment(self) -> DeploymentResponse | None:
+        """Deployment of the run, as it was read for it."""
+        found: DeploymentResponse | None = self._deployment
+        return found
 
     @property
     def own_process(self) -> bool:
@@ -111,15 +117,10 @@ class MlocGpuWorker(ProcessWorker):
         super().__init__(*args, **(kwargs | {"name": self.name}))
         self._coordinator_only = coordinator_only
         self._poll_turn = asyncio.Lock()
-        self._waker: Waker | None = None
-        self._warm: WarmRuns | None = None
-        self._place: Place | None = None
-        self._heartbeat: Heartbeat | None = None
-        self._incarnation = secrets.token_hex(4)
-        self._running = 0
+        self._node: Node | None = None
+        self._entered: set[UUID] = set()
         self._draining = False
         self._drain: asyncio.Task[None] | None = None
-        self._warm_stack = AsyncExitStack()
 
     async def start(
         self, run_once: bool = False, with_healthcheck: bool = False, printer: Callable[..., None] = print
@@ -142,67 +143,56 @@ class MlocGpuWorker(ProcessWorker):
                 raise
 
     async def setup(self) -> None:
-        """Take up hosts and leases, connect, tell the others, and watch for runs to start and to cancel."""
+        """Connect, take up hosts and leases, tell the others, and watch for runs to start and to cancel."""
         from mloc_prefect.up.notify import tell_ready
-        from mloc_prefect.worker.engine import WarmRuns
-        from mloc_prefect.worker.heartbeat import Heartbeat
-        from mloc_prefect.worker.place import local_place
-        from mloc_prefect.worker.wake import Waker
+        from mloc_prefect.worker.node import Bindings, Node
 
-        self._place = await self._warm_stack.enter_async_context(local_place(self._settings))
         await super().setup()
-        self._warm = await self._warm_stack.enter_async_context(WarmRuns(self._place.dispatcher))
-        self._heartbeat = Heartbeat(self._settings, self._card(), lambda _: None)
-        self._heartbeat.start()
-        self._warm_stack.push_async_callback(self._heartbeat.stop)
-        self._waker = Waker(self._poll, lambda: self._work_pool.id if self._work_pool else None)
-        await self._warm_stack.enter_async_context(self._waker.running())
+        bindings = Bindings(
+            poll=self._poll,
+            limiter=lambda: self._limiter,
+            work_pool=lambda: self._work_pool,
+            ahead=self._prefetch_seconds,
+        )
+        node = Node(
+            self._settings,
+            name=self.name,
+            pool=self._work_pool_name,
+            queues=self._work_queues,
+            coordinator_only=self._coordinator_only,
+            bindings=bindings,
+        )
+        try:
+            self._node = await node.__aenter__()
+        except BaseException as error:
+            await super().teardown(type(error), error, error.__traceback__)
+            raise
         tell_ready()
 
     async def teardown(self, *exc_info: Any) -> None:
         """End warm runs and hosts first, while the API can still be told."""
-        await self._warm_stack.aclose()
-        self._warm = self._waker = self._place = self._heartbeat = None
+        if self._node is not None:
+            await self._node.__aexit__(None, None, None)
+        self._node = None
         await super().teardown(*exc_info)
 
     def _begin_drain(self, stop: Callable[[], None]) -> None:
         """Take no further runs; stop when those that are here have ended, or after `drain_seconds`."""
         self._draining = True
+        if self._node is not None:
+            self._node.draining = True
 
         async def drain() -> None:
             end = asyncio.get_running_loop().time() + self._settings.drain_seconds
-            while self._busy and asyncio.get_running_loop().time() < end:
+            while self._entered and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(_DRAIN_LOOK)
             stop()
 
         self._drain = asyncio.create_task(drain(), name="drain")
 
-    @property
-    def _busy(self) -> bool:
-        return self._running > 0
-
-    def _card(self) -> WorkerCard:
-        from mloc_prefect.worker.card import WorkerCard
-        from mloc_prefect.worker.identity import Process
-
-        assert self._place is not None
-        card = WorkerCard(
-            id=self.name,
-            incarnation=self._incarnation,
-            pool=self._work_pool_name,
-            role="coordinator" if self._coordinator_only else "worker",
-            process=Process.own(),
-            draining=self._draining,
-            heartbeat=self._settings.heartbeat_seconds,
-        )
-        return card if self._coordinator_only else self._place.fill_in(replace(card, inventory=self._place.inventory))
-
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Poll; one at a time, as a poll and a wake-up at once would claim more than there is room for."""
-        if self._draining:
-            return []
-        async with self._poll_turn:
-            return await super().get_and_submit_flow_runs()
+        return await self._claim(settled=True)
 
     async def run(
         self,
@@ -211,30 +201,99 @@ class MlocGpuWorker(ProcessWorker):
         task_status: TaskStatus[Any] | None = None,
     ) -> ProcessWorkerResult:
         """Run our own flows here, every other one as a process."""
-        self._running += 1
+        self._entered.add(flow_run.id)
         try:
-            flow = await self._own_flow(flow_run, configuration)
-            if flow is None or self._warm is None:
-                return await super().run(flow_run, configuration, task_status)
+            return await self._run(flow_run, configuration, task_status)
+        finally:
+            self._entered.discard(flow_run.id)
+            if self._node is not None:
+                await self._node.drop(flow_run.id)
+                self._node.freed()
+
+    async def _run(
+        self, flow_run: FlowRun, configuration: ProcessJobConfiguration, task_status: TaskStatus[Any] | None
+    ) -> ProcessWorkerResult:
+        flow = self._own_flow(configuration)
+        if flow is not None and self._node is not None:
             identifier = f"{socket.gethostname()}:{os.getpid()}:{flow_run.id}"
             (task_status or anyio.TASK_STATUS_IGNORED).started(identifier)
-            return MlocWorkerResult(identifier=identifier, status_code=await self._warm.run(flow, flow_run))
-        finally:
-            self._running -= 1
-            if self._waker is not None and self._limit is not None:  # its slot is free in a moment
-                asyncio.get_running_loop().call_later(_SLOT_SECONDS, self._waker.wake)
+            return MlocWorkerResult(identifier=identifier, status_code=await self._node.run(flow, flow_run))
+        lease = self._node.lease_of(flow_run.id) if self._node is not None else None
+        if lease is not None:
+            configuration.env = {**configuration.env, **device_variables(lease.devices)}
+        return await super().run(flow_run, configuration, task_status)
 
     async def _poll(self) -> set[UUID]:
-        return {flow_run.id for flow_run in await self.get_and_submit_flow_runs()}
+        return {flow_run.id for flow_run in await self._claim(settled=False)}
 
-    async def _own_flow(self, flow_run: FlowRun, configuration: ProcessJobConfiguration) -> Flow[..., Any] | None:
+    async def _claim(self, *, settled: bool) -> list[FlowRun]:
+        """Take what is scheduled and fits, and start it; root runs whatever the limit."""
+        if self._node is None or not self._has_successfully_synced:
+            return []
+        async with self._poll_turn:
+            claims = await self._node.claim(self.client, self._submitting_flow_run_ids, settled=settled)
+            self._last_polled_time = datetime.now(UTC)
+            limiter, self._limiter = self._limiter, None
+            try:
+                started = await self._submit_scheduled_flow_runs([c.entry for c in claims if not c.slot])
+            finally:
+                self._limiter = limiter
+            started += await self._submit_scheduled_flow_runs([c.entry for c in claims if c.slot])
+            for flow_run in [c.entry.flow_run for c in claims]:
+                if flow_run.id not in self._submitting_flow_run_ids:
+                    await self._node.drop(flow_run.id)
+            return started
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Give the lease back of a run that another worker was faster to take."""
+        await super()._submit_run(flow_run)
+        if flow_run.id not in self._entered and self._node is not None:
+            await self._node.drop(flow_run.id)
+
+    async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
+        """Take a run, and say in the same step who did: should we be lost now, others know whose it was."""
+        from mloc_prefect.worker.recovery import taken_by
+
+        state: State[Any] = Pending(message=taken_by(self.name, self._node.incarnation if self._node else ""))
+        return await self._take(flow_run, state)
+
+    async def _take(self, flow_run: FlowRun, pending: State[Any]) -> bool:
+        from prefect.utilities.engine import propose_state
+
+        log = self.get_flow_run_logger(flow_run)
+        try:
+            state = await propose_state(self.client, pending, flow_run_id=flow_run.id)
+        except Abort as refusal:
+            log.info("not taken: %s", refusal)
+            return False
+        except httpx.HTTPError as error:
+            log.warning("not taken, the server does not answer: %s", str(error) or type(error).__name__)
+            return False
+        if not state.is_pending():
+            log.info("not taken: it is %s by now", state.name)
+        return state.is_pending()
+
+    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        """Leave it Pending: this state would say less."""
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Say which process of which worker has the run."""
+        from mloc_prefect.worker.recovery import INCARNATION_LABEL, WORKER_LABEL
+
+        labels: dict[str, bool | int | float | str] = {
+            WORKER_LABEL: self.name,
+            "prefect.worker.type": self.type,
+            "prefect.work-pool.name": self._work_pool_name,
+            INCARNATION_LABEL: self._node.incarnation if self._node else "",
+        }
+        await self.client.update_flow_run_labels(flow_run_id, labels)
+
+    def _own_flow(self, configuration: ProcessJobConfiguration) -> Flow[..., Any] | None:
         from mloc_prefect.worker.engine import own_flow
 
-        if flow_run.deployment_id is None or (
-            isinstance(configuration, MlocJobConfiguration) and configuration.own_process
-        ):
+        if not isinstance(configuration, MlocJobConfiguration) or configuration.own_process:
             return None
-        return own_flow(await self.client.read_deployment(flow_run.deployment_id))
+        return own_flow(configuration.deployment) if configuration.deployment is not None else None
 
 
 @contextmanager

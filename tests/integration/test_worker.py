@@ -174,9 +174,9 @@ def test_a_bad_setting_is_one_sentence(env: dict[str, str]):
 
 
 def test_sigterm_ends_worker_runs_and_hosts(api: Api, generic: str, env: dict[str, str], home: Path):
-    """What ran is Crashed, so that it may be started again elsewhere; no process of the worker is left."""
+    """What did not end in time is scheduled again, for another worker; no process of this one is left."""
     log = home / "worker-short.log"
-    with worker_process(env, log, "--work-queue", "short") as process:
+    with worker_process({**env, "MLOC_DRAIN_SECONDS": "0.5"}, log, "--work-queue", "short") as process:
         deployment = api.deploy("short", entrypoint=ENTRYPOINT, work_queue_name="short")
         run_id = api.start(deployment, spec=echo("interrupted", delay=60))
         deadline = time.monotonic() + 30
@@ -190,4 +190,7 @@ def test_sigterm_ends_worker_runs_and_hosts(api: Api, generic: str, env: dict[st
     gone, left = psutil.wait_procs(children, timeout=5)
     assert left == []
     assert len(gone) >= 2  # supervisor and host
-    assert api.run(run_id)["state"]["type"] == "CRASHED"
+    run = api.run(run_id)
+    assert (run["state"]["type"], run["state"]["name"]) == ("SCHEDULED", "AwaitingRetry")
+    assert run["infrastructure_pid"] is None
+    assert {stage["state"]["type"] for stage in api.stages(run_id).values()} == {"CRASHED"}

@@ -16,7 +16,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from mloc_prefect.orchestrate.sqlite import SerialSqlite, install
-from mloc_prefect.worker._prefect import FlowRunCancellingObserver, signals_left_alone
+from mloc_prefect.worker._prefect import signals_left_alone
 from mloc_prefect.worker.engine import own_flow
 from mloc_prefect.worker.worker import MlocGpuWorker
 
@@ -115,11 +115,15 @@ def test_signals_are_left_alone_and_given_back():
         (flow_engine.AsyncFlowRunEngine, "setup_flow_run_suspension_request", ["self"]),
         (flow_engine.AsyncFlowRunEngine, "_get_flow_run_suspension_request", ["self"]),
         (flow_engine, "_flow_parameters", ["flow", "flow_run", "parameters"]),
-        (FlowRunCancellingObserver, "add_in_flight_flow_run_id", ["self", "flow_run_id"]),
-        (FlowRunCancellingObserver, "remove_in_flight_flow_run_id", ["self", "flow_run_id"]),
+        (flow_engine.AsyncFlowRunEngine, "set_state", ["self", "state", "force"]),
         (BaseWorker, "setup", ["self"]),
         (BaseWorker, "teardown", ["self", "exc_info"]),
         (BaseWorker, "get_and_submit_flow_runs", ["self"]),
+        (BaseWorker, "_submit_scheduled_flow_runs", ["self", "flow_run_response"]),
+        (BaseWorker, "_submit_run", ["self", "flow_run"]),
+        (BaseWorker, "_propose_pending_state", ["self", "flow_run"]),
+        (BaseWorker, "_propose_submitting_state", ["self", "flow_run"]),
+        (BaseWorker, "_give_worker_labels_to_flow_run", ["self", "flow_run_id"]),
         (ProcessWorker, "run", ["self", "flow_run", "configuration", "task_status"]),
         (
             ProcessJobConfiguration,

@@ -15,9 +15,11 @@ from mloc_prefect.worker.wake import Waker
 POOL, OTHER = uuid4(), uuid4()
 
 
-def event(run: UUID | str, pool: UUID | None = POOL) -> SimpleNamespace:
+def event(run: UUID | str, pool: UUID | None = POOL, *, state: str = "Scheduled", queue: str = "") -> SimpleNamespace:
     related = [SimpleNamespace(id=f"prefect.work-pool.{pool}")] if pool else []
-    return SimpleNamespace(resource=SimpleNamespace(id=f"prefect.flow-run.{run}"), related=related)
+    related += [SimpleNamespace(id=f"prefect.work-queue.{queue}")] if queue else []
+    resource = SimpleNamespace(id=f"prefect.flow-run.{run}")
+    return SimpleNamespace(event=f"prefect.flow-run.{state}", resource=resource, related=related)
 
 
 class Server:
@@ -25,7 +27,8 @@ class Server:
 
     def __init__(self, *answers) -> None:
         self.answers, self.polls = list(answers), 0
-        self.waker = Waker(self.poll, lambda: POOL)
+        self.serves: dict[str, bool] = {"ours": True, "theirs": False}
+        self.waker = Waker(self.poll, lambda: POOL, self.serves.get)
 
     async def poll(self) -> set[UUID]:
         self.polls += 1
@@ -41,16 +44,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch):
-    class Quiet:
-        """A subscription in which nothing happens."""
-
-        async def __aenter__(self):
-            await asyncio.Event().wait()
-
-        async def __aexit__(self, *_): ...
-
     monkeypatch.setattr(wake, "_COMMIT_SECONDS", 0)
-    monkeypatch.setattr(wake, "get_events_subscriber", lambda **_: Quiet())
 
 
 async def test_one_poll_when_it_finds_the_run():
@@ -77,8 +71,43 @@ async def test_events_of_other_pools_and_of_no_run_do_not_wake():
         server.waker.notice(event(uuid4(), OTHER))
         server.waker.notice(event(uuid4(), None))
         server.waker.notice(event("not-an-id"))
+        server.waker.notice(event(uuid4(), state="Completed"))
+        server.waker.notice(event(uuid4(), queue="theirs"))
         await server.settle()
     assert server.polls == 0
+    assert not server.waker.new_queue
+
+
+async def test_a_run_in_an_unknown_queue_has_the_queues_read():
+    server = Server()
+    async with server.waker.running():
+        server.waker.notice(event(uuid4(), queue="ours"))
+        assert not server.waker.new_queue
+        server.waker.notice(event(uuid4(), queue="new"))
+    assert server.waker.new_queue
+
+
+async def test_events_reach_all_listeners_and_a_connection_is_told(monkeypatch: pytest.MonkeyPatch):
+    class Stream:
+        """A subscription of two events, after which nothing happens."""
+
+        async def __aenter__(self):
+            return self.events()
+
+        async def __aexit__(self, *_): ...
+
+        async def events(self):
+            yield event("1")
+            yield event("2")
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(wake, "get_events_subscriber", lambda **_: Stream())
+    heard: list[str] = []
+    listeners = [lambda e: heard.append(e.resource.id[-1]), lambda e: heard.append(e.resource.id[-1] * 2)]
+    async with wake.hearing(listeners, lambda: heard.append("connected")):
+        while len(heard) < 5:
+            await asyncio.sleep(0)
+    assert heard == ["connected", "1", "11", "2", "22"]
 
 
 async def test_many_events_at_once_are_one_poll():

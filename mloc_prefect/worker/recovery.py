@@ -1,0 +1,163 @@
+"""The runs of a worker that is gone: which they are, and what becomes of each."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.orchestrate.api import ask
+from mloc_prefect.orchestrate.deployments import RUN_STAGE, RUN_WORKFLOW
+from mloc_prefect.worker.identity import Process
+from mloc_prefect.worker.leases import start_mark
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from prefect.client.orchestration import PrefectClient
+
+    from mloc_prefect.worker.card import WorkerCard
+
+logger = logging.getLogger("prefect.mloc.worker")
+
+WORKER_LABEL, INCARNATION_LABEL = "prefect.worker.name", "mloc.incarnation"
+_ACTIVE = ["RUNNING", "PENDING", "CANCELLING"]
+_PAGE = 200
+
+
+def taken_by(worker: str, incarnation: str) -> str:
+    """Return the message of a Pending run that says who took it: its labels do not say it yet."""
+    return f"taken by {worker} ({incarnation})"
+
+
+class Recovery:
+    """Recovers runs.
+
+    Args:
+        client: Open client.
+        max_retries: How often a root run is started again.
+    """
+
+    def __init__(self, client: PrefectClient, max_retries: int) -> None:
+        self._client = client
+        self._max_retries = max_retries
+        self._flows: dict[str, str | None] = {}
+
+    async def recover(self, card: WorkerCard) -> None:
+        """Take care of all runs of a worker that is gone.
+
+        Raises:
+            httpx.HTTPError: The server does not answer; a second call goes on.
+        """
+        lost = f"worker {card.id} was lost"
+        pool = {"work_pools": {"name": {"any_": [card.pool]}}}
+        runs = [*await self._active(pool), *await self._half_done(pool, lost)]
+        for run in [run for run in runs if _is_of(run, card)]:
+            state, flow = run["state"]["type"], await self._flow(run["flow_id"])
+            if flow == RUN_WORKFLOW.flow:
+                await self.start_again(run, lost)
+            elif flow == RUN_STAGE.flow:
+                await self._stage_lost(run, lost)
+            elif state == "PENDING" and not run.get("infrastructure_pid"):
+                await self._put_back(run, lost)
+            elif _seen_dead(run, card):
+                await self._set(run["id"], "CRASHED", "Crashed", lost)
+            else:  # a process of its own, which may well go on without the worker
+                logger.warning("run %s of a flow that is not ours is left as it is: %s", run["name"], lost)
+
+    async def start_again(self, run: Mapping[str, Any], why: str) -> None:
+        """Mark a root run as crashed, with all below it, and schedule it anew within the budget.
+
+        Its finished stages are found again; each stage that was at work has lost one attempt.
+
+        Args:
+            run: The run, as the API gave it.
+            why: Message of its states.
+        """
+        if run["state"]["type"] == "PENDING":
+            await self._put_back(run, why)
+            return
+        cancelled = run["state"]["type"] == "CANCELLING"
+        for stage in await self._active({"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}}):
+            await self._end_attempts(stage["id"])
+            await self._end(stage["id"], why, cancelled=cancelled)
+        if run["state"]["type"] != "CRASHED":
+            await self._end(run["id"], why, cancelled=cancelled)
+        if cancelled:
+            return
+        if run["run_count"] > self._max_retries:
+            logger.warning("run %s was started %d times, it stays crashed", run["name"], run["run_count"])
+            return
+        await self._schedule(run["id"], f"{why}; start {run['run_count'] + 1} of {self._max_retries + 1}")
+
+    async def _stage_lost(self, run: Mapping[str, Any], why: str) -> None:
+        if run["state"]["type"] == "PENDING":
+            await self._put_back(run, why)
+        else:  # whoever waits for it begins another attempt
+            await self._end(run["id"], why, cancelled=run["state"]["type"] == "CANCELLING")
+
+    async def _end_attempts(self, stage_run: str) -> None:
+        """Cancel the runs that do the work of a stage elsewhere: they belong to a start of the root that is over."""
+        runs = {"parent_flow_run_id": {"any_": [stage_run]}, "state": {"type": {"any_": [*_ACTIVE, "SCHEDULED"]}}}
+        found = await ask(self._client, "POST", "/flow_runs/filter", {"flow_runs": runs, "limit": _PAGE})
+        for attempt in found or ():
+            await self._set(attempt["id"], "CANCELLING", "Cancelling", "its run is started again", force=False)
+
+    async def _put_back(self, run: Mapping[str, Any], why: str) -> None:
+        """Schedule a run again that had not begun."""
+        if run["state"]["type"] == "CANCELLING":
+            await self._end(run["id"], why, cancelled=True)
+        else:
+            await self._schedule(run["id"], why)
+
+    async def _schedule(self, run_id: str, why: str) -> None:
+        # Without this a later cancellation would wait for a process that is no more.
+        await ask(self._client, "PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": None})
+        await self._set(run_id, "SCHEDULED", "AwaitingRetry", why)
+
+    async def _end(self, run_id: str, why: str, *, cancelled: bool) -> None:
+        kind = ("CANCELLED", "Cancelled") if cancelled else ("CRASHED", "Crashed")
+        await self._set(run_id, *kind, why)
+
+    async def _set(self, run_id: str, kind: str, name: str, message: str, *, force: bool = True) -> None:
+        body = {"state": {"type": kind, "name": name, "message": message}, "force": force}
+        await ask(self._client, "POST", f"/flow_runs/{run_id}/set_state", body)
+
+    async def _active(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return runs that are at work, of those wanted."""
+        runs = {**wanted.get("flow_runs", {}), "state": {"type": {"any_": _ACTIVE}}}
+        found: list[dict[str, Any]] = []
+        while True:  # all pages first: what becomes of one moves the others
+            body = {**wanted, "flow_runs": runs, "limit": _PAGE, "offset": len(found), "sort": "ID_DESC"}
+            page = await ask(self._client, "POST", "/flow_runs/filter", body)
+            found += page or ()
+            if len(page or ()) < _PAGE:
+                return found
+
+    async def _half_done(self, wanted: dict[str, Any], why: str) -> list[dict[str, Any]]:
+        """Return root runs that somebody else marked as crashed for the same reason, and then was lost itself."""
+        runs = {"state": {"type": {"any_": ["CRASHED"]}}}
+        body = {**wanted, "flow_runs": runs, "limit": _PAGE, "sort": "EXPECTED_START_TIME_DESC"}
+        page = await ask(self._client, "POST", "/flow_runs/filter", body)
+        crashed = [run for run in page or () if run["state"].get("message") == why]
+        return [run for run in crashed if await self._flow(run["flow_id"]) == RUN_WORKFLOW.flow]
+
+    async def _flow(self, flow_id: str) -> str | None:
+        if flow_id not in self._flows:
+            flow = await ask(self._client, "GET", f"/flows/{flow_id}")
+            self._flows[flow_id] = flow["name"] if flow else None
+        return self._flows[flow_id]
+
+
+def _is_of(run: Mapping[str, Any], card: WorkerCard) -> bool:
+    """Return whether a run belongs to that very process of a worker."""
+    if run["state"]["type"] == "PENDING" and run["state"].get("message"):
+        return bool(run["state"]["message"] == taken_by(card.id, card.incarnation))
+    labels = run.get("labels") or {}
+    return labels.get(WORKER_LABEL) == card.id and labels.get(INCARNATION_LABEL) in {None, card.incarnation}
+
+
+def _seen_dead(run: Mapping[str, Any], card: WorkerCard) -> bool:
+    """Return whether the process of a run can be seen to have ended."""
+    pid = str(run.get("infrastructure_pid") or "").rpartition(":")[2]
+    near = card.process.where == Process.own().where
+    return near and pid.isdigit() and start_mark(int(pid)) is None
