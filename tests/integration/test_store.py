@@ -6,20 +6,22 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from mloc_prefect.bridge.ports import TASK_EVENTS
+from mloc_prefect.bridge.ports import TASK_EVENTS, Entry
 from mloc_prefect.bridge.records import WorkerRecord
 from mloc_prefect.bridge.states import Mark, Phase, allowed
-from mloc_prefect.bridge.stores import Stores, open_stores
-from mloc_prefect.errors import StoreError
+from mloc_prefect.bridge.stores import Stores, memory_stores, open_stores
+from mloc_prefect.errors import ConflictError, StoreError
 from tests.support.counts import count
-from tests.support.records import record, submit
+from tests.support.records import record, submission, submit
 from tests.support.store_client import MARKS, TASKS
 from tests.support.store_contract import StoreContract, hearing, ids
 from tests.support.valkey import embedded_valkey
@@ -27,6 +29,7 @@ from tests.support.valkey import embedded_valkey
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from mloc_prefect.bridge.ports import TaskStore
     from mloc_prefect.bridge.valkey import EmbeddedValkey
 
 PORT = 26610
@@ -67,6 +70,59 @@ async def test_the_script_and_the_table_of_steps_agree_on_every_pair(stores):
     for status, number in shown.items():
         assert len(await stores.tasks.page(status=status, brief=True)) == number
     assert sum(shown.values()) == len(marks) ** 2
+
+
+LIVES = count("store-lives", 10, 300)
+
+
+@pytest.mark.counted
+async def test_the_store_and_its_twin_lead_the_same_lives(stores):
+    for seed in range(LIVES):
+        await stores.backing.redis.flushdb()
+        twin = memory_stores()
+        for number, (name, arguments) in enumerate(life(random.Random(seed))):
+            found = [await called(stores.tasks, name, arguments), await called(twin.tasks, name, arguments)]
+            assert found[0] == found[1], f"seed {seed}, call {number}: {name} {arguments}"
+        assert await stores.journal.depth() == await twin.journal.depth()
+        assert await stores.tasks.list() == await twin.tasks.list()
+
+
+async def called(tasks: TaskStore, name: str, arguments: dict):
+    """Return what a call gives, without what is a store's own: places in the journal."""
+    try:
+        result = await getattr(tasks, name)(**arguments)
+    except (ConflictError, ValueError) as error:
+        return str(error)
+    return replace(result, id="") if isinstance(result, Entry) else result
+
+
+def life(chance: random.Random) -> Iterator[tuple[str, dict]]:
+    """Yield calls that meet each other's records: few names, few keys, all marks."""
+    names = [f"t{number}" for number in range(6)]
+    for number in range(50):
+        mark = Mark(chance.randint(1, 3), chance.choice(list(Phase)))
+        changes = chance.choice([{}, {"error": "why"}, {"error": None, "assigned_worker": "w", "started_ts": 0.1}])
+        some = chance.sample(names, chance.randint(1, 3))
+        key = chance.choice([None, None, "k1", "k2"])
+        made = submission(f"s{number}", *some, idempotency_key=key, digest=chance.choice("ab") if key else None)
+        entries = [record(task_id, submission_id=made.submission_id) for task_id in some]
+        yield from chance.choice(
+            [
+                [("submit", {"submission": made, "records": entries})],
+                [("create", {"records": entries, "submission": chance.choice([None, made])})],
+                [("transition", {"task_id": some[0], "mark": mark, "changes": changes, "add": {"n": 0.5}})] * 2,
+                [("note", {"task_id": some[0], "mark": mark, "changes": changes})],
+                [("request_cancel", {"submission_id": f"s{chance.randint(0, number)}"})],
+                [("dispatched", {"submission_id": f"s{chance.randint(0, number)}", "flow_run": "run"})],
+                [
+                    ("page", {"status": mark.phase.status, "limit": 2, "newest_first": chance.random() < 0.5}),
+                    ("page", {"after": some[0], "name": chance.choice([None, *names])}),
+                    ("page", {"submission_id": f"s{chance.randint(0, number)}"}),
+                ],
+                [("counts", {}), ("tally", {}), ("get_many", {"task_ids": some})],
+                [("submission", {"submission_id": f"s{chance.randint(0, number)}"})],
+            ]
+        )
 
 
 async def test_a_step_whose_answer_was_lost_is_taken_once(stores, monkeypatch):
