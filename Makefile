@@ -55,6 +55,7 @@ bench: envs
 	@$(BIN)/python benchmarks/stage_overhead.py --quick
 	@$(BIN)/python benchmarks/inference.py --quick
 	@$(BIN)/python benchmarks/submit.py --quick
+	@$(BIN)/python benchmarks/upload.py --quick
 
 check: lint types unit  ## Lint, types and unit tests
 

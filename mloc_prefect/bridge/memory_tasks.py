@@ -180,6 +180,10 @@ class MemoryTaskStore:
         """Return one submission, or None."""
         return self._submissions.get(submission_id)
 
+    async def keyed(self, key: str) -> Submission | None:
+        """Return the submission for which an idempotency key was used within a day, or None."""
+        return self._earlier(key)
+
     async def dispatched(self, submission_id: str, flow_run: str) -> None:
         """Note the Prefect flow run of a submission."""
         if submission_id in self._submissions:

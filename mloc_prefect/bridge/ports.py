@@ -109,6 +109,10 @@ class TaskStore(Protocol):
         """Return one submission, or None."""
         ...
 
+    async def keyed(self, key: str) -> Submission | None:
+        """Return the submission for which an idempotency key was used within a day, or None."""
+        ...
+
     async def dispatched(self, submission_id: str, flow_run: str) -> None:
         """Note the Prefect flow run of a submission; nothing happens when it is unknown."""
         ...

@@ -143,6 +143,12 @@ class RedisTaskStore:
             values = await self._client.redis.hmget(submission_key(submission_id), SUBMISSION_FIELDS)
         return decode_submission(submission_id, values)
 
+    async def keyed(self, key: str) -> Submission | None:
+        """Return the submission for which an idempotency key was used within a day, or None."""
+        with self._client.guard():
+            submission_id = await self._client.redis.get(_idempotency_key(key))
+        return await self.submission(submission_id.decode()) if submission_id else None
+
     async def dispatched(self, submission_id: str, flow_run: str) -> None:
         """Note the Prefect flow run of a submission."""
         await self._client.script(scripts.DISPATCHED, [submission_key(submission_id)], [flow_run])

@@ -104,6 +104,9 @@ async def submit(endpoint: Endpoint, order: Order) -> Accepted:
         StoreError: Redis cannot be reached.
     """
     _check_key(order.key)
+    earlier = await endpoint.stores.tasks.keyed(order.key) if order.key is not None else None
+    if earlier is not None and earlier.digest == order.digest:
+        return await _replayed(endpoint, earlier)  # even where the same could not be submitted any more
     plan, found = await examine(endpoint, order)
     if plan is None:
         raise spec_problem(errors(found))
@@ -135,8 +138,12 @@ async def submit(endpoint: Endpoint, order: Order) -> Accepted:
     stored = await endpoint.stores.tasks.submit(submission, records)
     if stored.submission_id == submission_id:
         return Accepted(submission=stored, records=records, warnings=plan.warnings, replayed=False)
-    earlier = await endpoint.stores.tasks.get_many(stored.task_ids)
-    return Accepted(submission=stored, records=tuple(earlier.values()), warnings=plan.warnings, replayed=True)
+    return await _replayed(endpoint, stored)
+
+
+async def _replayed(endpoint: Endpoint, earlier: Submission) -> Accepted:
+    records = await endpoint.stores.tasks.get_many(earlier.task_ids)
+    return Accepted(submission=earlier, records=tuple(records.values()), warnings=(), replayed=True)
 
 
 def answer(accepted: Accepted) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class StoreContract:
         store = stores.tasks
         first = await submit(store, "s1", "a", idempotency_key="k", digest="d")
         assert await submit(store, "s2", "b", idempotency_key="k", digest="d") == first
+        assert (await store.keyed("k"), await store.keyed("unknown")) == (first, None)
         with pytest.raises(ConflictError, match="the idempotency key 'k' was used for another submission"):
             await submit(store, "s3", "c", idempotency_key="k", digest="other")
         assert ids(await store.list()) == ["a"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -180,3 +182,12 @@ def test_a_port_in_use_is_one_line():
         assert listen.url_of(listener) == f"http://127.0.0.1:{port}"
         with pytest.raises(DispatchError, match=f"cannot listen on 127.0.0.1:{port}"):
             listen.bind("127.0.0.1", port)
+
+
+async def test_every_route_stands_in_the_documentation(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    async with served(tmp_path) as endpoint:
+        schema = (await endpoint.client.get("/openapi.json")).json()
+    routes = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
+    page = page.replace("{id}", "{worker_id}").replace("{name}", "{filename}")
+    assert sorted(route for route in routes if route not in page) == []

@@ -294,8 +294,14 @@ async def test_the_same_key_gives_the_same_submission(tmp_path):
         assert first.json() == again.json()
         assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
         other = await endpoint.client.post(TASKS, content=spec("other"), headers=headers)
+        follower = spec("follower", dependsOn=[first.json()["tasks"][0]["task_id"]])
+        mine = {**YAML, "Idempotency-Key": "follower"}
+        followed = (await endpoint.client.post(TASKS, content=follower, headers=mine)).json()
+        await endpoint.stores.tasks.transition(first.json()["tasks"][0]["task_id"], Mark(1, Phase.FAILED))
+        late = await endpoint.client.post(TASKS, content=follower, headers=mine)
+        assert late.json() == followed, "what it depends on has failed since, but it was accepted"
         assert (other.status_code, "'abc'" in other.json()["detail"]) == (409, True)
-        assert len(await endpoint.stores.tasks.list()) == 1
+        assert len(await endpoint.stores.tasks.list()) == 2
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "tab\there", "ümlaut"])

@@ -209,6 +209,8 @@ async def test_elastic(tmp_path):
             answer = await endpoint.client.post("/workers/w-a/elastic", json={"enabled": enabled})
             assert answer.json() == {"worker_id": "w-a", "enabled": enabled, "elastic_disabled": not enabled}
             assert (await endpoint.client.get("/workers/w-a")).json()["elastic_disabled"] is not enabled
+        await endpoint.client.post("/workers/w-a/elastic", json={"enabled": False})
+        assert (await endpoint.submit())["tasks"][0]["status"] == "WAITING", "it gets no new work"
         lost = await endpoint.client.post("/workers/nobody/elastic", json={"enabled": True})
         assert (lost.status_code, lost.json()) == (404, {"detail": "worker not found"})
         for bad in (b"", b"{}", b'{"enabled": "no"}', b"[1]", b"5"):
