@@ -267,7 +267,7 @@ class MlocSettings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         default="INFO",
-        validation_alias=_names("LOG_LEVEL", "LOG_LEVEL"),
+        validation_alias=_names("LOG_LEVEL", "LOG_LEVEL", "HOST_APP_LOG_LEVEL"),
         description="Least level of the log lines of `up`, `serve`, `bridge` and `worker start`.",
     )
     log_file: Path | None = Field(

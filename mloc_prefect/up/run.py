@@ -154,7 +154,8 @@ class _Up:
         worker = self._command("worker", env, "worker", "start", *([] if self._worker else ["--coordinator-only"]))
         servers: list[Part] = [] if stack.prefect_port is None else [self._server(redis)]
         store: list[Part] = [] if redis.embedded is None else [RedisPart(redis.embedded)]
-        groups: list[list[Part]] = [store, [*servers, endpoint], [bridge, worker]]
+        # Endpoint and bridge wait for Prefect by themselves; a worker registers with it first.
+        groups: list[list[Part]] = [store, [*servers, endpoint, bridge], [worker]]
         return [group for group in groups if group]
 
     def _command(self, name: str, env: dict[str, str], *arguments: str) -> CommandPart:

@@ -1,0 +1,137 @@
+"""What the pages for operators promise: variables, commands, the Compose file, units, samples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import prefect.settings
+import pytest
+import typer
+import yaml
+
+from mloc_prefect.cli.app import app
+from mloc_prefect.settings import MlocSettings
+
+ROOT = Path(__file__).parents[2]
+MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+
+# Protocol, section 6: what either generation of MLOC reads.
+VARIABLES = re.findall(
+    r"\w+",
+    """
+REDIS_URL ORCHESTRATOR_TOKEN ORCHESTRATOR_RESULTS_DIR RESULTS_DIR PORT LOG_LEVEL LOG_FILE LOG_MAX_BYTES LOG_BACKUP_COUNT
+HEARTBEAT_TTL_SEC RETRY_BASE_DELAY_SEC RETRY_MAX_DELAY_SEC QUEUE_LOG_INTERVAL_SEC CPU_ONLY_WEIGHT GPU_WEIGHT
+HIGH_AVAIL_RATIO LOW_AVAIL_RATIO MAX_AUTO_SHARDS TASK_TOPIC HEARTBEAT_INTERVAL_SEC WORKER_ID WORKER_TAGS
+ORCHESTRATOR_BASE_URL VLLM_MODEL HF_MODEL CUDA_VISIBLE_DEVICES UTU_LLM_TYPE UTU_LLM_MODEL UTU_LLM_BASE_URL
+UTU_LLM_API_KEY SERPER_API_KEY JINA_API_KEY DB_URL HOST_METRICS_DIR ORCHESTRATOR_METRICS_DIR HOST_APP_HOST HOST_APP_PORT
+HOST_APP_RELOAD HOST_APP_LOG_LEVEL ORCHESTRATOR_DISPATCH_MODE ORCHESTRATOR_WORKER_SELECTION ENABLE_CONTEXT_REUSE
+ENABLE_TASK_MERGE TASK_MERGE_MAX_BATCH_SIZE ENABLE_ELASTIC_SCALING ENABLE_STAGE_WEIGHT_STICKINESS WORKER_CACHE_TTL_SEC
+SCHEDULER_LAMBDA_INFERENCE SCHEDULER_LAMBDA_TRAINING SCHEDULER_LAMBDA_OTHER SCHEDULER_SELECTION_JITTER
+ELASTIC_AUTO_DISABLE_IDLE_SEC WORKER_COST_PER_HOUR WORKER_NETWORK_BANDWIDTH_BYTES_PER_SEC
+""",
+)
+
+
+def rows(page: str) -> list[list[str]]:
+    """Return the cells of all table rows."""
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def aliases(setting: str) -> set[str]:
+    return {str(name) for name in MlocSettings.model_fields[setting].validation_alias.choices}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_every_variable_of_mloc_has_a_row(variable):
+    assert any(f"`{variable}`" in row[0] for row in rows(MIGRATION))
+
+
+def test_the_settings_of_that_table_read_these_variables_and_no_others_of_mloc():
+    table = {}
+    for row in rows(MIGRATION):
+        if len(row) == 3 and row[1].startswith("`"):
+            table[row[1].strip("`")] = set(re.findall(r"`([A-Z_]+)`", row[0]))
+    assert all(names <= aliases(setting) for setting, names in table.items())
+    for setting in MlocSettings.model_fields:
+        ours = {n for n in aliases(setting) if not n.startswith(("MLOC_", "PREFECT_"))}
+        assert ours <= table.get(setting, set()), f"{setting}: {ours} are not in the table"
+
+
+def commands(group: typer.Typer) -> set[str]:
+    return {command.name or command.callback.__name__ for command in group.registered_commands}
+
+
+def test_every_command_on_these_pages_exists():
+    known = commands(app) | {str(group.name) for group in app.registered_groups}
+    pages = MIGRATION + OPERATIONS + (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^|&& |\.\.\. )mloc ([a-z]+)", pages, flags=re.MULTILINE))
+    assert named - known == set()
+    assert {"up", "serve", "bridge", "worker", "submit", "results"} <= named
+
+
+def test_the_services_of_the_compose_file_are_commands_with_known_settings():
+    services = COMPOSE["services"]
+    assert set(services) == {"redis", "postgres", "prefect", "endpoint", "bridge", "coordinator", "worker"}
+    words = {name: services[name]["command"] for name in ("endpoint", "bridge", "coordinator", "worker")}
+    assert words["endpoint"][:1] == ["serve"]
+    assert words["bridge"] == ["bridge"]
+    assert words["coordinator"] == ["worker", "start", "--coordinator-only"]
+    assert words["worker"] == ["worker", "start"]
+    ours = {name for setting in MlocSettings.model_fields for name in aliases(setting)}
+    known = ours | {"PREFECT_REDIS_MESSAGING_URL"}
+    for name in ("prefect", "endpoint", "bridge", "worker"):
+        unknown = set(services[name]["environment"]) - known
+        assert [variable for variable in unknown if not hasattr(prefect.settings, variable)] == [], name
+
+
+def test_the_compose_file_has_results_on_nfs_secrets_required_and_redis_in_three_databases():
+    results = COMPOSE["volumes"]["results"]["driver_opts"]
+    assert results["type"] == "nfs"
+    assert "hard" in results["o"]
+    services = COMPOSE["services"]
+    for name in ("endpoint", "bridge", "coordinator", "worker"):
+        assert services[name]["volumes"] == ["results:/results"]
+        assert services[name]["environment"]["RESULTS_DIR"] == "/results"
+    text = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", text))
+    assert required == {"REDIS_PASSWORD", "PREFECT_AUTH", "MLOC_TOKEN", "POSTGRES_PASSWORD", "NFS_SERVER"}
+    example = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / "deploy" / "example.env").read_text(), flags=re.MULTILINE))
+    optional = set(re.findall(r"\$\{([A-Z_]+):-", text))
+    assert required <= example
+    assert optional - example <= {"ENDPOINT_BIND"}
+    worker, prefect = services["worker"]["environment"], services["prefect"]["environment"]
+    assert worker["REDIS_URL"].endswith("/0")
+    assert worker["MLOC_EVENTS_REDIS_URL"].endswith("/1")
+    assert prefect["PREFECT_REDIS_MESSAGING_URL"].endswith("/1")
+    assert prefect["PREFECT_SERVER_DOCKET_URL"].endswith("/2")
+
+
+@pytest.mark.parametrize("unit", ["mloc-up", "mloc-worker"])
+def test_the_units_start_commands_that_tell_when_they_are_ready(unit):
+    text = (ROOT / "deploy" / "systemd" / f"{unit}.service").read_text(encoding="utf-8")
+    assert "Type=notify" in text
+    assert "KillMode=mixed" in text
+    assert re.search(r"^ExecStart=/opt/mloc/bin/mloc (up|worker start)$", text, flags=re.MULTILINE)
+
+
+def test_the_samples_are_shell_and_use_curl_alone():
+    samples = sorted((ROOT / "samples").glob("*.sh"))
+    assert len(samples) >= 8
+    for sample in samples:
+        assert subprocess.run(["sh", "-n", str(sample)], check=False).returncode == 0, sample
+        text = sample.read_text(encoding="utf-8")
+        assert not re.search(r"\b(jq|wget|python)\b", text), sample
+        assert f"samples/{sample.name}" in text or sample.name == "common.sh"
+
+
+def test_every_sample_is_run_by_a_test():
+    tests = (ROOT / "tests" / "integration" / "test_up.py").read_text(encoding="utf-8")
+    run = {"common.sh", *re.findall(r'"(\w+\.sh)"', tests)}
+    called = (ROOT / "samples" / "run.sh").read_text(encoding="utf-8")
+    run |= set(re.findall(r"\$here/(\w+\.sh)", called))
+    assert {sample.name for sample in (ROOT / "samples").glob("*.sh")} == run
