@@ -36,6 +36,7 @@ class BearerToken(HTTPBearer):
         """
         token: SecretStr | None = request.app.state.endpoint.settings.token
         if token is None or not token.get_secret_value():
+            _refuse_other_sites(request)
             return
         # Strict as the original: one blank, this very case; white space at the end is no part of a header's value.
         given = (request.headers.get("authorization") or "").rstrip(" \t")
@@ -50,6 +51,13 @@ class BearerToken(HTTPBearer):
 
 Guarded = Depends(BearerToken())
 """The dependency of every route but the probes."""
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Without a token the loopback address is the guard, and a page in the user's browser stands behind it."""
+    origin = request.headers.get("origin")
+    if request.method == "POST" and origin and origin.partition("://")[2] != request.headers.get("host"):
+        raise Problem(403, f"a page of {origin[:100]} may not post here; set a token to allow other sites")
 
 
 async def _refuse_broken_json(request: Request) -> None:

@@ -26,8 +26,8 @@ _BUCKETS = ("overall", "inference", "training", "other")
 _TIMINGS = ("queue", "execution", "total")
 
 
-async def snapshot(endpoint: Endpoint) -> dict[str, Any]:
-    """Return the snapshot.
+async def snapshot(endpoint: Endpoint, *, ids: bool = True) -> dict[str, Any]:
+    """Return the snapshot; without `ids` the list of completed tasks, which grows for ever, is empty.
 
     Counters and times are sums kept with the records, so that they are the same at every endpoint process. Ours beyond
     the later generation: `tasks` (records by status) and `journal_depth`. Costs and energy are not measured: null.
@@ -38,7 +38,7 @@ async def snapshot(endpoint: Endpoint) -> dict[str, Any]:
     stores = endpoint.stores
     counts, tally = await stores.tasks.counts(), await stores.tasks.tally()
     workers = await stores.workers.list()
-    done = await stores.tasks.page(status=TaskStatus.DONE, brief=True)
+    done = await stores.tasks.page(status=TaskStatus.DONE, brief=True) if ids else ()
     return {
         "generated_at": datetime.now(UTC).isoformat(),
         "counters": {

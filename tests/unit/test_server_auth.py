@@ -92,6 +92,24 @@ async def test_without_a_token_any_header_passes(tmp_path, token):
             assert (answer.status_code, answer.json()) == (200, [])
 
 
+@pytest.mark.parametrize(
+    ("origin", "token", "status"),
+    [
+        ("http://evil.example", None, 403),
+        ("null", None, 403),
+        ("http://[", None, 403),
+        ("http://endpoint", None, 200),
+        ("http://evil.example", TOKEN, 200),
+    ],
+)
+async def test_a_page_of_another_site_cannot_post_to_the_loopback_address(tmp_path, origin, token, status):
+    async with served(tmp_path, token=token) as endpoint:
+        headers = {"origin": origin, "authorization": f"Bearer {TOKEN}"}
+        answer = await endpoint.client.post("/admin/cleanup", headers=headers)
+        assert answer.status_code == status
+        assert (await endpoint.client.get("/workers", headers=headers)).status_code == 200
+
+
 async def test_probes_are_open(tmp_path):
     async with served(tmp_path, token=TOKEN) as endpoint:
         for path in ("/healthz", "/readyz"):

@@ -44,8 +44,9 @@ async def readyz(endpoint: Here) -> Response:
 )
 async def metrics(request: Request, endpoint: Here) -> Response:
     """Return the later generation's snapshot as JSON, or Prometheus text where `Accept` asks for text."""
-    found = await snapshot(endpoint)
     accept = request.headers.get("accept", "")
-    if "text/plain" in accept or "openmetrics" in accept:
+    as_text = "text/plain" in accept or "openmetrics" in accept
+    found = await snapshot(endpoint, ids=not as_text)
+    if as_text:
         return Response(exposition(found, endpoint.counters), media_type=CONTENT_TYPE)
     return Json(found)

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mloc_prefect.artifacts.delivery import STAGE_RUN
 from mloc_prefect.artifacts.layout import RESPONSES
 from mloc_prefect.server import examples
 from mloc_prefect.server.auth import Guarded
@@ -18,9 +19,6 @@ from mloc_prefect.server.replies import Json, Problem
 from mloc_prefect.server.results import complete, envelope_of, result_response, store
 
 router = APIRouter(prefix="/api/v1/results", dependencies=[Guarded], tags=["results"])
-
-STAGE_RUN = "X-MLOC-Stage-Run"
-"""Header of our own stage runner: its result is stored, and the runner itself ends the task."""
 
 _BODY = examples.body({"application/json": {key: examples.RESULT[key] for key in ("task_id", "worker_id", "result")}})
 _PATH: dict[str, Any] = {"ok": True, "path": f"/results/{examples.TASK_ID}/{RESPONSES}"}
