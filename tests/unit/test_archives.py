@@ -1,0 +1,223 @@
+"""Packing folders, and unpacking archives of people who mean harm: nothing outside the target is touched."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mloc_prefect.artifacts import unpack as unpacking
+from mloc_prefect.artifacts.archive import pack
+from mloc_prefect.artifacts.unpack import UnsafeArchiveError, kind_of, unpack
+from mloc_prefect.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 9000, "deep/er/a b.txt": b"x", "empty": b""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, data in FILES.items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(data)
+    (tmp_path / "model" / "link").symlink_to("/etc/passwd")
+    return tmp_path / "model"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_what_is_packed_comes_back(form: Any, folder: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    packed = pack(folder, tmp_path / f"model.{form}", form=form, on_progress=told.append)
+    data = packed.path.read_bytes()
+    assert (packed.size, packed.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert kind_of(packed.path) == form
+    assert told[-1] == 1.0
+    target = unpack(packed.path, tmp_path / "back", kind=form)
+    assert tree(target) == FILES, "links are left out"
+    again = pack(folder, tmp_path / f"again.{form}", form=form)
+    assert again.sha256 == packed.sha256, "the same files give the same bytes"
+
+
+def test_members_are_stored_and_others_can_read_them(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "m.zip")
+    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+        assert archive.testzip() is None
+        assert {i.compress_type for i in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert sorted(archive.namelist()) == sorted(FILES)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
+
+
+def test_an_empty_folder_and_giving_up(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ArtifactError, match="holds no files"):
+        pack(tmp_path / "none", tmp_path / "x.zip")
+
+    def stop(_fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(folder, tmp_path / "x.zip", on_progress=stop)
+    assert not (tmp_path / "x.zip").exists()
+    packed = pack(folder, tmp_path / "y.zip")
+    with pytest.raises(KeyboardInterrupt):
+        unpack(packed.path, tmp_path / "back", kind="zip", on_progress=stop)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "none", "y.zip"]
+
+
+# Archives of people who mean harm.
+
+
+def zip_of(*members: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def zip_info(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+def tar_of(*members: tarfile.TarInfo, mode: str = "w", data: bytes = b"x") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        for info in members:
+            info.size = len(data) if info.isreg() else 0
+            archive.addfile(info, io.BytesIO(data) if info.isreg() else None)
+    return out.getvalue()
+
+
+def tar_info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", **more: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info
+
+
+def encrypted() -> bytes:
+    data = bytearray(zip_of(("a", b"secret")))
+    data[6] |= 1  # flag in the local header, and in the central one
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
+def larger_than_it_says() -> bytes:
+    data = bytearray(zip_of(("a", b"0" * 5000), compression=zipfile.ZIP_DEFLATED))
+    at = data.index(b"PK\x01\x02") + 24
+    data[at : at + 4] = struct.pack("<I", 10)
+    return bytes(data)
+
+
+HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "zip: above the target": ("leads out", lambda: zip_of(("../evil", b"x"))),
+    "zip: above, hidden in the middle": ("leads out", lambda: zip_of(("a/../../evil", b"x"))),
+    "zip: absolute": ("absolute", lambda: zip_of(("/tmp/evil", b"x"))),
+    "zip: drive": ("absolute or foreign", lambda: zip_of(("C:/evil", b"x"))),
+    "zip: backslashes": ("absolute or foreign", lambda: zip_of(("..\\evil", b"x"))),
+    "zip: link": ("is a link", lambda: zip_of((zip_info("l", stat.S_IFLNK | 0o777), b"/etc"))),
+    "zip: device": ("is a device", lambda: zip_of((zip_info("d", stat.S_IFCHR | 0o666), b""))),
+    "zip: pipe": ("is a pipe", lambda: zip_of((zip_info("p", stat.S_IFIFO | 0o666), b""))),
+    "zip: twice": ("occurs twice", lambda: zip_of(("a", b"1"), ("./a", b"2"))),
+    "zip: file that is a folder too": ("lies below the file", lambda: zip_of(("a", b"1"), ("a/b", b"2"))),
+    "zip: folder that is a file too": ("occurs twice", lambda: zip_of(("a/b", b"1"), ("a", b"2"))),
+    "zip: encrypted": ("is encrypted", encrypted),
+    "zip: control characters": ("control characters", lambda: zip_of(("a\nb", b"x"))),
+    "zip: name too long": ("too long", lambda: zip_of(("a" * 300, b"x"))),
+    "zip: too deep": ("too deep", lambda: zip_of(("a/" * 50 + "b", b"x"))),
+    "zip: bomb": ("would unpack to more", lambda: zip_of(("a", b"0" * 40_000_000), compression=zipfile.ZIP_DEFLATED)),
+    "zip: larger than it says": ("not a whole zip archive", larger_than_it_says),
+    "zip: no members": ("holds no files", zip_of),
+    "zip: cut off": ("not a whole zip", lambda: zip_of(("a", b"0" * 5000))[:3000]),
+    "tar: above the target": ("leads out", lambda: tar_of(tar_info("../evil"))),
+    "tar: absolute": ("absolute", lambda: tar_of(tar_info("/tmp/evil"))),
+    "tar: link": ("is a link", lambda: tar_of(tar_info("l", tarfile.SYMTYPE, "/etc"))),
+    "tar: link, then a file through it": (
+        "is a link", lambda: tar_of(tar_info("l", tarfile.SYMTYPE, ".."), tar_info("l/evil"))),
+    "tar: hard link": ("is a link", lambda: tar_of(tar_info("h", tarfile.LNKTYPE, "/etc/passwd"))),
+    "tar: device": ("is a device", lambda: tar_of(tar_info("d", tarfile.BLKTYPE))),
+    "tar: pipe": ("is a device or pipe", lambda: tar_of(tar_info("f", tarfile.FIFOTYPE))),
+    "tar: sparse": ("is sparse", lambda: tar_of(tar_info("s", pax_headers={
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s", "GNU.sparse.realsize": "9"}),
+        data=b"1\n0\n1\n".ljust(512, b"\0") + b"x")),
+    "tar: twice": ("occurs twice", lambda: tar_of(tar_info("a"), tar_info("a"))),
+    "tar: cut off": ("not a whole tar|cut off", lambda: tar_of(tar_info("a"), data=b"0" * 9000)[:4000]),
+    "tar.gz: bomb": ("would unpack to more", lambda: tar_of(tar_info("a"), mode="w:gz", data=b"0" * 40_000_000)),
+    "tar.gz: cut off": (
+        "not a whole tar|cut off", lambda: gzip.compress(tar_of(tar_info("a"), data=os.urandom(9000)))[:5000]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archives_are_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "_ALWAYS_FINE", 1 << 20)
+    message, make = HOSTILE[name]
+    kind: Any = name[:3]
+    archive = tmp_path / f"evil.{kind}"
+    archive.write_bytes(make())
+    inside = tmp_path / "task" / "imported"
+    inside.mkdir(parents=True)
+    before = tree(tmp_path)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        unpack(archive, inside / "extracted", kind=kind)
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+    assert list(inside.iterdir()) == [], "nothing is left behind"
+    assert not Path("/tmp/evil").exists()
+
+
+def test_there_are_many_kinds() -> None:
+    assert len(HOSTILE) >= 20
+
+
+def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "MOST_FILES", 3)
+    (tmp_path / "a.zip").write_bytes(zip_of(*((str(n), b"") for n in range(4))))
+    with pytest.raises(UnsafeArchiveError, match="more than 3 members"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", kind="zip")
+
+
+def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_of(("a", b"0" * 5000)))
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 4000})())
+    with pytest.raises(UnsafeArchiveError, match="would unpack to more than"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", kind="zip")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_compressed_tars_of_others_are_read(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(tar_of(tar_info("top", tarfile.DIRTYPE), tar_info("top/x", mode=0o4777), mode=mode))
+    assert kind_of(tmp_path / "a") == "tar"
+    unpack(tmp_path / "a", tmp_path / "out", kind="tar")
+    found = tmp_path / "out" / "top" / "x"
+    assert found.read_bytes() == b"x"
+    assert stat.S_IMODE(found.stat().st_mode) & 0o7111 == 0, "no set-uid, nothing to run"
+
+
+def test_deflated_zips_of_others_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_of(("a/b", b"data" * 100), compression=zipfile.ZIP_DEFLATED))
+    unpack(tmp_path / "a.zip", tmp_path / "out", kind="zip")
+    assert tree(tmp_path / "out") == {"a/b": b"data" * 100}
+
+
+def test_other_files_are_no_archives(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"\0" * 100)
+    assert kind_of(tmp_path / "model.bin") is None

@@ -1,0 +1,139 @@
+"""`checkpoint.load` without a network: paths, archives, tasks, our own endpoint's URLs on the same file system."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.archive import pack
+from mloc_prefect.artifacts.checkpoint import Places, load_checkpoint
+from mloc_prefect.artifacts.delivery import AllowedHosts
+from mloc_prefect.errors import ArtifactError
+
+URL = "http://127.0.0.1:8000/api/v1/results/first/files/final_model.zip"
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    (tmp_path / "results" / "me").mkdir(parents=True)
+    return Places(
+        task_dir=tmp_path / "results" / "me",
+        results=tmp_path / "results",
+        base=tmp_path,
+        cache=tmp_path / "cache",
+        allowed=AllowedHosts(loopback=True),
+        endpoint="http://mloc.example:9000",
+    )
+
+
+def model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def trained(places: Places, task: str, name: str = "final_model", *, done: bool = True) -> Path:
+    folder = model(places.results / task / name)
+    if done:
+        atomic.write_json(places.results / task / "manifest.json", {})
+    return folder
+
+
+def test_a_folder_is_used_where_it_is(places: Places) -> None:
+    folder = model(places.base / "models" / "a")
+    assert load_checkpoint({"path": "models/a"}, places) == folder
+    assert load_checkpoint({"uri": str(folder)}, places) == folder
+    assert load_checkpoint({"type": "http", "path": str(folder), "url": URL}, places) == folder, "path comes first"
+    assert load_checkpoint({"path": "models", "subdir": "a"}, places) == folder
+    assert load_checkpoint({"path": f"file://{folder}"}, places) == folder
+    assert list(places.task_dir.iterdir()) == []
+
+
+def test_a_home_is_expanded(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(places.base))
+    folder = model(places.base / "m")
+    assert load_checkpoint({"path": "~/m"}, places) == folder
+
+
+@pytest.mark.parametrize("top", [True, False], ids=["one folder", "files"])
+def test_an_archive_is_unpacked(top: bool, places: Places) -> None:
+    source = model(places.base / "src" / "weights")
+    pack(source.parent if top else source, places.base / "m.zip")
+    found = load_checkpoint({"path": "m.zip"}, places)
+    extracted = places.task_dir / "imported_checkpoint" / "extracted"
+    assert found == (extracted / "weights" if top else extracted)
+    assert (found / "config.json").read_text() == "{}"
+    again = load_checkpoint({"path": "m.zip", "archive_format": "zip"}, places)
+    assert again == found, "what an earlier attempt left is emptied"
+
+
+def test_subdir_counts_from_the_root_or_from_the_only_folder(places: Places) -> None:
+    model(places.base / "src" / "top" / "inner")
+    pack(places.base / "src", places.base / "m.zip")
+    for subdir in ("top/inner", "inner"):
+        assert load_checkpoint({"path": "m.zip", "subdir": subdir}, places).name == "inner"
+    for subdir in ("../../..", "nowhere", "/etc"):
+        with pytest.raises(ArtifactError, match=r"^Extracted checkpoint path .* does not exist$"):
+            load_checkpoint({"path": "m.zip", "subdir": subdir}, places)
+
+
+def test_a_task_on_this_file_system(places: Places) -> None:
+    folder = trained(places, "first")
+    adapter = trained(places, "lora", "final_lora")
+    for load in ({"task_id": "first"}, {"type": "http", "taskId": "first"}, {"type": "http", "url": URL}):
+        assert load_checkpoint(load, places) == folder
+    assert load_checkpoint({"task_id": "lora"}, places) == adapter
+    ours = "http://mloc.example:9000/api/v1/results/lora/files/final_lora.zip"
+    assert load_checkpoint({"type": "http", "url": ours}, places) == adapter
+    assert load_checkpoint({"task_id": "lora", "filename": "final_lora.tar.gz"}, places) == adapter
+    assert list(places.task_dir.iterdir()) == [], "nothing was copied"
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ({}, "checkpoint.load.path is required for local checkpoints"),
+        ({"path": "none"}, "Checkpoint path none not found"),
+        ({"path": "a\0b"}, "not found"),
+        ({"path": "x" * 5000}, "not found"),
+        ({"path": "plain.bin"}, "is a file, but no zip or tar archive"),
+        ({"path": "plain.bin", "archive_format": "zip"}, "Failed to unpack checkpoint archive: plain.bin is not a zip"),
+        ({"task_id": "nobody"}, "task nobody has no trained weights below"),
+        ({"type": "s3"}, "Unsupported checkpoint load type 's3'"),
+        ({"type": "http"},
+         "checkpoint.load.url is required for HTTP checkpoints (set base_url or ORCHESTRATOR_BASE_URL)"),
+        ({"type": "http", "url": " "}, "checkpoint.load.url is required for HTTP checkpoints"),
+        ({"type": "http", "url": "http://elsewhere.example/m.zip"}, "host 'elsewhere.example'"),
+        ({"type": "http", "url": "file:///etc/passwd"}, "is not an http or https URL"),
+        ({"path": "sftp://inner.example/m"}, "host 'inner.example'"),
+        ({"path": "zip://a::http://inner.example/m"}, "chained URL"),
+        ({"type": "http", "url": "http://127.0.0.1:9/m", "filename": "../evil"}, "is not a plain file name"),
+        ({"type": "http", "url": "http://127.0.0.1:9/m", "filename": "a/b"}, "is not a plain file name"),
+        ({"type": "http", "url": "http://127.0.0.1:9/m", "timeoutSec": "soon"}, "timeoutSec must be a number"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_or_not_allowed(load: dict[str, Any], message: str, places: Places) -> None:
+    (places.base / "plain.bin").write_bytes(b"0" * 99)
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        load_checkpoint(load, places)
+
+
+def test_a_task_that_is_not_done_is_not_taken_from_the_disk(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights may be half written; the endpoint decides."""
+    trained(places, "first", done=False)
+    monkeypatch.setattr("mloc_prefect.artifacts.download._TRIES", 1)
+    with pytest.raises(ArtifactError, match=r"Failed to download checkpoint from http://127\.0\.0\.1:9/"):
+        load_checkpoint({"type": "http", "url": URL.replace("8000", "9")}, places)
+
+
+def test_hostile_archives_name_the_field(places: Places) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(places.base / "evil.zip", "w") as archive:
+        archive.writestr("../evil", "x")
+    with pytest.raises(ArtifactError, match=r"^Failed to unpack checkpoint archive: member '../evil' leads out"):
+        load_checkpoint({"path": "evil.zip"}, places)

@@ -1,0 +1,164 @@
+"""From a spec to the arguments of TRL's config classes, without TRL."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.training_arguments import Options, Place, config_arguments, lora_arguments, rollout_sizes
+
+
+def arguments(kind: Any, place: Place | None = None, **spec: Any) -> dict[str, Any]:
+    options = Options.of(kind, Fields(spec))
+    found = config_arguments(options, place or Place("out"))
+    return {**found, "notes": options.notes} if options.notes else found
+
+
+def test_the_defaults_of_mloc_and_not_those_of_trl() -> None:
+    found = arguments("sft")
+    wanted = {
+        "learning_rate": 5e-5,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 1.0,
+        "gradient_checkpointing": True,
+        "bf16": False,
+        "max_length": 1024,
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "logging_steps": 10.0,
+        "output_dir": "out",
+        "use_cpu": True,
+    }
+    assert {name: found[name] for name in wanted} == wanted
+    assert "max_steps" not in found
+    assert arguments("lora_sft")["learning_rate"] == 2e-4
+    assert arguments("dpo")["save_steps"] == 500
+    assert arguments("dpo")["learning_rate"] == 5e-7
+    assert arguments("grpo")["num_generations"] == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "wanted"),
+    [
+        ("sft", {"learning_rate": "5e-7"}, {"learning_rate": 5e-7}),
+        ("sft", {"steps": 7, "max_steps": 9}, {"max_steps": 7}),
+        ("sft", {"max_steps": -1}, {}),
+        ("sft", {"per_device_train_batch_size": 3}, {"per_device_train_batch_size": 3}),
+        ("sft", {"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
+        ("sft", {"warmup_steps": 4, "warmup_ratio": 0.1}, {"warmup_steps": 4}),
+        ("sft", {"save_freq": 5}, {"save_steps": 5}),
+        ("dpo", {"save_steps": 5}, {"save_steps": 5}),
+        ("sft", {"save_strategy": "NO"}, {"save_strategy": "no"}),
+        ("sft", {"save_total_limit": 1}, {"save_total_limit": 2}),
+        ("sft", {"save_total_limit": 7}, {"save_total_limit": 7}),
+        ("sft", {"seed": "7"}, {"seed": 7, "data_seed": 7}),
+        ("sft", {"packing": "yes"}, {"packing": True}),
+        ("sft", {"adam_beta1": "0.8", "group_by": 1}, {"adam_beta1": 0.8}),
+        ("dpo", {"max_length": 64, "max_seq_length": 32}, {"max_length": 64}),
+        ("dpo", {"loss_type": "ipo", "beta": 0.3}, {"loss_type": ["ipo"], "beta": 0.3}),
+        ("grpo", {"ppo_epochs": 3, "kl_coef": 0.2, "cliprange": 0.3},
+         {"num_iterations": 3, "beta": 0.2, "epsilon": 0.3}),
+        ("ppo", {"ppo_epochs": 3, "init_kl_coef": 0.2}, {"num_ppo_epochs": 3, "kl_coef": 0.2}),
+        ("sft", {"output_dir": "/etc"}, {"output_dir": "out"}),
+    ],
+)  # fmt: skip
+def test_fields_that_are_set(kind: str, training: dict[str, Any], wanted: dict[str, Any]) -> None:
+    found = arguments(kind, training=training)
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert "group_by" not in found
+
+
+@pytest.mark.parametrize(
+    ("training", "sizes"),
+    [
+        ({}, (4, 4, 1)),  # MLOC's defaults: four answers, each a mini-batch
+        ({"batch_size": 4, "mini_batch_size": 1, "gradient_accumulation_steps": 4}, (4, 4, 4)),  # as in its examples
+        ({"batch_size": 8, "mini_batch_size": 4}, (8, 2, 1)),
+        ({"batch_size": 8, "num_mini_batches": 2, "gradient_accumulation_steps": 2}, (8, 4, 2)),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "mini_batch_size": 2}, (6, 3, 3)),
+    ],
+)
+def test_batches_of_ppo(training: dict[str, Any], sizes: tuple[int, int, int]) -> None:
+    options = Options.of("ppo", Fields({"training": training}))
+    assert rollout_sizes(options) == sizes
+    found = config_arguments(options, Place("out"))
+    batch, parts, steps = sizes
+    # What TRL makes of it: answers of a batch, and slices that go through the model at once.
+    assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == batch
+    assert batch // found["num_mini_batches"] == batch // parts <= found["per_device_train_batch_size"]
+    assert parts % steps == 0
+
+
+def test_steps_of_ppo_count_answers_of_all_processes() -> None:
+    found = arguments("ppo", Place("out", world=2), training={"steps": 5, "batch_size": 8, "mini_batch_size": 8})
+    assert found["total_episodes"] == 80
+    assert "total_episodes" not in arguments("ppo")
+
+
+def test_precision_and_sharding_without_a_gpu() -> None:
+    found = arguments("sft", training={"fp16": True, "fsdp": "full_shard"})
+    assert (found["fp16"], found["bf16"], "fsdp" in found) == (False, False, False)
+    assert len(found["notes"]) == 2
+    on_gpu = arguments("sft", Place("out", cuda=True), training={"fp16": True, "fsdp": ["full_shard", "auto_wrap"],
+                                                                  "fsdp_config": {"version": 2}})  # fmt: skip
+    assert (on_gpu["fp16"], on_gpu["use_cpu"]) == (True, False)
+    assert (on_gpu["fsdp"], on_gpu["fsdp_config"]) == ("full_shard auto_wrap", {"version": 2})
+
+
+def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        arguments("sft", Place("out", cuda=True), training={"zero_stage": 2})
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    found = arguments("sft", Place("out", cuda=True), training={"auto_deepspeed_stage": 3})
+    assert found["deepspeed"]["zero_optimization"] == {"stage": 3}
+
+
+def test_generation() -> None:
+    place = Place("out", token_of={"#": 7, "\n": 8}.get, end=1)
+    wishes = {"max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9, "min_new_tokens": 2, "stop": ["#", "\n"]}
+    found = arguments("grpo", place, generation=wishes)
+    assert (found["max_completion_length"], found["temperature"], found["top_p"]) == (9, 0.5, 0.9)
+    assert found["generation_kwargs"] == {"min_new_tokens": 2, "eos_token_id": [1, 7, 8]}
+    assert arguments("ppo", place, generation={"max_new_tokens": 9})["response_length"] == 9
+    assert arguments("ppo", place)["stop_token"] == "eos"
+    assert arguments("ppo", place, generation={"stop": "#"})["stop_token_id"] == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        ("ppo", {"generation": {"do_sample": False}}, "spec.generation.do_sample is not possible here"),
+        ("ppo", {"generation": {"stop": ["#", "\n"]}}, "PPO in TRL stops at one token"),
+        ("grpo", {"generation": {"stop": "two words"}}, "'two words' is more than one token of this model"),
+        ("ppo", {"training": {"batch_size": 5, "mini_batch_size": 2}}, "batch_size 5 cannot be cut"),
+        ("sft", {"training": {"batch_size": 0}}, "spec.training.batch_size must be a whole number >= 1"),
+        ("sft", {"training": {"dataloader_num_workers": 1.5}}, "must be a whole number"),
+        ("sft", {"training": {"completion_only_loss": "maybe"}}, "must be true or false"),
+    ],
+)
+def test_what_is_refused_at_the_start(kind: str, spec: dict[str, Any], message: str) -> None:
+    place = Place("out", token_of={"#": 7, "\n": 8}.get)
+    with pytest.raises(UserError, match=re.escape(message)):
+        arguments(kind, place, **spec)
+
+
+def test_lora() -> None:
+    assert lora_arguments(Fields({})) == {
+        "r": 16,
+        "lora_alpha": 32.0,
+        "lora_dropout": 0.05,
+        "bias": "none",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "task_type": "CAUSAL_LM",
+        "use_rslora": False,
+    }
+    given = {"r": "4", "alpha": 8, "dropout": 0, "bias": "all", "target_modules": ["all-linear"], "use_rslora": "yes"}
+    found = lora_arguments(Fields(given))
+    assert (found["r"], found["lora_alpha"], found["lora_dropout"], found["bias"]) == (4, 8, 0, "all")
+    assert (found["target_modules"], found["use_rslora"]) == ("all-linear", True)
+    with pytest.raises(UserError, match="must be a list of module names"):
+        lora_arguments(Fields({"target_modules": "q_proj"}))

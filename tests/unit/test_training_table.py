@@ -1,0 +1,119 @@
+"""The table of training fields: complete, true to the models of the specs, and readable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mloc_prefect.executors import training_arguments
+from mloc_prefect.tasks import training_table as table
+from mloc_prefect.tasks.checks import check
+from mloc_prefect.tasks.keys import table_of
+from mloc_prefect.tasks.ppo import Generation
+from mloc_prefect.tasks.registry import task_type
+
+KINDS = table.KINDS
+
+
+def training_model(kind: str) -> Any:
+    return task_type(kind).model.model_fields["training"].default
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_of_the_spec_has_a_cell(kind: Any) -> None:
+    fields = set(type(training_model(kind)).model_fields)
+    assert fields == set(table.cells(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_cell_names_a_field_of_trl_or_a_function_of_ours(kind: Any) -> None:
+    known = table.config_fields(kind)
+    for block in ("training", "generation"):
+        for name, cell in table.cells(kind, block).items():
+            if cell.way == "config":
+                assert cell.name in known, name
+            elif cell.way == "computed":
+                assert cell.name in training_arguments._COMPUTED, name
+            elif cell.way in {"unused", "refused"}:
+                assert cell.reason, name
+
+
+def test_generation_has_a_cell_for_each_field() -> None:
+    for kind in ("ppo", "grpo"):
+        assert set(table.cells(kind, "generation")) == set(Generation.model_fields)
+    assert table.cells("sft", "generation") == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_are_those_of_the_models(kind: Any) -> None:
+    model = training_model(kind)
+    said = {**table.SHARED_DEFAULTS, **table.DEFAULTS[kind]}
+    for name, value in said.items():
+        if name in {"mini_batch_size", "save_total_limit"}:  # the models leave these open
+            continue
+        assert getattr(model, name) == value, name
+    for name, field in type(model).model_fields.items():
+        if field.default not in (None, False, 0, "warn") and name in table.cells(kind):
+            assert name in said or table.cells(kind)[name].way == "us" or not model.model_fields_set, name
+
+
+def test_every_reason_is_used_and_every_neutral_value_is_of_a_refused_field() -> None:
+    words = {word[1:] for text in (table.TRAINING, table.GENERATION) for word in text.split() if word[0] in "-!"}
+    assert words == set(table.REASONS)
+    refused = {name for kind in KINDS for block in ("training", "generation")
+               for name, cell in table.cells(kind, block).items() if cell.way == "refused"}  # fmt: skip
+    assert set(table.NEUTRAL) <= refused
+
+
+def test_names_of_trl_pass_and_near_misses_are_known() -> None:
+    names = table_of(type(training_model("ppo")))
+    assert {"whiten_rewards", "adam_beta1", "output_dir"} <= set(names.below)
+    assert "total_episodes" not in table.passed_on("ppo")
+    assert "num_generations" not in table.config_fields("sft")
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "message"),
+    [
+        ("sft", {"adam_beta1": "low"}, "adam_beta1 must be a number"),
+        ("sft", {"dataloader_num_workers": 1.5}, "dataloader_num_workers must be a whole number"),
+        ("dpo", {"precompute_ref_log_probs": "maybe"}, "precompute_ref_log_probs must be true or false"),
+        ("sft", {"fp16": True, "bf16": True}, "fp16 and bf16 exclude each other"),
+        ("sft", {"fit_check": "maybe"}, "fit_check must be one of warn, error, ignore"),
+        ("ppo", {"fsdp": "full_shard"}, "fsdp is not possible here: TRL's PPO trains on one process for each GPU with "
+         "whole models (DDP); use lora or dpo"),
+        ("grpo", {"num_generations": 1}, "num_generations must be at least 2: answers are compared with each other"),
+        ("grpo", {"batch_size": 6, "num_generations": 4},
+         "batch_size x gradient_accumulation_steps = 6 is not a multiple of num_generations 4"),
+        ("ppo", {"batch_size": 4, "num_mini_batches": 3}, "batch_size 4 is not a multiple of num_mini_batches = 3"),
+        ("ppo", {"batch_size": 8, "mini_batch_size": 2, "gradient_accumulation_steps": 8},
+         "batch_size 8 is not a multiple of mini_batch_size x gradient_accumulation_steps = 16"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_when_planned(kind: str, training: dict[str, Any], message: str) -> None:
+    spec = {"training": training, "rewards": [{"name": "json"}], "data": {"prompts": ["x"], "rows": [{}]}}
+    found = check(task_type(kind).model, spec).problems
+    assert [p.message for p in found if p.severity == "error"] == [message]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({}, "A reward needs name (of a rule) or path (of a function)"),
+        ({"name": "length"}, "The reward length needs target"),
+        ({"name": "length", "target": 3, "unit": "tokens"}, "Unknown unit 'tokens'"),
+        ({"name": "regex"}, "The reward regex needs pattern"),
+        ({"path": "no colon"}, "path 'no colon' is not of the form package.module:function"),
+        ({"name": "numeric", "tolerance": -1}, "tolerance must be a number, at least 0"),
+    ],
+)
+def test_rewards_that_say_nothing(reward: dict[str, Any], message: str) -> None:
+    found = check(task_type("grpo").model, {"data": {"prompts": ["x"]}, "rewards": [reward]}).problems
+    assert message in [p.message for p in found]
+
+
+def test_a_refused_field_may_say_what_trl_does_anyway() -> None:
+    generation = {"top_p": 1.0, "top_k": -1, "do_sample": True, "repetition_penalty": 1}
+    spec = {"data": {"prompts": ["x"]}, "rewards": [{"name": "json"}], "generation": generation}
+    assert check(task_type("ppo").model, spec).problems == ()

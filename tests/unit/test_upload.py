@@ -1,0 +1,140 @@
+"""Archives on their way to an http destination, without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mloc_prefect.artifacts import upload as module
+from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError, HttpDestination
+from mloc_prefect.artifacts.upload import upload_archives
+
+HOST = AllowedHosts(frozenset({"mloc.example"}))
+DATA = bytes(range(256)) * 9000
+SHA = hashlib.sha256(DATA).hexdigest()
+
+
+class Endpoint:
+    """Takes uploads as MLOC's endpoint does."""
+
+    def __init__(self, *answers: int, etag: bool = True) -> None:
+        self.answers = list(answers)
+        self.etag = etag
+        self.files: dict[str, bytes] = {}
+        self.requests: list[httpx.Request] = []
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if request.method == "HEAD":
+            data = self.files.get(request.url.path)
+            tag = hashlib.sha256(data).hexdigest() if data is not None else None
+            known = self.etag and tag and request.headers["If-None-Match"] == f'"{tag}"'
+            return httpx.Response(304 if known else 404 if data is None else 200)
+        body = await request.aread()
+        assert len(body) == int(request.headers["Content-Length"])
+        status = self.answers.pop(0) if self.answers else 200
+        if status == 200:
+            boundary = request.headers["Content-Type"].partition("boundary=")[2].encode()
+            head, _, rest = body.partition(b"\r\n\r\n")
+            assert b'name="file"; filename="final_model.zip"' in head
+            name = request.url.path + "/final_model.zip"
+            self.files[name] = rest.removesuffix(b"\r\n--" + boundary + b"--\r\n")
+        return httpx.Response(status, text="no" if status >= 400 else "{}")
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    archive = tmp_path / "final_model.zip"
+    archive.write_bytes(DATA)
+    content = {"ok": 1, "final_model_archive_path": str(archive), "final_model_archive_sha256": SHA}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    return tmp_path / "result.json"
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(module, "_sleep", sleep)
+    return waited
+
+
+async def send(result: Path, endpoint: Endpoint, **headers: str) -> tuple[list[str], dict[str, Any]]:
+    destination = HttpDestination("https://mloc.example/api/v1/results/", headers=headers)
+    problems = await upload_archives(
+        result, destination, task_id="a b", allowed=HOST, transport=httpx.MockTransport(endpoint)
+    )
+    return problems, json.loads(result.read_text())
+
+
+async def test_the_url_is_put_into_the_result(result: Path) -> None:
+    endpoint = Endpoint()
+    problems, content = await send(result, endpoint, Authorization="Bearer t", **{"Content-Type": "application/json"})
+    assert problems == []
+    assert content["final_model_archive_url"] == "https://mloc.example/api/v1/results/a%20b/files/final_model.zip"
+    assert list(endpoint.files.values()) == [DATA]
+    post = endpoint.requests[-1]
+    assert post.headers["Authorization"] == "Bearer t"
+    assert post.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+
+
+async def test_what_is_there_is_not_sent_again(result: Path) -> None:
+    endpoint = Endpoint()
+    await send(result, endpoint)
+    content = json.loads(result.read_text())
+    del content["final_model_archive_url"]
+    result.write_text(json.dumps(content))
+    _, content = await send(result, endpoint)
+    assert [r.method for r in endpoint.requests] == ["HEAD", "POST", "HEAD"]
+    assert content["final_model_archive_url"]
+    await send(result, endpoint)
+    assert len(endpoint.requests) == 3, "a result that has its URL needs nothing"
+
+
+async def test_a_failing_destination_is_tried_again(result: Path, pauses: list[float]) -> None:
+    endpoint = Endpoint(503, 500)
+    _, content = await send(result, endpoint)
+    assert content["final_model_archive_url"]
+    assert pauses == [0.5, 1.0]
+    with pytest.raises(DeliveryError, match="status 503: no") as caught:
+        content.pop("final_model_archive_url")
+        result.write_text(json.dumps(content))
+        endpoint.files.clear()
+        endpoint.answers = [503] * 9
+        await send(result, endpoint)
+    assert caught.value.retryable
+
+
+async def test_a_refusal_only_leaves_the_url_out(result: Path) -> None:
+    problems, content = await send(result, Endpoint(413))
+    assert len(problems) == 1
+    assert "final_model_archive_url" not in content
+    assert content["final_model_archive_error"] == problems[0]
+    assert "status 413" in problems[0]
+
+
+async def test_other_hosts_are_not_called(result: Path) -> None:
+    endpoint = Endpoint()
+    destination = HttpDestination("https://elsewhere.example/r")
+    problems = await upload_archives(
+        result, destination, task_id="t", allowed=HOST, transport=httpx.MockTransport(endpoint)
+    )
+    assert "host 'elsewhere.example'" in problems[0]
+    assert endpoint.requests == []
+
+
+@pytest.mark.parametrize("content", [{"ok": True}, [1], {"final_model_archive_path": "/nowhere/x.zip"}])
+async def test_other_results_are_left_alone(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(content))
+    endpoint = Endpoint()
+    assert (await send(path, endpoint))[1] == content
+    assert endpoint.requests == []
