@@ -11,14 +11,26 @@ import mloc_prefect
 from mloc_prefect.execution.hosttypes import HostSpec
 from mloc_prefect.execution.shares import SHARE
 
+_PRIVATE = frozenset(
+    {
+        *("MLOC_TOKEN", "ORCHESTRATOR_TOKEN", "PREFECT_INTEGRATIONS_MLOC_TOKEN"),
+        *("MLOC_REDIS_URL", "REDIS_URL", "PREFECT_INTEGRATIONS_MLOC_REDIS_URL"),
+        *("MLOC_EVENTS_REDIS_URL", "PREFECT_INTEGRATIONS_MLOC_EVENTS_REDIS_URL"),
+        *("PREFECT_REDIS_MESSAGING_URL", "PREFECT_REDIS_MESSAGING_PASSWORD"),
+        *("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"),
+    }
+)
+"""What opens our services: no business of executors, which may run code that comes with a model."""
+
 
 def child_environment(spec: HostSpec, run_dir: Path) -> dict[str, str]:
-    """Return the variables of a host: ours, the devices, and `spec.env`, which has the last word.
+    """Return the variables of a host: ours without our secrets, the devices, and `spec.env`, which has the last word.
 
     The host runs this very copy of `mloc_prefect`, whatever its interpreter, and sees nothing else of our environment:
     `PYTHONPATH` starts with a directory that holds only a link to the package.
     """
     env = {**os.environ, **device_variables(spec.devices), SHARE: str(spec.share), **spec.env}
+    env = {name: value for name, value in env.items() if name not in _PRIVATE}
     inherited = env.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join([str(_package_link(run_dir)), *([inherited] if inherited else [])])
     return env

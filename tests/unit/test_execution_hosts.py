@@ -49,6 +49,11 @@ class TestSpec:
         assert (Path(first) / "mloc_prefect" / "errors.py").is_file()
         assert child_environment(HostSpec("a:B", "/python"), tmp_path)["CUDA_VISIBLE_DEVICES"] == ""
 
+    @pytest.mark.parametrize("name", ["MLOC_TOKEN", "ORCHESTRATOR_TOKEN", "REDIS_URL", "PREFECT_API_AUTH_STRING"])
+    def test_what_opens_our_services_is_no_business_of_executors(self, name, tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv(name, "secret")
+        assert name not in child_environment(HostSpec("a:B", "/python", env={name: "secret"}), tmp_path)
+
     async def test_both_providers_are_providers(self, tmp_path: Path) -> None:
         providers: list[HostProvider] = [HostPool(tmp_path, 1, 1), MemoryHosts()]
         for provider in providers:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mloc_prefect.errors import DispatchError, MlocError
+from mloc_prefect.settings import get_settings
 from mloc_prefect.up.addresses import is_loopback, is_wildcard, unprotected
 from mloc_prefect.up.keeper import Backoff, Keeper
 from mloc_prefect.up.logs import LogView, tail
 from mloc_prefect.up.secret_files import SecretFiles
-from mloc_prefect.up.stack import Stack, child_environment, join_file
+from mloc_prefect.up.stack import Stack, child_environment, decide, join_file
 from mloc_prefect.up.state import UpFiles, UpState, running
 from mloc_prefect.up.summary import summary
 
@@ -323,3 +324,53 @@ def test_databases_of_a_redis_of_the_user(tmp_path):
         with pytest.raises(MlocError):
             databases(stack(tmp_path, external_redis=wrong, redis_port=None))
     assert "pw" not in stack(tmp_path, external_redis="redis://:pw@r:6379/3").redis_text
+
+
+@pytest.fixture
+def ports(monkeypatch):
+    """Every port is free."""
+    monkeypatch.setattr("mloc_prefect.up.stack.required_port", lambda port, _host: port)
+    monkeypatch.setattr("mloc_prefect.up.stack.free_port", lambda wanted, *_hosts: wanted)
+
+
+@pytest.mark.usefixtures("ports")
+def test_by_default_all_listens_on_the_loopback_without_secrets(tmp_path):
+    found = decide(get_settings(home=tmp_path), {"redis": 7001}, {})
+    assert (found.host, found.endpoint_host, found.token, found.auth) == ("127.0.0.1", "127.0.0.1", None, None)
+    assert (found.port, found.prefect_port, found.redis_port) == (8000, 4200, 7001)
+    assert found.api_url == "http://127.0.0.1:4200/api"
+    assert not (tmp_path / "secrets").exists()
+
+
+@pytest.mark.usefixtures("ports")
+def test_a_token_alone_opens_the_endpoint_as_mloc_does(tmp_path):
+    found = decide(get_settings(home=tmp_path, token="t"), {}, {})
+    assert (found.host, found.endpoint_host, found.token) == ("127.0.0.1", "0.0.0.0", "t")
+    assert found.url == "http://127.0.0.1:8000"
+    assert found.token_file is None
+    assert found.auth is not None
+    assert found.auth.startswith("mloc:")
+
+
+@pytest.mark.usefixtures("ports")
+def test_an_address_makes_what_is_missing_of_the_secrets(tmp_path):
+    found = decide(get_settings(home=tmp_path, host="10.0.0.5"), {}, {})
+    assert (found.host, found.endpoint_host) == ("10.0.0.5", "10.0.0.5")
+    assert found.token_file == tmp_path / "secrets" / "token"
+    assert found.api_url == "http://10.0.0.5:4200/api"
+    again = decide(get_settings(home=tmp_path, host="10.0.0.5"), {}, {})
+    assert (again.token, again.auth) == (found.token, found.auth)
+
+
+@pytest.mark.usefixtures("ports")
+def test_services_of_the_user_are_used_and_must_not_be_open_beside_an_open_endpoint(tmp_path):
+    redis, prefect = "redis://r.lab:6379/0", "http://p.lab:4200/api"
+    found = decide(get_settings(home=tmp_path, redis_url=redis), {}, {"PREFECT_API_URL": prefect})
+    assert (found.redis_port, found.prefect_port, found.api_url, found.ports) == (None, None, prefect, {})
+    with pytest.raises(DispatchError, match="needs a Redis with a password"):
+        decide(get_settings(home=tmp_path, redis_url=redis, host="0.0.0.0"), {}, {})
+    with pytest.raises(DispatchError, match="needs a Prefect API with a password"):
+        decide(get_settings(home=tmp_path, host="0.0.0.0"), {}, {"PREFECT_API_URL": prefect})
+    login = {"PREFECT_API_URL": prefect, "PREFECT_API_AUTH_STRING": "a:b"}
+    safe = get_settings(home=tmp_path, redis_url=redis.replace("//", "//:pw@"), host="0.0.0.0")
+    assert decide(safe, {}, login).token is not None
