@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.bridge import mapping
+from mloc_prefect.bridge import mapping, shards
 from mloc_prefect.bridge.mapping import Place
 from mloc_prefect.bridge.runs import Tags
 from mloc_prefect.bridge.states import Phase, TaskStatus
 from mloc_prefect.orchestrate.tell import COMMITTED
+from mloc_prefect.plan.shards import MULTI
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mloc_prefect.bridge.events import RunEvent
     from mloc_prefect.bridge.mapping import Step
@@ -100,6 +102,8 @@ class Keeper:
             await self._take(record, mapping.placed(record, attempt, place, event.at))
         elif what == "started":
             await self._take(record, mapping.started(record, attempt, place, event.at))
+        elif what == "shard":
+            await self._part(record, facts, event.at)
         elif what == "failed" and not facts.get("final"):  # the last failure comes as the state of the run
             step = mapping.retried(
                 record,
@@ -111,6 +115,30 @@ class Keeper:
                 busy=self._busy(record),
             )
             await self._take(record, step)
+
+    async def _part(self, parent: TaskRecord, facts: Mapping[str, Any], at: float) -> None:
+        """Apply what our stage runner says of one part of a divided task."""
+        part = facts["part"]
+        record = await self._tasks.get(part["task_id"])
+        if record is None:
+            await self._tasks.create([shards.part_record(parent, part, at)])
+            record = await self._tasks.get(part["task_id"])
+        if record is None or record.mark.phase.terminal:
+            return
+        told = {**facts, "attempt": facts.get("part_attempt")}
+        for step in shards.steps(record, told, at, busy=self._busy(record)):
+            moved = await self._take(record, step)
+            if moved is None and step.mark.phase is Phase.WAITING:
+                await self._tasks.note(record.task_id, step.mark, step.changes)
+            record = replace(moved, parsed=record.parsed, raw_yaml=record.raw_yaml) if moved else record
+
+    async def _end_parts(self, parent: TaskRecord, at: float) -> None:
+        """End the parts of a divided task that has ended."""
+        if MULTI not in {parent.assigned_worker, parent.last_failed_worker} or parent.submission_id is None:
+            return
+        for record in await self._submission(parent.submission_id):
+            if record.parent_task_id == parent.task_id and not record.mark.phase.terminal:
+                await self._take(record, shards.last_step(record, parent, at, busy=self._busy(record)))
 
     async def _unattended(self, record: TaskRecord, event: RunEvent) -> None:
         """Apply a state of a run without our stage runner."""
@@ -271,6 +299,8 @@ class Keeper:
         if moved is not None:
             _log.debug("%s is %s", record.task_id, moved.mark)
             await self._show_worker(record, moved)
+            if moved.mark.phase.terminal:
+                await self._end_parts(moved, moved.finished_ts or moved.submitted_ts)
         return moved
 
     async def _show_worker(self, before: TaskRecord, after: TaskRecord) -> None:
@@ -278,7 +308,7 @@ class Keeper:
         left = before.assigned_worker if before.assigned_worker and after.status is not TaskStatus.DISPATCHED else None
         if left:
             self._at_work[left].discard(after.task_id)
-        if mapping.ORIGINAL in {before.protocol, after.protocol}:
+        if mapping.ORIGINAL in {before.protocol, after.protocol} or MULTI in {left, after.assigned_worker}:
             return
         if left:
             status = "RUNNING" if self._at_work[left] else "IDLE"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.bridge.ports import TASK_EVENTS, TASKS, WORKER_EVENTS
 from mloc_prefect.bridge.states import Mark, Phase
+from mloc_prefect.plan.shards import MULTI
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +80,7 @@ def placed(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
     if record.shard_index is not None:
         message |= {"shard_index": record.shard_index, "shard_total": record.shard_total}
     messages: tuple[Message, ...] = ((TASKS, message), _status(place.worker, "RUNNING", at))
-    return Step(Mark(attempt, Phase.DISPATCHED), changes, _unless_original(place.protocol, messages))
+    return Step(Mark(attempt, Phase.DISPATCHED), changes, _ours(place.protocol, place.worker, messages))
 
 
 def started(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
@@ -91,7 +92,7 @@ def started(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
         _event("TASK_STARTED", record, place.worker, attempt, at, payload=payload),
         _status(place.worker, "RUNNING", at, {"task_id": record.task_id}),
     )
-    return Step(Mark(attempt, Phase.STARTED), changes, _unless_original(place.protocol, messages))
+    return Step(Mark(attempt, Phase.STARTED), changes, _ours(place.protocol, place.worker, messages))
 
 
 def retried(
@@ -135,7 +136,7 @@ def done(record: TaskRecord, attempt: int, at: float, *, busy: bool = False) -> 
         _event("TASK_SUCCEEDED", record, worker, attempt, at, payload=payload, result={}),
         *_idle(record, worker, at, busy=busy),
     )
-    step = Step(Mark(attempt, Phase.DONE), changes, _unless_original(record.protocol, messages))
+    step = Step(Mark(attempt, Phase.DONE), changes, _ours(record.protocol, worker, messages))
     return Step(step.mark, step.changes, step.messages, {"tasks_succeeded": 1.0} | _timings(record, at))
 
 
@@ -162,7 +163,7 @@ def _failure(
         _event("TASK_FAILED", record, worker, attempt, at, payload=_times(record, at), error=error),
         *_idle(record, worker, at, busy=busy),
     )
-    return _unless_original(record.protocol, messages)
+    return _ours(record.protocol, worker, messages)
 
 
 def _event(
@@ -210,7 +211,10 @@ def _at(place: Place) -> dict[str, Any]:
     return changes | ({"flow_run": place.flow_run} if place.flow_run else {})
 
 
-def _unless_original(protocol: str | None, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _ours(protocol: str | None, worker: str | None, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return what we publish of `messages`; of a divided task nobody gets work, so only its own events are there."""
+    if worker == MULTI:
+        return tuple(message for message in messages if message[0] == TASK_EVENTS)
     return () if protocol == ORIGINAL else messages
 
 

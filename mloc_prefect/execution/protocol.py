@@ -60,9 +60,9 @@ class ExecutionEvent:
         kind: `progress` {done, total, tokens_in?, tokens_out?}, `log` {message, level}, `metric` {name: value},
             `phase` {text, fraction?, patience?} (e.g. "loading weights"); from a dispatcher: `waiting` {reason} (no
             place has room), `placed` {worker, protocol: "ours" | "original", flow_run: id of the child run or null,
-            begun?: an original one has begun}, `shard` {what: "waiting" | "placed" | "failed" | "done", shard:
-            {task_id, index, total}, attempt, worker, and what these have: reason, protocol, flow_run, error, final,
-            next_retry: seconds since the epoch}.
+            begun?: an original one has begun}, `shard` {step: "waiting" | "placed" | "failed" | "done", part:
+            {task_id, index, total}, part_attempt, worker, and what these have: reason, protocol, flow_run, error,
+            final, next_retry_at: UTC in ISO 8601 or None}.
         data: The facts.
         ts: Seconds since the epoch, by the sender's clock.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -21,7 +22,7 @@ from mloc_prefect.orchestrate.fence import NoFence
 from mloc_prefect.orchestrate.shard_merge import Finished, check_mergeable, merge
 from mloc_prefect.orchestrate.shard_plan import begun_whole, digest_of, make_plan, read_plan
 from mloc_prefect.orchestrate.shard_progress import ShardProgress
-from mloc_prefect.plan.shards import SHARDED_TYPES, Wish
+from mloc_prefect.plan.shards import MULTI, SHARDED_TYPES, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from mloc_prefect.settings import MlocSettings
 
     Capacity = Callable[[StageJob], Awaitable[int]]
-
-MULTI = "MULTI"
-"""Worker of a task that is divided. [protocol 2.1]."""
 
 _sleep = asyncio.sleep
 
@@ -179,8 +177,8 @@ class _Divided:
 
     async def _attempt(self, part: _Part) -> Finished:
         run_count = self._job.request.run_count
-        part.attempt, part.worker = part.attempt + 1, None
-        directory = await asyncio.to_thread(new_attempt_dir, part.committer.directory, run_count, part.attempt)
+        directory = await asyncio.to_thread(new_attempt_dir, part.committer.directory, run_count, 1)
+        part.attempt, part.worker = len(attempt_dirs(part.committer.directory)), None
         _, number = attempt_number(directory)
         job = replace(part.job, request=replace(part.job.request, attempt_dir=str(directory), attempt=number))
         result = await self._inner.dispatch(job, on_event=lambda event: self._heard(part, event))
@@ -221,16 +219,16 @@ class _Divided:
         self._on_event(replace(event, data={**data, "shard": part.index}))
 
     def _failed(self, part: _Part, error: ExecutionError | DispatchError, delay: float | None) -> None:
-        due = None if delay is None else time.time() + delay
-        self._tell(part, "failed", worker=part.worker, error=error.message, final=delay is None, next_retry=due)
+        due = None if delay is None else datetime.fromtimestamp(time.time() + delay, UTC).isoformat()
+        self._tell(part, "failed", worker=part.worker, error=error.message, final=delay is None, next_retry_at=due)
         number = f"{part.index + 1}/{len(self._plan.task_ids)}"
         then = "" if delay is None else f"; next attempt in {delay:g} s"
         self._emit("log", {"message": f"shard {number} failed: {error.message}{then}", "level": "warning"})
 
-    def _tell(self, part: _Part, what: str, **facts: Any) -> None:
+    def _tell(self, part: _Part, step: str, **facts: Any) -> None:
         """Say how a shard goes, in one event that names it."""
-        shard = {"task_id": part.task_id, "index": part.index, "total": len(self._plan.task_ids)}
-        self._emit("shard", {"what": what, "shard": shard, "attempt": part.attempt, **facts})
+        named = {"task_id": part.task_id, "index": part.index, "total": len(self._plan.task_ids)}
+        self._emit("shard", {"step": step, "part": named, "part_attempt": part.attempt, **facts})
 
     def _emit(self, kind: EventKind, data: dict[str, Any]) -> None:
         self._on_event(ExecutionEvent(kind, data, time.time()))

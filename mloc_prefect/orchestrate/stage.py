@@ -234,6 +234,8 @@ class _Runner:
             self._place(event.data)
         elif event.kind in {"progress", "metric"}:
             self._ensure_placed()
+        elif event.kind == "shard":
+            self.run_.teller.tell("shard", self.attempt, **event.data)
         self.run_.on_event(event)
         self.scope.observer.stage_event(self.stage.key, event)
 

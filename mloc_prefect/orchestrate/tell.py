@@ -33,7 +33,7 @@ ATTEMPT_LABEL, ERROR_LABEL, NEXT_LABEL = "mloc.attempt", "mloc.error", "mloc.nex
 COMMITTED = "result committed"
 """How the message of a stage's Completed state begins; a Completed without it was set by hand."""
 
-StageFact = Literal["waiting", "placed", "started", "failed"]
+StageFact = Literal["waiting", "placed", "started", "failed", "shard"]
 _FLUSH_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0
 _LONGEST_ERROR = 8000  # characters
@@ -47,7 +47,8 @@ class Teller(Protocol):
         """Say one thing.
 
         Args:
-            what: `waiting` {reason}, `placed` {worker, protocol, flow_run}, `started` {worker, protocol},
+            what: `shard` {step: waiting | placed | failed | done, part: {task_id, index, total}, part_attempt, and what
+                these have}, `waiting` {reason}, `placed` {worker, protocol, flow_run}, `started` {worker, protocol},
                 `failed` {worker, protocol, error, final, next_retry_at: UTC in ISO 8601 or None}.
             attempt: Attempt of the stage over all starts of its run, from 1.
             facts: See above.

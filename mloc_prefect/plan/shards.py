@@ -15,6 +15,9 @@ from mloc_prefect.plan.resources import is_true
 SHARDED_TYPES = frozenset({"inference", "echo"})
 """Task types (lower case) that are divided; in MLOC only inference is."""
 
+MULTI = "MULTI"
+"""Worker of a task that is divided. [protocol 2.1]."""
+
 _FORM = "a mapping with index (from 0) and total, e.g. {index: 0, total: 4}"
 
 

@@ -75,7 +75,7 @@ class Bench:
         return await dispatcher.dispatch(job, on_event=self.events.append)
 
     def told(self, what: str) -> list[dict[str, Any]]:
-        return [e.data for e in self.events if e.kind == "shard" and e.data["what"] == what]
+        return [e.data for e in self.events if e.kind == "shard" and e.data["step"] == what]
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ async def test_each_shard_has_a_task_of_its_own(bench: Bench) -> None:
         assert json.loads((directory / "manifest.json").read_text())["task_id"] == ids[i]
     assert [e["task_id"] for e in read(result)["shards"]] == ids
     assert bench.events[0].data == {"worker": "MULTI", "protocol": "ours", "flow_run": None}
-    assert sorted((t["shard"] for t in bench.told("done")), key=lambda s: s["index"]) == [
+    assert sorted((t["part"] for t in bench.told("done")), key=lambda s: s["index"]) == [
         {"task_id": ids[i], "index": i, "total": 3} for i in range(3)
     ]
 
@@ -183,7 +183,7 @@ async def test_a_failed_shard_is_retried_alone(bench: Bench) -> None:
     ]
     first, second = bench.told("failed")
     assert (first["error"], first["final"], first["worker"]) == ("killed by SIGKILL", False, "w1")
-    assert second["attempt"] == 2
+    assert second["part_attempt"] == 2
     assert found["shards"][0]["worker_id"] == "w1"
 
 
