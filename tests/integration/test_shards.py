@@ -79,7 +79,7 @@ class Machine:
         return await run_stage(plan.stage("a"), scope, StageRun(log=logging.getLogger("test"), on_event=heard))
 
     def done(self) -> list[dict[str, Any]]:
-        return [e.data for e in self.events if e.kind == "shard" and e.data["what"] == "done"]
+        return [e.data for e in self.events if e.kind == "shard" and e.data["step"] == "done"]
 
     def busy(self) -> list[int]:
         """Return the executor processes on leased devices."""
@@ -161,7 +161,7 @@ async def test_a_later_start_repeats_no_finished_shard(echoes: Machine) -> None:
     killed: list[int] = []
 
     def kill_one(event: ExecutionEvent) -> None:
-        if event.kind == "shard" and event.data["what"] == "done" and not killed:
+        if event.kind == "shard" and event.data["step"] == "done" and not killed:
             killed.extend(echoes.busy())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
@@ -171,8 +171,8 @@ async def test_a_later_start_repeats_no_finished_shard(echoes: Machine) -> None:
     first = echoes.done()
     echoes.settings = settings
     found = result(await echoes.run("again", spec, run_count=2))
-    reused = [d["shard"]["index"] for d in echoes.done() if d.get("reused")]
-    assert reused == sorted(d["shard"]["index"] for d in first)
+    reused = [d["part"]["index"] for d in echoes.done() if d.get("reused")]
+    assert reused == sorted(d["part"]["index"] for d in first)
     assert reused
     assert [i["output"] for i in found["merged"]["items"]] == items
     assert computed(echoes.root, [e["task_id"] for e in found["shards"]]) == [2, 1, 1]
