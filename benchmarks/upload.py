@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-HEAD = b'--xx\r\nContent-Disposition: form-data; name="file"; filename="big.bin"\r\n\r\n'
-TAIL = b"\r\n--xx--\r\n"
+BOUNDARY = "-" * 24 + "f1c9bd2a7e3040d8"  # as long as those of curl
+HEAD = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="big.bin"\r\n\r\n'.encode()
+TAIL = f"\r\n--{BOUNDARY}--\r\n".encode()
 PATH = "/api/v1/results/bench/files"
 
 
@@ -111,7 +112,7 @@ def upload(port: int, source: Path, length: int | None = None) -> None:
         whole = len(HEAD) + size + len(TAIL)
         link.sendall(
             f"POST {PATH} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: {whole}\r\n"
-            "Content-Type: multipart/form-data; boundary=xx\r\n\r\n".encode()
+            f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n".encode()
         )
         link.sendall(HEAD)
         link.sendfile(file, 0, size)
