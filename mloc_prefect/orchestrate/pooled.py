@@ -13,6 +13,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
 from prefect.tasks import Task
 
 from mloc_prefect.errors import DispatchError, ExecutionError
@@ -79,6 +80,7 @@ class _Attempt:
         """Tell why it waits, when that is new."""
         if reason != self.reason:
             self.reason = reason
+            get_run_logger().info("waiting: %s", reason)
             self.on_event(ExecutionEvent("waiting", {"reason": reason}, time.time()))
 
 

@@ -9,6 +9,8 @@ import httpx
 from mloc_prefect.errors import DispatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mloc_prefect.settings import MlocSettings
 
 
@@ -17,6 +19,7 @@ async def run_worker(
     *,
     pool: str | None = None,
     limit: int | None = None,
+    queues: Sequence[str] = (),
     coordinator_only: bool = False,
 ) -> None:
     """Serve a pool until SIGTERM or SIGINT; the pool and our deployments on it are made when they are missing.
@@ -28,6 +31,7 @@ async def run_worker(
         settings: Settings in force.
         pool: Name of the pool; default: that of the settings.
         limit: Most runs at once; root runs do not count.
+        queues: Names of the queues to serve; default: all.
         coordinator_only: Run root runs only; offer no hardware and be in no list of workers.
 
     Raises:
@@ -50,7 +54,7 @@ async def run_worker(
             raise DispatchError(f"Prefect server at {PREFECT_API_URL.value()}: {reason}") from None
     worker = MlocGpuWorker(
         work_pool_name=chosen,
-        work_queues=[COORDINATOR_QUEUE] if coordinator_only else None,
+        work_queues=[COORDINATOR_QUEUE] if coordinator_only else list(queues) or None,
         limit=limit,
         coordinator_only=coordinator_only,
         settings=settings,

@@ -115,7 +115,7 @@ class Waker:
         serves = self._serves(queue) if queue else None
         if serves is False:
             return
-        self.new_queue |= serves is None
+        self.new_queue |= queue is not None and serves is None
         with suppress(ValueError):
             self._named.add(UUID(event.resource.id.removeprefix(_RUN)))
             self._wake.set()
