@@ -60,12 +60,14 @@ class Names:
         port: Port of our endpoint.
         results: Its results root.
         alike: Texts that count as one, e.g. two equal workers of which either may be chosen.
+        amended: Parts of recorded texts, and what was sent in their place.
     """
 
     port: str
     results: str
     alike: dict[str, str] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
+    amended: dict[str, str] = field(default_factory=dict)
 
     def fill(self, text: str) -> str:
         """Return a text of the recording for sending; ids that we never gave out become ids that nobody knows."""
@@ -92,12 +94,16 @@ class Names:
         return self._text(value) if isinstance(value, str) else value
 
     def same(self, value: Any) -> Any:
-        """Return a recorded value with texts that count as one made one."""
+        """Return a recorded value as it would be after the amendments, and with texts that count as one made one."""
         if isinstance(value, dict):
             return {self.same(key): self.same(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.same(item) for item in value]
-        return self.alike.get(value, value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        for old, new in self.amended.items():
+            value = value.replace(old, new)
+        return self.alike.get(value, value)
 
     def _text(self, text: str) -> str:
         if _TIME.fullmatch(text):
@@ -185,8 +191,8 @@ class Differences:
 
     Attributes:
         entries: `scenario`, `step`, `field`, `ours`, `reason` each; the first three are patterns (only `*` is special)
-            or lists of them, of which every combination must occur. In the place of `ours` there may be `replaced` and
-            `by`: ours is the recorded text with the one put for the other.
+            or lists of them, of which every combination must occur. Instead of `ours` there may be `replaced`: ours is
+            the recorded text with these parts put for those.
         amended: Steps that we refuse and that are sent again, changed, so that the rest can be compared:
             `scenario`, `step`, `replace`, `by`, `reason`.
     """
@@ -239,7 +245,10 @@ def _is_ours(entry: dict[str, Any], one: Found) -> bool:
     if "replaced" in entry:
         if not isinstance(one.recorded, str):
             return False
-        return bool(one.ours == one.recorded.replace(entry["replaced"], entry["by"]))
+        text = one.recorded
+        for old, new in entry["replaced"].items():
+            text = text.replace(old, new)
+        return bool(one.ours == text)
     if entry["ours"] == "<more>":  # a key that is not in the recording: whatever it holds
         return one.recorded == ABSENT
     return bool(entry["ours"] == one.ours and type(entry["ours"]) is type(one.ours))

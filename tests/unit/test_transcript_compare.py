@@ -107,8 +107,8 @@ def differences(**entry) -> Differences:
         ({"ours": 2, "scenario": "*", "step": "*"}, Found("json.a", 1, 2), True),
         ({"ours": "<more>"}, Found("json.a", ABSENT, 2), True),
         ({"ours": "<more>"}, Found("json.a", 1, 2), False),
-        ({"replaced": "token", "by": "***"}, Found("json.a", "a token", "a ***"), True),
-        ({"replaced": "token", "by": "***"}, Found("json.a", "a token", "an ***"), False),
+        ({"replaced": {"token": "***"}}, Found("json.a", "a token", "a ***"), True),
+        ({"replaced": {"token": "***"}}, Found("json.a", "a token", "an ***"), False),
     ],
 )
 def test_only_the_listed_value_at_the_listed_place_is_explained(entry, found, explained) -> None:
