@@ -140,8 +140,8 @@ class Node:
         """Return what to run now, see `Claims.choose`; the leases are kept for `run`, or until `drop`."""
         if self.draining:
             return []
-        claims = await self._claims.choose(client, busy, settled=settled or self._waker.new_queue)
-        self._waker.new_queue = False
+        settled, self._waker.new_queue = settled or self._waker.new_queue, False  # not after: more may come meanwhile
+        claims = await self._claims.choose(client, busy, settled=settled)
         self._leases |= {claim.entry.flow_run.id: claim.lease for claim in claims if claim.lease is not None}
         return claims
 

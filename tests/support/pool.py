@@ -120,6 +120,15 @@ class Pool:
         states = ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]
         return self.api.post("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": states}}}})
 
+    def story(self, root_run: str) -> str:
+        """Return what became of a run and of all below it, and the output of all workers; for failed tests."""
+        lines = []
+        for run in [self.api.run(root_run), *self.api.stages(root_run).values(), *self.runs(root_run).values()]:
+            states = self.api.get(f"/flow_run_states/?flow_run_id={run['id']}")
+            said = [f"  {s['timestamp'][14:23]} {s['name']} {s['message'] or ''}" for s in states]
+            lines += [f"{run['name']} {run['work_queue_name']} {run['labels'].get('prefect.worker.name')}", *said]
+        return "\n".join([*lines, *(f"--- {log}\n{log.read_text()}" for log in self.root.glob("*/worker.log"))])
+
     @contextmanager
     def _worker(
         self, name: str, gpus: Sequence[str], options: dict[str, Any], more: dict[str, str]

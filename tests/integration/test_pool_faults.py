@@ -1,0 +1,195 @@
+"""What is lost and what is not: cancelled, killed, stopped and restarted parts of a pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from mloc_prefect.execution.supervisor import MARK
+from mloc_prefect.orchestrate.embedded import EmbeddedServer
+from tests.support.counts import count
+from tests.support.pool import Pool, rows, spec, until
+from tests.support.server import prepare_home, start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.pool import Worker
+
+GPU = {"count": 1, "type": "a100"}
+ROWS = 12
+STAGES = (rows(ROWS, 0.08),) * 3
+
+
+class Bench(Pool):
+    """A pool whose server a test may restart."""
+
+    def __init__(self, root: Path) -> None:
+        prepare_home(root)
+        self.server = EmbeddedServer(root, 24660)
+        super().__init__(root, start(self.server).api_url)
+
+    def restart_server(self, *, away: float) -> None:
+        """End the server, and start it again on its port after `away` seconds."""
+        port = int(self.api_url.split(":")[2].split("/")[0])
+        self.server.stop_now()
+        time.sleep(away)
+        self.server = EmbeddedServer(self.root, port, exact=True)
+        assert start(self.server).api_url == self.api_url
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    found = Bench(tmp_path_factory.mktemp("faults"))
+    try:
+        yield found
+    finally:
+        found.close()
+        found.server.stop_now()
+
+
+@pytest.fixture
+def one(bench: Bench) -> Iterator[Worker]:
+    """A worker with one card, in a pool of its own for the test's length."""
+    worker = bench.worker(f"one-{random.getrandbits(20):05x}", gpus=["a100:80GiB"])
+    yield worker
+    if worker.process.poll() is None:
+        worker.stop()
+
+
+def executors(bench: Bench) -> list[psutil.Process]:
+    """Return the processes of hosts of this bench, and theirs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            env = process.environ()
+        except psutil.Error:
+            continue
+        if MARK in env and str(bench.root) in env.get("MLOC_HOME", "") and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def check(bench: Bench, run: str) -> None:
+    """Check that a run of `STAGES` has the results of an undisturbed one, and computed no row twice."""
+    done = bench.api.wait(run, "COMPLETED", "FAILED", "CANCELLED", seconds=90)  # CRASHED is not the end
+    assert done["state"]["type"] == "COMPLETED", done["state"]
+    expected = [f"row {index}" for index in range(ROWS)]
+    for task_id in bench.task_ids(run).values():
+        assert [item["output"] for item in bench.result(task_id)["items"]] == expected
+        lines = [
+            row["index"] for path in (bench.results / task_id).glob("attempts/*/items.jsonl") for row in read(path)
+        ]
+        assert sorted(lines) == list(range(ROWS))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a journal of rows; a torn last one was never finished."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def test_a_cancelled_run_leaves_nothing(bench: Bench):
+    """At random moments of a job of three stages. What stays warm between stages leaves by its idle time, 1 s here."""
+    one = bench.worker("brief", gpus=["b200:80GiB"], MLOC_HOST_IDLE_SECONDS="1")
+    rounds, slowest = count("cancel", 3, 20), 0.0
+    states = []
+    for number in range(rounds):
+        run = bench.submit(spec(f"cancel-{number}", *STAGES, gpu={"count": 1, "type": "b200"}))
+        time.sleep(random.uniform(0, 4))
+        began = time.monotonic()
+        bench.api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        states.append(bench.api.wait(run)["state"]["type"])
+        until(lambda: not one.leases and not executors(bench), 10, lambda: [p.cmdline() for p in executors(bench)])
+        slowest = max(slowest, time.monotonic() - began)
+        below = [*bench.api.stages(run).values(), *bench.runs(run).values()]
+        assert {r["state"]["type"] for r in below} <= {"CANCELLED", "COMPLETED"}
+    print(f"cancelled {states.count('CANCELLED')} of {rounds}, the others had ended; slowest {slowest:.1f} s")
+    assert set(states) <= {"CANCELLED", "COMPLETED"}
+    one.stop()
+
+
+def test_a_single_stage_is_cancelled_alone(bench: Bench, one: Worker):
+    run = bench.submit(spec("single", rows(ROWS, 0.01), {"echo": {"delay": 300}}, rows(ROWS, 0.01), gpu=GPU))
+    stage = until(lambda: bench.api.stages(run).get("single:s2"))
+    until(lambda: "single:s2" in one.holders)
+    bench.api.post(f"/flow_runs/{stage['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    until(lambda: not executors(bench), 5)  # its warm executor has left at once: the card is free
+    ended = bench.api.wait(run)
+    states = {name: stage["state"]["type"] for name, stage in bench.api.stages(run).items()}
+    assert states == {"single:s1": "COMPLETED", "single:s2": "CANCELLED", "single:s3": "CANCELLED"}
+    assert ended["state"]["type"] == "CANCELLED"
+    assert one.leases == []
+
+
+def test_a_queued_stage_that_is_cancelled_never_starts(bench: Bench, one: Worker):
+    busy = bench.submit(spec("busy", gpu=GPU, echo={"delay": 300}))
+    until(lambda: one.holders == ["busy"])
+    run = bench.submit(spec("queued", gpu=GPU))
+    attempt = next(iter(until(lambda: bench.runs(run)).values()))
+    for flow_run in (run, busy):
+        bench.api.post(f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING"}})
+        assert bench.api.wait(flow_run)["state"]["type"] == "CANCELLED"
+    left = bench.api.run(attempt["id"])
+    assert (left["state"]["type"], left["run_count"]) == ("CANCELLED", 0)
+
+
+def test_killed_workers_cost_nothing_that_was_done(bench: Bench, one: Worker):
+    """At random moments of a job of three stages; a second worker finds out, and one takes the job over."""
+    rounds, again = count("kill", 3, 20), 0
+    for number in range(rounds):
+        victim = bench.worker(f"victim-{number}", gpus=["a100:80GiB"])
+        run = bench.submit(spec(f"kill-{number}", *STAGES, gpu=GPU))
+        time.sleep(random.uniform(0, 4))
+        children = psutil.Process(victim.process.pid).children(recursive=True)
+        victim.kill()
+        check(bench, run)
+        again += bench.api.run(run)["run_count"] > 1
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+        until(lambda: not one.leases)
+    assert bench.active() == []
+    assert [
+        v["name"] for v in bench.api.post("/variables/filter") if "victim" in v["name"] and "worker" in v["name"]
+    ] == []
+    print(f"killed {rounds} workers, {again} of the runs were theirs and were started again")
+
+
+def test_a_restarted_server_finds_its_worker_at_work(bench: Bench, one: Worker):
+    run = bench.submit(spec("restart", rows(ROWS, 0.5), gpu=GPU))
+    hosts = until(lambda: [process.pid for process in executors(bench)])
+    bench.restart_server(away=3)
+    check(bench, run)
+    assert bench.api.run(run)["run_count"] == 1
+    assert set(hosts) <= {process.pid for process in executors(bench)}
+    check(bench, bench.submit(spec("after", rows(ROWS, 0.01), gpu=GPU)))
+
+
+def test_a_worker_that_was_stopped_and_replaced_changes_nothing(bench: Bench, one: Worker):
+    """SIGSTOP for longer than its time to live: another takes over; continued, it drops what it had and goes on."""
+    slow = bench.worker("slow", gpus=["h100:80GiB"])
+    run = bench.submit(spec("paused", rows(ROWS, 0.4), gpu={"count": 1, "type": "h100"}))
+    until(lambda: slow.leases, why=lambda: bench.story(run))
+    family = [slow.process.pid, *(c.pid for c in psutil.Process(slow.process.pid).children(recursive=True))]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    other = bench.worker("other", gpus=["h100:80GiB"])
+    until(lambda: other.leases, 40, lambda: bench.story(run))
+    for pid in family:
+        os.kill(pid, signal.SIGCONT)
+    check(bench, run)
+    until(lambda: "took this worker for dead" in slow.text(), 10, slow.text)
+    history = [s["name"] for s in bench.api.get(f"/flow_run_states/?flow_run_id={run}")]
+    assert history[-1] == "Completed"
+    assert history.count("Completed") == 1
+    other.stop()
+    again = bench.submit(spec("again", gpu={"count": 1, "type": "h100"}))
+    assert bench.api.wait(again)["state"]["type"] == "COMPLETED"
+    assert not slow.leases
+    slow.stop()
