@@ -6,6 +6,7 @@ the model in training, so it gets a stand-in, and its `get_reward` is taught to 
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,11 @@ class PpoRecipe(RolloutRecipe):
         for _ in range(done):
             trainer.lr_scheduler.step()
         trainer.args.num_total_batches = max(0, trainer.args.num_total_batches - done)
-        trainer.train()
+        gc.freeze()  # TRL collects garbage several times a step, and the libraries alone are a million objects
+        try:
+            trainer.train()
+        finally:
+            gc.unfreeze()
 
 
 def _own_callbacks(job: Job) -> list[Any]:

@@ -189,7 +189,7 @@ def _with_adapter(model: Any, folder: Path, options: Options, *, trainable: bool
     if trainable:
         return loaded
     options.notes.append(f"the adapter in {folder} is merged into the model, since {options.kind} trains all weights")
-    return loaded.merge_and_unload()
+    return loaded.merge_and_unload().requires_grad_(True)  # the weights below adapters are frozen
 
 
 def _with_new_adapter(model: Any, lora: Fields) -> Any:

@@ -115,6 +115,7 @@ def train(
     _tell(job)
     checkpoints = Checkpoints(context.task_dir / "checkpoints", prepared.identity)
     metrics = MetricsFile(context.attempt_dir / METRICS)
+    _seed(job)
     model = load_model(_policy(job, recipe), job.options, job.spec, context.phase, cuda=job.cuda)
     try:
         context.check()
@@ -183,6 +184,13 @@ def _job(request: ExecutionRequest, context: ExecutionContext, recipe: Recipe, p
         cuda=torch.cuda.is_available(),
         resume=prepared.resume,
     )
+
+
+def _seed(job: Job) -> None:
+    """Make new layers and draws repeatable: some of TRL's trainers seed less than they use."""
+    from transformers import set_seed
+
+    set_seed(int(job.options.training.number("seed", 42)))
 
 
 def _tell(job: Job) -> None:

@@ -75,3 +75,54 @@ def losses(result: dict[str, Any], key: str = "loss") -> list[float]:
     """Return a curve of a finished training."""
     rows = [json.loads(line) for line in Path(result["metrics_path"]).read_text().splitlines()]
     return [row[key] for row in rows if key in row]
+
+
+def answer_loss(model: Any, tokenizer: Any, rows: list[tuple[str, str]]) -> float:
+    """Return the mean loss of answers, given their prompts, over all of their tokens."""
+    total = count = 0.0
+    for prompt, answer in rows:
+        value, size = _log_likelihood(model, tokenizer, prompt, answer)
+        total, count = total - value, count + size
+    return total / count
+
+
+def prefers_chosen(model: Any, tokenizer: Any, pairs: list[dict[str, str]]) -> float:
+    """Return the share of pairs whose better answer the model finds more likely."""
+    likely = [
+        _log_likelihood(model, tokenizer, p["prompt"], p["chosen"])[0]
+        > _log_likelihood(model, tokenizer, p["prompt"], p["rejected"])[0]
+        for p in pairs
+    ]
+    return sum(likely) / len(likely)
+
+
+def sampled(model: Any, tokenizer: Any, prompts: list[str], tokens: int, seed: int = 0) -> list[str]:
+    """Return one drawn answer to each prompt."""
+    import torch
+
+    torch.manual_seed(seed)
+    tokenizer.padding_side = "left"
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        out = model.generate(
+            **inputs, max_new_tokens=tokens, do_sample=True, top_k=0, pad_token_id=tokenizer.pad_token_id
+        )
+    return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def loaded(folder: Path | str) -> tuple[Any, Any]:
+    """Return model and tokenizer of a folder, as transformers loads them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def _log_likelihood(model: Any, tokenizer: Any, prompt: str, answer: str) -> tuple[float, int]:
+    import torch
+
+    start = len(tokenizer(prompt)["input_ids"])
+    ids = torch.tensor([tokenizer(prompt + answer)["input_ids"]])
+    with torch.no_grad():
+        scores = model(ids).logits[0, :-1].log_softmax(-1)
+    chosen = scores.gather(-1, ids[0, 1:, None])[start - 1 :, 0]
+    return float(chosen.sum()), len(chosen)
