@@ -215,6 +215,21 @@ def test_a_port_in_use_is_one_clear_line(up, tmp_path):
     assert other.stdout == ""
 
 
+def test_redis_and_prefect_of_the_user_are_used_instead(up, tmp_path):
+    password = (up.home / "valkey" / "password").read_text().strip()
+    servers = {
+        "REDIS_URL": f"redis://:{password}@127.0.0.1:{PORT + 2}/5",
+        "PREFECT_API_URL": up.state().api_url,
+        "RESULTS_DIR": str(up.home / "results"),  # the worker of the first one does the work
+    }
+    with running_up(tmp_path / "home", PORT + 30, "--no-worker", **servers) as other:
+        assert set(other.state().parts) == {"endpoint", "bridge", "worker"}
+        assert password not in other.log.read_text()
+        ids = submit_echo(other)
+        assert set(wait_ended(other.url, ids).values()) == {"DONE"}
+        assert other.end(signal.SIGHUP) == 0
+
+
 def test_parts_that_are_killed_come_back_and_submissions_run_again(up):
     before = up.state().parts
     for pid in before.values():
