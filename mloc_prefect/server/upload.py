@@ -39,6 +39,7 @@ _NOT_A_FILE = [
 ]
 
 _BLOCK = 4 << 20  # bytes that are written at once; two blocks are in memory at most
+_PIECES = 512  # that one call writes; systems take 1024
 _MOST_HEADERS = 16 * 1024  # bytes before the data of a part
 _BROKEN = "There was an error parsing the body"
 
@@ -211,8 +212,8 @@ class _Sink:
 
     async def _flush(self) -> None:
         await self._settled()
-        block, self._block, self._held = b"".join(self._block), [], 0
-        self._working = asyncio.gather(self._thread(self._write, block), self._thread(self._sha.update, block))
+        block, self._block, self._held = self._block, [], 0
+        self._working = asyncio.gather(self._thread(self._write, block), self._thread(self._hash, block))
 
     async def _settled(self) -> None:
         if self._working is not None:
@@ -221,16 +222,27 @@ class _Sink:
             working.result()
 
     @staticmethod
-    def _thread(call: Callable[[bytes], None], block: bytes) -> asyncio.Task[None]:
+    def _thread(call: Callable[[list[bytes]], None], block: list[bytes]) -> asyncio.Task[None]:
         return asyncio.create_task(asyncio.to_thread(call, block))
 
-    def _write(self, block: bytes) -> None:
+    def _write(self, block: list[bytes]) -> None:
         if self._file is None:
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("xb", buffering=0)
-        view = memoryview(block)
-        while view:
-            view = view[self._file.write(view) :]
+        for at in range(0, len(block), _PIECES):  # not joined: that would copy all of it once more
+            pieces = block[at : at + _PIECES]
+            left = sum(map(len, pieces)) - os.writev(self._file.fileno(), pieces)
+            if left:  # a disk that is nearly full takes a part; the next call says why
+                self._write_rest(b"".join(pieces)[-left:])
+
+    def _write_rest(self, data: bytes) -> None:
+        assert self._file is not None
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _hash(self, block: list[bytes]) -> None:
+        for piece in block:
+            self._sha.update(piece)
 
     def _publish(self) -> None:
         if self._file is None:  # cannot be: an empty block opens it too
