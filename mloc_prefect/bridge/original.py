@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ from mloc_prefect.bridge.original_claim import Claim, End, Times, works_at
 from mloc_prefect.bridge.original_hub import Hub
 from mloc_prefect.bridge.original_results import ResultPlace, says_failed
 from mloc_prefect.bridge.original_roster import Roster
+from mloc_prefect.bridge.original_rows import exact_spec
 from mloc_prefect.errors import ExecutionError, StoreError
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionResult
 
@@ -78,6 +79,8 @@ class OriginalDispatcher:
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
         """See `StageDispatcher`. A worker that vanishes costs the attempt only when no other one is free."""
+        spec = await asyncio.to_thread(exact_spec, job.request)
+        job = replace(job, request=replace(job.request, spec=spec))
         trial = _Trial(job, on_event, await self._failed_before(job))
         while True:
             try:
