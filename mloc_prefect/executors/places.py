@@ -25,18 +25,22 @@ class Places:
         home: State directory; copies of remote models go to `cache/` below it.
         base: Folder that relative paths of the spec start from.
         allowed: Hosts that data may be read from.
+        results: Root of all tasks' results; None: where the task's own directory lies.
+        endpoint: URL of our own HTTP endpoint, or None.
     """
 
     mirrors: Mirrors
     home: Path
     base: Path
     allowed: AllowedHosts
+    results: Path | None = None
+    endpoint: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Places:
-        """Read `home`, `mirrors`, `base_dir`, `allowed_hosts` and `loopback` of `ExecutionRequest.settings`.
+        """Read `ExecutionRequest.settings`.
 
-        Absent ones fall back to the environment (`MLOC_HOME`, `MLOC_MIRRORS`, `MLOC_ALLOWED_HOSTS`) and to the
+        Absent names fall back to the environment (`MLOC_HOME`, `MLOC_MIRRORS`, `MLOC_ALLOWED_HOSTS`) and to the
         working directory.
 
         Raises:
@@ -54,7 +58,15 @@ class Places:
             raise user_error(error) from None
         base = Path(settings.get("base_dir") or Path.cwd())
         names = frozenset(str(host).strip().lower() for host in listed if str(host).strip())
-        return cls(mirrors, home, base, AllowedHosts(names, loopback=bool(settings.get("loopback"))))
+        root = settings.get("results_root")
+        return cls(
+            mirrors,
+            home,
+            base,
+            AllowedHosts(names, loopback=bool(settings.get("loopback"))),
+            results=Path(root) if root else None,
+            endpoint=settings.get("base_url"),
+        )
 
     @property
     def mirrors_target(self) -> Path:

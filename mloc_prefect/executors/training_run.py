@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.artifacts.checkpoint import Places as CheckpointPlaces
-from mloc_prefect.artifacts.checkpoint import load_checkpoint
-from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.protocol import Cancelled, UserError
+from mloc_prefect.executors.checkpoints import checkpoint_of
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.models_source import ModelPlace
-from mloc_prefect.executors.places import Places, user_error
+from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.threads import usable_cores
 from mloc_prefect.executors.training_arguments import Options, Place, config_arguments
 from mloc_prefect.executors.training_checkpoints import Checkpoint, Checkpoints, identity_of
@@ -88,7 +86,7 @@ def prepare(request: ExecutionRequest, context: ExecutionContext, recipe: Recipe
     options = Options.of(recipe.kind, spec)
     places = Places.of(request.settings)
     context.phase("finding model")
-    weights = find_weights(options, spec, _checkpoint(request, context, spec, places), places)
+    weights = find_weights(options, spec, _checkpoint(context, spec, places), places)
     identity = identity_of(recipe.kind, request.spec, weights.base.fingerprint)
     checkpoints = Checkpoints(context.task_dir / "checkpoints", identity)
     resume = checkpoints.prepare()
@@ -130,28 +128,12 @@ def train(
         _release()
 
 
-def _checkpoint(request: ExecutionRequest, context: ExecutionContext, spec: Fields, places: Places) -> Path | None:
+def _checkpoint(context: ExecutionContext, spec: Fields, places: Places) -> Path | None:
     """Return the folder that `checkpoint.load` names, else `training.resume_from_path`. [protocol 4.3, 4.9]."""
-    load, settings = spec.child("checkpoint").child("load"), request.settings
-    if load.data:
-        task_dir = context.task_dir
-        known = CheckpointPlaces(
-            task_dir=task_dir,
-            results=Path(settings.get("results_root") or task_dir.parent),
-            base=places.base,
-            cache=places.home / "cache" / "models",
-            allowed=places.allowed,
-            endpoint=settings.get("base_url"),
-        )
-        try:
-            return load_checkpoint(load.data, known, paced(context))
-        except ArtifactError as error:
-            if getattr(error, "retryable", False):
-                raise
-            raise user_error(error) from error
+    loaded = checkpoint_of(spec, places, context.task_dir, paced(context))
     path = spec.child("training").text("resume_from_path")
-    if path is None:
-        return None
+    if loaded is not None or path is None:
+        return loaded
     folder = places.local(path)
     if not folder.is_dir():
         raise UserError(f"Checkpoint path {path} not found for resume")

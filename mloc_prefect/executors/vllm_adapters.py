@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.artifacts.cache import fetch_folder
-from mloc_prefect.artifacts.mirrors import is_url
-from mloc_prefect.errors import ArtifactError
+from mloc_prefect.artifacts.checkpoint import TRAINED
+from mloc_prefect.artifacts.layout import task_dir as task_dir_of
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.checkpoints import checkpoint_of, load_folder
 from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.places import user_error
 
 if TYPE_CHECKING:
     from mloc_prefect.executors.places import Places
 
 _CONFIG = "adapter_config.json"
-_TRAINED = ("final_lora", "final_model", "checkpoints/final_lora", "checkpoints/final_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +64,9 @@ def checkpoint_folder(spec: Fields, places: Places, task_dir: Path) -> Path | No
     """Return the folder that `checkpoint.load` names, None without one. [protocol 4.9].
 
     Raises:
-        UserError: It does not exist, or is not local.
+        UserError: It does not exist, or must not be loaded.
     """
-    load = spec.child("checkpoint").child("load")
-    if not load.data:
-        return None
-    task, path = load.text("task_id", "taskId"), load.text("path", "uri")
-    if task is None and path is None:
-        raise UserError("spec.checkpoint.load: the vllm engine reads local folders; give path, or task_id")
-    found = _of_task(task, task_dir) if task else places.local(str(path))
-    if found is None or not found.is_dir():
-        raise UserError(f"Checkpoint path {path or task} not found")
-    subdir = load.text("subdir")
-    return found / subdir if subdir else found
+    return checkpoint_of(spec, places, task_dir)
 
 
 def _listed(entry: Fields, places: Places, task_dir: Path, attempt_dir: Path) -> Adapter:
@@ -89,14 +77,12 @@ def _listed(entry: Fields, places: Places, task_dir: Path, attempt_dir: Path) ->
     if path:
         folder = places.local(path)
     elif task:
-        folder = _of_task(task, task_dir)
-    elif url and is_url(url) and not url.startswith("http"):
-        try:
-            folder = fetch_folder(url, places.home / "cache" / "adapters")
-        except ArtifactError as error:
-            raise UserError(f"{entry.path}.url: {user_error(error)}") from None
+        folder = next((top for name in TRAINED if (top := _root(places, task_dir, task) / name).is_dir()), None)
+    elif url:
+        kind = {"type": "http"} if url.startswith(("http://", "https://")) else {"type": "local", "path": url}
+        folder = load_folder({**entry.data, **kind}, places, attempt_dir)
     else:
-        raise UserError(f"{entry.path} needs path, task_id, or a url of a folder (file, s3, ...)")
+        raise UserError(f"{entry.path} needs path, task_id, or url")
     if folder is None or not (folder / _CONFIG).is_file():
         raise UserError(f"{entry.path}: {folder or task} holds no {_CONFIG}, so it is not a LoRA adapter")
     name = entry.text("name", "id", "adapter_id") or folder.name
@@ -128,6 +114,5 @@ def _scaled(folder: Path, config: dict[str, Any], scale: float, target: Path) ->
     return target
 
 
-def _of_task(task_id: str, task_dir: Path) -> Path | None:
-    root = task_dir.parent / task_id
-    return next((root / name for name in _TRAINED if (root / name).is_dir()), None)
+def _root(places: Places, own: Path, task_id: str) -> Path:
+    return own.parent / task_id if places.results is None else task_dir_of(places.results, task_id)

@@ -196,9 +196,10 @@ def test_a_scaled_adapter_is_another_one(places: Places, tmp_path: Path) -> None
     [
         ({"model": {"adapters": [{"path": "x"}, {"path": "y"}]}}, "one adapter at most"),
         ({"model": {"adapters": [{"path": "x"}]}}, "holds no adapter_config.json"),
-        ({"model": {"adapters": [{"url": "https://x/y"}]}}, "needs path, task_id"),
+        ({"model": {"adapters": [{"url": "https://x/y"}]}}, "host 'x' of https://x/y is not allowed"),
+        ({"model": {"adapters": [{"name": "n"}]}}, "needs path, task_id, or url"),
         ({"model": {"adapters": [{"type": "ia3", "path": "x"}]}}, "must be lora"),
-        ({"checkpoint": {"load": {"type": "http", "url": "https://x"}}}, "reads local folders"),
+        ({"checkpoint": {"load": {"type": "http", "url": "https://x/y"}}}, "host 'x' of https://x/y is not allowed"),
         ({"checkpoint": {"load": {"path": "nowhere"}}}, "Checkpoint path nowhere not found"),
     ],
 )
