@@ -20,7 +20,6 @@ from mloc_prefect.orchestrate.deployments import RUN_WORKFLOW
 from mloc_prefect.orchestrate.follow import RunFollower
 from mloc_prefect.orchestrate.placing import PlacingDispatcher
 from mloc_prefect.orchestrate.pooled import WorkPoolDispatcher
-from mloc_prefect.orchestrate.shards import ShardingDispatcher
 from mloc_prefect.worker.cancels import CancelWatch
 from mloc_prefect.worker.card import WorkerCard
 from mloc_prefect.worker.claims import Claims
@@ -215,10 +214,9 @@ class Node:
 
     def _make_dispatcher(self, follower: RunFollower) -> StageDispatcher:
         pool = WorkPoolDispatcher(self._pool, follower, Reasons(self._view).why)
-        placing = PlacingDispatcher(
+        return PlacingDispatcher(
             here=self._here, pool=pool, view=self._view, original=self._original(), mode=self._settings.dispatch
         )
-        return ShardingDispatcher(placing, settings=self._settings, root=self._settings.results_root)
 
     def _original(self) -> Any:
         """Return the way to workers of the original protocol, which are known through Redis only."""
