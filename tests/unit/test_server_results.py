@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -589,3 +590,30 @@ async def test_an_html_file_is_no_page_of_ours(tmp_path):
         assert got.headers["content-disposition"].startswith("attachment")
         assert got.headers["x-content-type-options"] == "nosniff"
         assert got.headers["content-type"] == "text/html; charset=utf-8"
+
+
+async def test_a_disk_that_takes_a_part_at_a_time(tmp_path, monkeypatch):
+    real = os.writev
+    monkeypatch.setattr(os, "writev", lambda handle, pieces: real(handle, [b"".join(pieces)[:1000]]))
+    content = os.urandom(9_000_000)
+    async with served(tmp_path) as endpoint:
+        answer = await put(endpoint.client, "x", content)
+        assert Path(answer.json()["path"]).read_bytes() == content
+
+
+@pytest.mark.parametrize("call", ["writev", "fsync"])
+async def test_a_full_disk_is_507_and_leaves_what_was_there(tmp_path, monkeypatch, call):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with served(tmp_path) as endpoint:
+        await put(endpoint.client, "x", b"before")
+        monkeypatch.setattr(os, call, full)
+        for answer in (
+            await put(endpoint.client, "x", b"after" * 1_000_000),
+            *([await endpoint.client.post(RESULTS, json={"task_id": "f1", "result": {}})] if call == "fsync" else []),
+        ):
+            assert (answer.status_code, answer.json()) == (507, {"detail": "no space is left for the results"})
+        assert (endpoint.results / "f1" / "x").read_bytes() == b"before"
+        assert list(endpoint.results.rglob("*.part")) == []
+        assert not (endpoint.results / "f1" / "responses.json").exists()
