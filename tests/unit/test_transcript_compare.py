@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from tests.support.replay import out_of_order
@@ -16,6 +19,8 @@ from tests.support.transcript import (
     scenario,
     scenarios,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_recording_is_whole() -> None:
@@ -121,3 +126,12 @@ def test_each_combination_of_an_entry_counts_for_itself() -> None:
     listed = Differences.load()
     assert all(isinstance(entry[key], str) for entry in listed.entries for key in ("scenario", "step", "field"))
     assert all(entry["reason"] for entry in [*listed.entries, *listed.amended])
+
+
+def test_the_page_of_differences_is_the_one_that_the_list_makes() -> None:
+    spec = importlib.util.spec_from_file_location("compatibility_table", ROOT / "docs" / "compatibility_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert table.PAGE.read_text(encoding="utf-8") == table.page(), "run python docs/compatibility_table.py"
