@@ -228,7 +228,9 @@ class Node:
 
         stores = open_stores(url.get_secret_value())
         self._stack.push_async_callback(stores.close)
-        return OriginalDispatcher(stores, self._settings.results_root)
+        original = OriginalDispatcher(stores, self._settings.results_root)
+        self._stack.push_async_callback(original.close)
+        return original
 
     def _make_claims(self) -> Claims:
         user = UserRuns(self._place) if self._place is not None else None
