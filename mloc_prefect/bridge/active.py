@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LEASE = "bridge"
-TTL_SECONDS = 6.0
+TTL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)

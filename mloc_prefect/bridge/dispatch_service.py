@@ -39,7 +39,7 @@ AT_ONCE = 8
 _BATCH = 32
 _BLOCK_MS = 1000
 _RECLAIM_SECONDS = 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 _HOPELESS = frozenset({400, 413, 422})  # the answers that mean this very request
 
 

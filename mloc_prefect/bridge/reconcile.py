@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_sleep = asyncio.sleep
 _AT_ONCE = 200  # submissions that one look compares; the others have their turn at the next
 OPEN = (TaskStatus.PENDING, TaskStatus.WAITING, TaskStatus.DISPATCHED)
 GRACE_SECONDS = 2.0
@@ -98,6 +99,8 @@ class Reconciler:
         if not missing:
             return
         _log.info("%d submissions are known to Prefect only", len(missing))
+        if quiet and any(not root.final or self._age(root) < KEPT_SECONDS for root in missing):
+            await _sleep(KEPT_SECONDS)  # else what was published before would be found later, and published again
         with self._keeper.quiet() if quiet else nullcontext():
             for at in range(0, len(missing), _AT_ONCE):
                 await self._rebuild(missing[at : at + _AT_ONCE])
@@ -139,11 +142,17 @@ class Reconciler:
         for submission_id in chosen:
             await self._submission(submission_id, open_ones[submission_id], found[submission_id])
 
-    async def look_at(self, submission_id: str) -> None:
-        """Compare one submission; see `look`."""
-        records = await self._tasks.page(submission_id=submission_id, brief=True)
-        open_ones = [record for record in records if not record.mark.phase.terminal]
-        await self._submission(submission_id, open_ones, await self._runs.of_submissions([submission_id]))
+    async def finish(self, submission_id: str) -> None:
+        """End what is still open of a submission whose runs have all ended, without waiting for what may still come."""
+        runs = await self._runs.of_submissions([submission_id])
+        stages = [run for run in runs if run.tags.task_id]
+        await self._kept_events(stages)
+        for stage in stages:
+            if stage.final:
+                await self._keeper.end(stage)
+        root = next((run for run in runs if run.tags.task_id is None), None)
+        if root is not None and root.final:
+            await self._keeper.end_root(root)
 
     def _chosen(self, submissions: list[str]) -> list[str]:
         if len(submissions) <= _AT_ONCE:

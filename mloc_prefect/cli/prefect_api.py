@@ -71,19 +71,6 @@ async def reachable(url: str, auth: str | None = None) -> None:
         raise DispatchError(f"the Prefect server at {url} does not answer: {error or type(error).__name__}", hint=hint)
 
 
-async def is_being_cancelled(flow_run_id: str) -> bool:
-    """Return whether somebody cancelled the run; False when the API does not answer just now."""
-    import httpx
-    from prefect.client.orchestration import get_client
-
-    try:
-        async with get_client() as client:
-            run = await client.read_flow_run(UUID(flow_run_id))
-    except httpx.HTTPError:
-        return False  # the run itself will tell, if it lasts
-    return run.state is not None and (run.state.is_cancelling() or run.state.is_cancelled())
-
-
 def run_page(flow_run_id: str) -> str:
     """Return the web page of a run of the API in force."""
     from prefect.utilities.urls import url_for

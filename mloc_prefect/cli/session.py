@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mloc_prefect.orchestrate.options import RunOptions
     from mloc_prefect.orchestrate.outcome import WorkflowOutcome
     from mloc_prefect.plan.model import WorkflowPlan
+    from mloc_prefect.settings import MlocSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +144,10 @@ class _Session:
         )
         inventory = read_inventory(options.settings)
         check_runnable(self._plan, options, inventory, ignore_resources=self._wanted.ignore_resources)
-        return options
+        return replace(options, shown=self._shown(options.settings))
 
-    def _shown(self) -> dict[str, Any]:
+    def _shown(self, settings: MlocSettings) -> dict[str, Any]:
         """Return what a bridge on the same server makes this run's records from."""
-        from mloc_prefect.settings import get_settings
-
-        settings = get_settings(results_dir=self._wanted.results_dir)
         if settings.redis_url is None and api_of_up(settings.home) is None:
             return {}  # nobody asks; a spec may hold secrets, and Prefect shows parameters
         from mloc_prefect.orchestrate.specs import pack

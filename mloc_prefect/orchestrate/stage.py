@@ -263,6 +263,8 @@ class _Runner:
         return self.scope.options.settings.worker_id or f"{platform.node()}:{os.getpid()}"
 
     def _tell_failure(self, error: MlocError, delay: float | None) -> None:
+        if isinstance(error, ExecutionError):
+            self._ensure_placed()
         due = None if delay is None else datetime.fromtimestamp(time.time() + delay, UTC).isoformat()
         where = self.placed or {"worker": None, "protocol": None}
         self.run_.teller.tell(

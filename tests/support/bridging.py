@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import subprocess
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.bridge.events import STATES, RunEvent
 from mloc_prefect.bridge.keeper import Keeper
 from mloc_prefect.bridge.memory_runs import MemoryRuns
+from mloc_prefect.bridge.ports import TASK_EVENTS, TASKS, WORKER_EVENTS
 from mloc_prefect.bridge.rebuild import Rebuilder
 from mloc_prefect.bridge.runs import RunView, Tags
 from mloc_prefect.bridge.stores import memory_stores
@@ -17,7 +23,11 @@ from mloc_prefect.settings import get_settings
 from tests.support.records import submit
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
     from mloc_prefect.bridge.records import TaskRecord
+    from mloc_prefect.bridge.stores import Stores
 
 _numbers = itertools.count(1)
 WORKER = {"worker": "w-1", "protocol": "ours"}
@@ -100,3 +110,70 @@ def _short(channel: str, message: dict[str, Any]) -> str:
     if channel == "tasks":
         return "tasks"
     return f"{message['type']} {message['status']}" if message["type"] == "STATUS" else str(message["type"])
+
+
+# --- real ones --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bridge_process(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `mloc bridge` until the block ends, unless it was killed before."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mloc_prefect.cli", "bridge"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Heard:
+    """What was published, in order."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, dict[str, Any]]] = []
+
+    def of(self, task_id: str) -> list[str]:
+        """Return the messages about a task, in short."""
+        return [_short(channel, message) for channel, message in self.all if _task_of(message) == task_id]
+
+    def facts(self) -> Counter[tuple[str, int, str]]:
+        """Return how often each (task, attempt, what) came on `tasks.events`."""
+        events = [m for channel, m in self.all if channel == "tasks.events"]
+        return Counter((m["task_id"], m["payload"]["attempt"], m["type"]) for m in events)
+
+
+@asynccontextmanager
+async def hearing(stores: Stores) -> AsyncIterator[Heard]:
+    """Listen on all channels of MLOC."""
+    heard = Heard()
+    async with stores.publisher.listen(TASKS, TASK_EVENTS, WORKER_EVENTS) as messages:
+
+        async def keep() -> None:
+            async for channel, message in messages:
+                heard.all.append((channel, message))
+
+        task = asyncio.create_task(keep())
+        try:
+            yield heard
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _task_of(message: dict[str, Any]) -> str | None:
+    extra = message.get("extra") or {}
+    found = message.get("task_id") or extra.get("task_id") or extra.get("last_task")
+    return str(found) if found else None

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mloc_prefect.bridge import active, dispatch_service, service, watch
+from mloc_prefect.bridge import active, dispatch_service, reconcile, service, watch
 from mloc_prefect.bridge.active import LEASE, ActiveLease
 from mloc_prefect.bridge.dispatch_service import DispatchService
 from mloc_prefect.bridge.memory import MemoryLeases
@@ -30,6 +30,7 @@ HAPPY = ["tasks", "STATUS RUNNING", "TASK_STARTED", "STATUS RUNNING", "TASK_SUCC
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(reconcile, "_sleep", lambda _seconds: asyncio.sleep(0))
     monkeypatch.setattr(dispatch_service, "_FIRST_PAUSE", 0.0)
     monkeypatch.setattr(watch, "_AWAY_SECONDS", 0.0)
 
