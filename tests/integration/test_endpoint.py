@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -280,8 +281,11 @@ def test_a_restart_changes_nothing_that_clients_see(tmp_path: Path):
 @pytest.mark.counted
 async def test_a_killed_endpoint_loses_and_doubles_nothing_that_it_accepted(tmp_path: Path):
     """Clients submit to two processes; both are killed in the middle, and clients send again with their keys."""
-    with embedded_valkey(tmp_path, port=26609) as valkey:
-        running = [launch(tmp_path, valkey.url()) for _ in range(2)]
+    with embedded_valkey(tmp_path, port=26609) as valkey, ExitStack() as stack:
+        starts = [asyncio.to_thread(launch, tmp_path, valkey.url()) for _ in range(4)]
+        *running, spare, last = processes = await asyncio.gather(*starts)
+        for process in processes:
+            stack.callback(process.kill)
         accepted: dict[int, str] = {}
         waiting = iter(range(SUBMISSIONS))
 
@@ -301,14 +305,15 @@ async def test_a_killed_endpoint_loses_and_doubles_nothing_that_it_accepted(tmp_
 
         async with httpx.AsyncClient(timeout=10) as client:
             clients = [asyncio.create_task(submit(client)) for _ in range(8)]
-            for place in (0, 1):
+            for place, successor in enumerate((spare, last)):
                 while len(accepted) < SUBMISSIONS * (place + 1) // 3:
                     await asyncio.sleep(0.002)
                 running[place].kill()
-                running[place] = await asyncio.to_thread(launch, tmp_path, valkey.url())
+                await asyncio.sleep(0.2)  # clients find nobody there
+                running[place] = successor
             await asyncio.gather(*clients)
         for one in running:
-            one.kill()
+            one.kill()  # what they had not answered is not finished any more
         stores = open_stores(valkey.url())
         entries = []
         while batch := await stores.journal.read("test", count=500):

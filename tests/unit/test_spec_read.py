@@ -103,7 +103,7 @@ def test_only_presence_of_required_fields_counts() -> None:
         ("{type: any}", ["Missing spec.resources.hardware.gpu.count"]),
         ("{count: null, type: any}", ["Missing spec.resources.hardware.gpu.count"]),
         ("{count: two, type: any}", ["count must be a whole number, at least 0"]),
-        ("all", ["gpu must be a mapping"]),
+        ("all", ["gpu must be a mapping", "Missing spec.resources.hardware.gpu.count"]),
     ],
 )
 def test_gpu_blocks(gpu: str, messages: list[str]) -> None:
