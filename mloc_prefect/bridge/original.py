@@ -100,7 +100,8 @@ class OriginalDispatcher:
         Raises:
             StoreError: The registry cannot be reached.
         """
-        return choose_worker(await self._roster.workers(), resources, demand=self._waiting + 1)
+        workers = await self._roster.workers()
+        return choose_worker(workers, resources, demand=self._waiting + 1, engaged=self._hub.followed)
 
     async def close(self) -> None:
         """Stop to listen; workers that still work at a task nobody waits for are not followed any longer."""

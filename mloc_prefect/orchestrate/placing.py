@@ -17,7 +17,7 @@ from mloc_prefect.orchestrate.pooled import WorkerLostError
 from mloc_prefect.worker.gpus import matching_gpus, wanted_gpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mloc_prefect.execution.protocol import ExecutionResult
     from mloc_prefect.orchestrate.dispatch import StageJob
@@ -160,30 +160,51 @@ class PlacingDispatcher:
     ) -> ExecutionResult:
         if self._original is None or self._mode == "ours":
             return await self._pool.dispatch(job, on_event=where.take, prefer=prefer, avoid=avoid)
-        if await self._theirs(job):
-            return await self._original.dispatch(job, on_event=where.take)
-        pooled = asyncio.ensure_future(self._pool.dispatch(job, on_event=where.take, prefer=prefer, avoid=avoid))
-        try:
-            while True:
-                await asyncio.wait({pooled}, timeout=_LOOK_SECONDS)
-                if pooled.done():
-                    return await pooled
-                if where.worker is None and await self._theirs(job):
-                    break
-        finally:
-            pooled.cancel()
-            await asyncio.gather(pooled, return_exceptions=True)
-        return await self._original.dispatch(job, on_event=where.take)
+        while True:
+            if await self._theirs(job):
+                run, better = self._original.dispatch(job, on_event=where.take), self._room
+            else:
+                run = self._pool.dispatch(job, on_event=where.take, prefer=prefer, avoid=avoid)
+                better = self._theirs
+            result = await _unless(run, job, where, better)
+            if result is not None:
+                return result
 
     async def _theirs(self, job: StageJob) -> bool:
-        """Return whether a worker of the original protocol can take the job now, while none of ours has room."""
+        """Return whether the job should go to workers of the original protocol: none of ours has room for it.
+
+        Either one of theirs is free, or only theirs have the hardware for it.
+        """
         assert self._original is not None
-        if any(card.has_room(job.resources, lease=job.leased) for card in self._view.live):
+        if await self._room(job):
             return False
         try:
-            return bool((await self._original.choice(job.resources)).ready)
+            choice = await self._original.choice(job.resources)
         except DispatchError:  # no Redis now: ours go on without it
             return False
+        ours = any(card.could_run(job.resources) for card in self._view.live)
+        return bool(choice.ready) or (not ours and bool(choice.fitting))
+
+    async def _room(self, job: StageJob) -> bool:
+        return any(card.has_room(job.resources, lease=job.leased) for card in self._view.live)
+
+
+async def _unless(
+    run: Awaitable[ExecutionResult], job: StageJob, where: _Where, better: Callable[[StageJob], Awaitable[bool]]
+) -> ExecutionResult | None:
+    """Return what `run` does; None when it has not been placed by the time that `better` finds another place."""
+    running = asyncio.ensure_future(run)
+    try:
+        while True:
+            await asyncio.wait({running}, timeout=_LOOK_SECONDS)
+            if running.done():
+                return await running
+            # Asking takes a moment, in which it may have been placed or have ended.
+            if where.worker is None and await better(job) and where.worker is None and not running.done():
+                return None
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 class _Where:
