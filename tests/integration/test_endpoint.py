@@ -314,14 +314,20 @@ async def test_a_killed_endpoint_loses_and_doubles_nothing_that_it_accepted(tmp_
             await asyncio.gather(*clients)
         for one in running:
             one.kill()  # what they had not answered is not finished any more
-        stores = open_stores(valkey.url())
-        entries = []
-        while batch := await stores.journal.read("test", count=500):
-            entries += batch
-            for entry in batch:
-                await stores.journal.ack(entry)
-        records = await stores.tasks.page(brief=True)
-        await stores.close()
+        started, recorded = await journal_and_records(valkey.url())
     assert len(set(accepted.values())) == SUBMISSIONS
-    assert sorted(entry.submission_id for entry in entries) == sorted(accepted.values()), "each is run exactly once"
-    assert sorted(record.submission_id or "" for record in records) == sorted(accepted.values()), "none is half-done"
+    assert started == sorted(accepted.values()), "each is run exactly once"
+    assert recorded == sorted(accepted.values()), "none is half-done"
+
+
+async def journal_and_records(url: str) -> tuple[list[str], list[str]]:
+    """Return the submissions of all journal entries, as their consumer gets them, and those of all records."""
+    stores = open_stores(url)
+    started: list[str] = []
+    while batch := await stores.journal.read("test", count=500):
+        for entry in batch:
+            started.append(entry.submission_id)
+            await stores.journal.ack(entry)
+    recorded = [record.submission_id or "" for record in await stores.tasks.page(brief=True)]
+    await stores.close()
+    return sorted(started), sorted(recorded)
