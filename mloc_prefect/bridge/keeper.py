@@ -99,7 +99,8 @@ class Keeper:
         if what == "waiting":
             await self._wait(record, mapping.waiting(attempt, str(facts.get("reason") or "")))
         elif what == "placed":
-            await self._take(record, mapping.placed(record, attempt, place, event.at))
+            if await self._take(record, mapping.placed(record, attempt, place, event.at)) is None:
+                await self._move(record, attempt, place)
         elif what == "started":
             await self._take(record, mapping.started(record, attempt, place, event.at))
         elif what == "shard":
@@ -115,6 +116,13 @@ class Keeper:
                 busy=self._busy(record),
             )
             await self._take(record, step)
+
+    async def _move(self, record: TaskRecord, attempt: int, place: Place) -> None:
+        """Note another worker of an attempt that goes on there: one of the original protocol has vanished."""
+        if record.mark.attempt == attempt and record.protocol == place.protocol == mapping.ORIGINAL:
+            changes = {"assigned_worker": place.worker, "last_failed_worker": record.assigned_worker}
+            if place.worker != record.assigned_worker and not record.mark.phase.terminal:
+                await self._tasks.note(record.task_id, record.mark, changes)
 
     async def _part(self, parent: TaskRecord, facts: Mapping[str, Any], at: float) -> None:
         """Apply what our stage runner says of one part of a divided task."""
