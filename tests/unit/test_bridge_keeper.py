@@ -70,6 +70,19 @@ async def test_what_comes_twice_or_late_changes_and_sends_nothing():
     assert (await bench.record()).status == "DONE"
 
 
+async def test_an_attempt_that_goes_on_at_another_original_worker_shows_it():
+    bench = BridgeBench()
+    await bench.submitted()
+    first, second = ({"worker": name, "protocol": "original"} for name in ("o-1", "o-2"))
+    await apply(bench, told("placed", **first), told("started", **first), told("placed", **second))
+    moved = await bench.record()
+    assert (moved.mark, moved.assigned_worker, moved.last_failed_worker) == (Mark(1, Phase.STARTED), "o-2", "o-1")
+    await bench.keeper.end(view())
+    await apply(bench, told("placed", **first))
+    assert (await bench.record()).assigned_worker == "o-2"
+    assert bench.messages == []
+
+
 async def test_labels_know_of_attempts_whose_events_were_lost():
     bench = BridgeBench()
     await bench.submitted()
