@@ -21,6 +21,9 @@ from mloc_prefect.bridge.runs import PrefectRuns
 from mloc_prefect.bridge.service import Follower
 from mloc_prefect.bridge.stores import open_stores
 from mloc_prefect.errors import DispatchError, StoreError
+from mloc_prefect.worker.directory import VariableDirectory
+from mloc_prefect.worker.reaper import reap_for_ever
+from mloc_prefect.worker.view import WorkersView
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -98,10 +101,12 @@ async def _active(
             await _rebuild(reconciler(keeper()), quiet=False)
         await reconciler(main).run(settings.reconcile_seconds)
 
+    view = WorkersView(VariableDirectory(client), settings.heartbeat_ttl)
     services = (
         Follower(source, main, runs).run(),
         reconcile(),
         DispatchService(stores, client, runs, settings).run(),
+        reap_for_ever(settings, client, view, "bridge"),  # a lost worker may have been the last one
     )
     tasks = [asyncio.create_task(service) for service in services]
     try:

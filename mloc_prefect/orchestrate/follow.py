@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
 
 from mloc_prefect.orchestrate.api import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from prefect.client.orchestration import PrefectClient
     from prefect.events import Event
 
 _log = logging.getLogger(__name__)
@@ -63,9 +63,14 @@ class Followed:
 
 
 class RunFollower:
-    """Keeps the states of runs; `running` must be entered for the poll. Bound to one event loop."""
+    """Keeps the states of runs; `running` must be entered for the poll. Bound to one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        client: Open client.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._client = client
         self._followed: dict[UUID, Followed] = {}
 
     @contextmanager
@@ -105,8 +110,7 @@ class RunFollower:
             httpx.HTTPError: It does not answer.
         """
         followed = self._followed[flow_run_id]
-        async with get_client() as client:
-            run = await ask(client, "GET", f"/flow_runs/{flow_run_id}")
+        run = await ask(self._client, "GET", f"/flow_runs/{flow_run_id}")
         state = {"type": GONE, "message": "the run was deleted"} if run is None else run["state"] or {}
         self._set(followed, state.get("type") or followed.state, state.get("message") or "")
 
@@ -120,14 +124,13 @@ class RunFollower:
             httpx.HTTPError: It does not answer.
         """
         wanted = [run_id for run_id, run in self._followed.items() if not run.ended]
-        async with get_client() as client:
-            for start in range(0, len(wanted), _PAGE):
-                part = wanted[start : start + _PAGE]
-                runs: dict[str, object] = {"id": {"any_": [str(run_id) for run_id in part]}}
-                if not waiting_too:
-                    runs["state"] = {"type": {"not_any_": ["SCHEDULED"]}}
-                found = await ask(client, "POST", "/flow_runs/filter", {"flow_runs": runs, "limit": _PAGE})
-                self._take(part, {UUID(run["id"]): run["state"] or {} for run in found or ()}, waiting_too)
+        for start in range(0, len(wanted), _PAGE):
+            part = wanted[start : start + _PAGE]
+            runs: dict[str, object] = {"id": {"any_": [str(run_id) for run_id in part]}}
+            if not waiting_too:
+                runs["state"] = {"type": {"not_any_": ["SCHEDULED"]}}
+            found = await ask(self._client, "POST", "/flow_runs/filter", {"flow_runs": runs, "limit": _PAGE})
+            self._take(part, {UUID(run["id"]): run["state"] or {} for run in found or ()}, waiting_too)
 
     def _take(self, asked: list[UUID], found: dict[UUID, dict[str, str]], waiting_too: bool) -> None:
         for run_id in asked:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.tasks import Task
@@ -40,6 +39,7 @@ _log = logging.getLogger(__name__)
 _TAIL_SECONDS = 0.5  # how late what an executor says elsewhere is heard
 _TELL_AFTER = 1.0  # waiting for less is not worth a word
 _TELL_EVERY = 5.0
+_TELLS_A_SECOND, _TELLS_AT_ONCE = 2.0, 20
 _SETTLE_SECONDS = 10.0  # how long a file of another machine may take to show here, or a cancelled run to end
 
 
@@ -77,28 +77,53 @@ class _Attempt:
             self.on_event(ExecutionEvent("placed", {**event.data, "flow_run": str(self.flow_run)}, event.ts))
 
     def waiting(self, reason: str) -> None:
-        """Tell why it waits, when that is new."""
-        if reason != self.reason:
-            self.reason = reason
-            get_run_logger().info("waiting: %s", reason)
-            self.on_event(ExecutionEvent("waiting", {"reason": reason}, time.time()))
+        """Tell why it waits."""
+        self.reason = reason
+        get_run_logger().info("waiting: %s", reason)
+        self.on_event(ExecutionEvent("waiting", {"reason": reason}, time.time()))
+
+
+class _Pace:
+    """Lets `rate` things through a second, `burst` at once.
+
+    Why tasks wait changes whenever something starts or ends: with a thousand waiting, to tell each of them each time
+    would keep the server from everything else.
+    """
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._left, self._at = float(burst), time.monotonic()
+
+    def allows(self) -> bool:
+        """Return whether one more may pass now, and count it."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class WorkPoolDispatcher:
     """Runs attempts as runs of `run-stage` on a pool; used inside the flow run of the stage.
 
     Args:
+        client: Open client.
         pool: Name of the pool.
         runs: Follows the runs.
         why: Says in words why a job waits.
     """
 
-    def __init__(self, pool: str, runs: RunFollower, why: Callable[[StageJob], str]) -> None:
+    def __init__(self, client: PrefectClient, pool: str, runs: RunFollower, why: Callable[[StageJob], str]) -> None:
+        self._client = client
         self._pool = pool
         self._runs = runs
         self._why = why
+        self._pace = _Pace(_TELLS_A_SECOND, _TELLS_AT_ONCE)
         self._known: set[str] = set()
         self._deployment: UUID | None = None
+        self._making = asyncio.Lock()
 
     async def dispatch(
         self,
@@ -160,43 +185,47 @@ class WorkPoolDispatcher:
             "tags": ["mloc", f"mloc-attempt:{job.request.task_id}"],
         }
         try:
-            async with get_client() as client:
-                tracking = await _tracking_task(client, context, f"{job.request.task_id} {attempt}")
-                return await self._post(client, needs, body | {"parent_task_run_id": str(tracking)})
+            tracking = await _tracking_task(self._client, context, f"{job.request.task_id} {attempt}")
+            return await self._post(needs, body | {"parent_task_run_id": str(tracking)})
         except httpx.HTTPError as error:
             raise DispatchError(f"the Prefect server took no run for it: {error or type(error).__name__}") from error
 
-    async def _post(self, client: PrefectClient, needs: RequirementClass, body: dict[str, Any]) -> UUID:
+    async def _post(self, needs: RequirementClass, body: dict[str, Any]) -> UUID:
         for _ in range(2):  # a second time when somebody deleted the deployment since
-            if self._deployment is None:
-                self._deployment = await ensure_deployment(client, RUN_STAGE, self._pool)
-            if needs.name not in self._known:
-                await ensure_queue(client, self._pool, needs)
-                self._known.add(needs.name)
-            run = await ask(client, "POST", f"/deployments/{self._deployment}/create_flow_run", body)
+            deployment = await self._ready(needs)
+            run = await ask(self._client, "POST", f"/deployments/{deployment}/create_flow_run", body)
             if run is not None:
                 return UUID(run["id"])
             self._deployment = None
             self._known.clear()
         raise DispatchError(f"deployment {RUN_STAGE.flow} on pool {self._pool!r} cannot be made")
 
+    async def _ready(self, needs: RequirementClass) -> UUID:
+        """Return the deployment, made with the queue of a class when it is missing; by one caller for all."""
+        async with self._making:
+            if self._deployment is None:
+                self._deployment = await ensure_deployment(self._client, RUN_STAGE, self._pool)
+            if needs.name not in self._known:
+                await ensure_queue(self._client, self._pool, needs)
+                self._known.add(needs.name)
+            return self._deployment
+
     async def _outcome(self, attempt: _Attempt, followed: Followed) -> Outcome:
         """Return how the attempt ends elsewhere; passes on what is said there meanwhile."""
-        began = time.monotonic()
-        told = 0.0
+        patience = _TELL_AFTER
         while True:
             waiting = followed.state == "SCHEDULED"
-            await followed.wait(_TELL_AFTER if waiting else _TAIL_SECONDS)
+            await followed.wait(patience if waiting else _TAIL_SECONDS)
             if not waiting:
                 await asyncio.to_thread(attempt.forward)
                 if outcome := await asyncio.to_thread(read_outcome, attempt.directory):
                     return outcome
             if followed.ended:
                 return await self._ended(attempt, followed)
-            now = time.monotonic()
-            if followed.state == "SCHEDULED" and now - began >= _TELL_AFTER and now - told >= _TELL_EVERY:
-                told = now
-                attempt.waiting(self._why(attempt.job))
+            if waiting and followed.state == "SCHEDULED":
+                reason, patience = self._why(attempt.job), _TELL_EVERY
+                if reason != attempt.reason and (not attempt.reason or self._pace.allows()):
+                    attempt.waiting(reason)
 
     async def _ended(self, attempt: _Attempt, followed: Followed) -> Outcome:
         """Return the outcome of a run that is said to be over; without one, say what became of it."""
@@ -238,8 +267,7 @@ class WorkPoolDispatcher:
         state = {"state": {"type": "CANCELLING", "name": "Cancelling", "message": "its stage was cancelled"}}
         end = time.monotonic() + _SETTLE_SECONDS
         try:
-            async with get_client() as client:
-                await ask(client, "POST", f"/flow_runs/{flow_run}/set_state", state)
+            await ask(self._client, "POST", f"/flow_runs/{flow_run}/set_state", state)
             while True:
                 await self._runs.confirm(flow_run)
                 if followed.ended or time.monotonic() > end:

@@ -184,6 +184,9 @@ def _configure(options: ServerOptions, private: Private, port: int) -> None:
         "PREFECT_API_DATABASE_MIGRATE_ON_START": str(not _is_migrated(options)).lower(),
         # Nothing here makes automations or pauses; the rest (scheduler, late runs, event persister, task run recorder,
         # worker status, clean-up of cancelled subflows) is what a deployment on this server relies on.
+        # It reads three rows for every run that waits or runs below another, each time: with a thousand of them its
+        # default of 20 s leaves the server no time. Our coordinators end what is below them themselves.
+        "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "300",
         "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
         **private.variables(),

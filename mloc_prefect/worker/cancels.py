@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
 
 from mloc_prefect.orchestrate.api import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from prefect.client.orchestration import PrefectClient
     from prefect.events import Event
 
 logger = logging.getLogger("prefect.mloc.worker")
@@ -28,9 +28,14 @@ _PAGE = 200
 
 
 class CancelWatch:
-    """A `CancelBoard` for all runs and stages of this process."""
+    """A `CancelBoard` for all runs and stages of this process.
 
-    def __init__(self) -> None:
+    Args:
+        client: Open client.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._client = client
         self._watched: dict[UUID, Callable[[], None]] = {}
 
     def add(self, flow_run_id: UUID, cancel: Callable[[], None]) -> None:
@@ -82,15 +87,14 @@ class CancelWatch:
         """
         if not self._watched:
             return
-        async with get_client() as client:
-            await self._ask(client, {"state": {"type": {"any_": ["CANCELLING"]}}})
-            watched = [str(flow_run_id) for flow_run_id in self._watched] if ended_too else []
-            for start in range(0, len(watched), _PAGE):
-                part = {"any_": watched[start : start + _PAGE]}
-                await self._ask(client, {"id": part, "state": {"type": {"any_": ["CANCELLED"]}}})
+        await self._ask({"state": {"type": {"any_": ["CANCELLING"]}}})
+        watched = [str(flow_run_id) for flow_run_id in self._watched] if ended_too else []
+        for start in range(0, len(watched), _PAGE):
+            part = {"any_": watched[start : start + _PAGE]}
+            await self._ask({"id": part, "state": {"type": {"any_": ["CANCELLED"]}}})
 
-    async def _ask(self, client: Any, wanted: dict[str, Any]) -> None:
-        for run in await ask(client, "POST", "/flow_runs/filter", {"flow_runs": wanted, "limit": _PAGE}) or ():
+    async def _ask(self, wanted: dict[str, Any]) -> None:
+        for run in await ask(self._client, "POST", "/flow_runs/filter", {"flow_runs": wanted, "limit": _PAGE}) or ():
             self._cancel(UUID(run["id"]))
 
     def _cancel(self, flow_run_id: UUID) -> None:

@@ -8,7 +8,6 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
-from prefect.client.orchestration import get_client
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 from prefect.states import Cancelled
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.client.schemas.responses import DeploymentResponse
 
     from mloc_prefect.orchestrate.dispatch import StageDispatcher
@@ -56,10 +56,12 @@ class WarmRuns:
     """The runs in this loop; an async context manager.
 
     Args:
+        client: Open client.
         cancels: Where runs and their stages are watched for cancellation.
     """
 
-    def __init__(self, cancels: CancelWatch) -> None:
+    def __init__(self, client: PrefectClient, cancels: CancelWatch) -> None:
+        self._client = client
         self._cancels = cancels
         self._runs: dict[UUID, tuple[asyncio.Task[bool], CancelSwitch]] = {}
         self._stack = ExitStack()
@@ -110,7 +112,7 @@ class WarmRuns:
             del self._runs[flow_run.id]
         if switch.abandoned or (not task.cancelled() and task.exception() is None and task.result()):
             return 0
-        if await _settled(flow_run):
+        if await self._settled(flow_run):
             return 0
         return _unreported(task, flow_run)
 
@@ -118,8 +120,7 @@ class WarmRuns:
         self, flow: Flow[..., Any], flow_run: FlowRun, dispatcher: StageDispatcher, switch: CancelSwitch
     ) -> bool:
         async def current() -> bool:
-            async with get_client() as client:
-                return switch.is_of(await client.read_flow_run(flow_run.id))
+            return switch.is_of(await self._client.read_flow_run(flow_run.id))
 
         with (
             use_dispatcher(dispatcher),
@@ -137,25 +138,24 @@ class WarmRuns:
         switch.requested = True
         task.cancel()
 
+    async def _settled(self, flow_run: FlowRun) -> bool:
+        """Return whether the run has an end in the API; give it one if it was cancelled too early for the engine.
+
+        Between Pending and Running the engine neither starts such a run nor ends it: it would stay Cancelling for ever.
+        """
+        state = (await self._client.read_flow_run(flow_run.id)).state
+        if state is not None and state.is_cancelling():
+            ended: State[Any] = Cancelled(message="cancelled before it began")
+            await self._client.set_flow_run_state(flow_run.id, ended, force=True)
+            return True
+        return state is not None and state.is_final()
+
     async def _end_all(self) -> None:
         tasks = [task for task, switch in self._runs.values() if not switch.ended]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
-
-
-async def _settled(flow_run: FlowRun) -> bool:
-    """Return whether the run has an end in the API; give it one if it was cancelled too early for the engine.
-
-    Between Pending and Running the engine neither starts such a run nor ends it: it would stay Cancelling for ever.
-    """
-    async with get_client() as client:
-        state = (await client.read_flow_run(flow_run.id)).state
-        if state is not None and state.is_cancelling():
-            await client.set_flow_run_state(flow_run.id, Cancelled(message="cancelled before it began"), force=True)
-            return True
-        return state is not None and state.is_final()
 
 
 def _unreported(task: asyncio.Task[bool], flow_run: FlowRun) -> int:

@@ -123,14 +123,14 @@ class Heartbeat:
             return None
         from mloc_prefect.bridge.stores import open_stores
 
-        stores = open_stores(url.get_secret_value())
+        stores = open_stores(url)
         stack.push_async_callback(stores.close)
         return Registration(stores.workers, max(self._settings.heartbeat_ttl, 4 * self._settings.heartbeat_seconds))
 
     async def _beat(self, directory: VariableDirectory, registration: Registration | None, beat: int) -> None:
         card = replace(self._card, beat=beat)
         try:
-            async with asyncio.timeout(max(self._settings.heartbeat_seconds, _MIN_ANSWER_SECONDS)):
+            async with asyncio.timeout(max(self._settings.heartbeat_ttl / 2, _MIN_ANSWER_SECONDS)):
                 if not await self._given_up(directory, card):
                     await directory.publish(card)
         except (httpx.HTTPError, TimeoutError) as error:

@@ -185,8 +185,8 @@ class Node:
     async def _open(self) -> None:
         enter = self._stack.enter_async_context
         self._client = await enter(get_client())
-        self._cancels, follower = CancelWatch(), RunFollower()
-        self._warm = WarmRuns(self._cancels)
+        self._cancels, follower = CancelWatch(self._client), RunFollower(self._client)
+        self._warm = WarmRuns(self._client, self._cancels)
         if not self._coordinator_only:
             self._place = await enter(local_place(self._settings))
             slots = Slots(self._bindings.limiter)
@@ -213,7 +213,7 @@ class Node:
         await enter(self._waker.running())
 
     def _make_dispatcher(self, follower: RunFollower) -> StageDispatcher:
-        pool = WorkPoolDispatcher(self._pool, follower, Reasons(self._view).why)
+        pool = WorkPoolDispatcher(self._client, self._pool, follower, Reasons(self._view).why)
         return PlacingDispatcher(
             here=self._here, pool=pool, view=self._view, original=self._original(), mode=self._settings.dispatch
         )
@@ -226,7 +226,7 @@ class Node:
         from mloc_prefect.bridge.original import OriginalDispatcher
         from mloc_prefect.bridge.stores import open_stores
 
-        stores = open_stores(url.get_secret_value())
+        stores = open_stores(url)
         self._stack.push_async_callback(stores.close)
         original = OriginalDispatcher(stores, self._settings.results_root)
         self._stack.push_async_callback(original.close)

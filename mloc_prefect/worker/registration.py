@@ -61,6 +61,7 @@ class Registration:
             tags=card.inventory.tags,
             last_seen=_now(),
             cached_models=card.models,
+            protocol="ours",
         )
 
 
