@@ -281,7 +281,8 @@ def _zero(stage: int) -> dict[str, Any]:
 
 
 def _report(_options: Options, _place: Place) -> Arguments:
-    return {"report_to": "none"}  # the TensorBoard callback is ours, with a folder of its own
+    """The TensorBoard callback is ours, with a folder of its own; a short training has a curve too."""
+    return {"report_to": "none", "logging_first_step": True}
 
 
 def _generation(options: Options, _place: Place) -> Arguments:

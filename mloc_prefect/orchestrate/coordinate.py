@@ -27,6 +27,7 @@ from mloc_prefect.orchestrate.outcome import StageOutcome, Status, WorkflowOutco
 from mloc_prefect.orchestrate.shards import ShardingDispatcher
 from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
 from mloc_prefect.orchestrate.tell import ATTEMPT_LABEL, COMMITTED, StageTeller
+from mloc_prefect.orchestrate.training_report import publish_training
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -205,7 +206,9 @@ class _Coordinator:
                 log=log, on_event=progress.event, teller=teller, flow_run_id=str(run.id), begun=_begun(run)
             )
             with on_board(run.id, stage_run.cancel.set):
-                return await run_stage(stage, self.scope, stage_run)
+                outcome = await run_stage(stage, self.scope, stage_run)
+        await publish_training(self.client, run.id, stage.name, outcome.summary)
+        return outcome
 
     def _state(self, stage: StagePlan, outcome: StageOutcome) -> Any:
         """Return the state that the subflow ends in."""

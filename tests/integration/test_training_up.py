@@ -1,0 +1,103 @@
+"""Trainings through `mloc up`: the two-stage templates with the http destination and a token, and a graph."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.support.tiny_model import save_tiny_model
+from tests.support.up import Up, running_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEMPLATES = Path(__file__).parents[2] / "templates"
+PORT = 27400
+TOKEN = {"Authorization": "Bearer secret"}
+MODELS = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    root = tmp_path_factory.mktemp("up")
+    save_tiny_model(root / "tiny", window=512)
+    for config in ("main", "socratic"):
+        rows = [{"question": f"What is {n} + 1?", "answer": f"{config}: {n + 1}"} for n in range(400)]
+        (root / "gsm8k" / config).mkdir(parents=True)
+        (root / "gsm8k" / config / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mirrors = {"models": dict.fromkeys(MODELS, "tiny"), "datasets": {"openai/gsm8k": "gsm8k"}}
+    (root / "mirrors.yaml").write_text(json.dumps(mirrors))
+    with running_up(
+        root / "home",
+        PORT,
+        ORCHESTRATOR_TOKEN="secret",
+        MLOC_MIRRORS=str(root / "mirrors.yaml"),
+        HF_HUB_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+    ) as up:
+        yield up
+
+
+def submit(up: Up, name: str) -> list[dict[str, Any]]:
+    """Submit a template as it is, but for address and token; wait for its end and return the results."""
+    text = (TEMPLATES / name).read_text().replace("127.0.0.1:8000", f"127.0.0.1:{PORT}").replace("change-me", "secret")
+    with httpx.Client(base_url=up.url, headers=TOKEN) as client:
+        answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"})
+        assert answer.status_code == 200, answer.text
+        ids = [task["task_id"] for task in answer.json()["tasks"]]
+        deadline = time.monotonic() + 150
+        while True:
+            tasks = [client.get(f"/api/v1/tasks/{task_id}").json() for task_id in ids]
+            if all(task["status"] == "DONE" for task in tasks):
+                break
+            assert not any(task["status"] in {"FAILED", "CANCELLED"} for task in tasks), tasks
+            assert time.monotonic() < deadline, [task["status"] for task in tasks]
+            time.sleep(0.2)
+        return [client.get(f"/api/v1/results/{task_id}").json() for task_id in ids]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sft_two_stage.yaml", "final_model"), ("lora_two_stage.yaml", "final_lora")]
+)
+def test_two_stages_hand_over_by_the_endpoint(name: str, kind: str, up: Up) -> None:
+    first, second = (answer["result"] for answer in submit(up, name))
+    url = first[f"{kind}_archive_url"]
+    assert url == f"{up.url}/api/v1/results/{first['task_id']}/files/{kind}.zip"
+    answer = httpx.get(url, headers=TOKEN)
+    assert len(answer.content) == Path(first[f"{kind}_archive_path"]).stat().st_size
+    assert httpx.get(url).status_code == 401
+    assert Path(second[f"{kind}_path"]).is_dir()
+    imported = Path(second["output_dir"]) / "imported_checkpoint"
+    assert not imported.exists(), "both see the same file system, so nothing is copied"
+    assert (second["dataset_size"], second["resumed_from_step"]) == (8, None)
+    assert second["metrics"]["train_loss"] < first["metrics"]["train_loss"]
+
+
+def test_train_then_ask_then_report(up: Up) -> None:
+    train, ask, report = (answer.get("result", answer) for answer in submit(up, "train_and_ask.yaml"))
+    assert ask["model"] == train["final_model_path"]
+    assert len(ask["items"]) == 2
+    prompt = report["items"][0]["prompt"]
+    assert prompt.startswith(
+        f"After {train['steps']} steps the loss was {train['metrics']['train_loss']}. The model said: "
+    )
+    assert prompt.endswith(ask["items"][0]["output"])
+
+
+def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:
+    """Published by the runs above."""
+    user, _, password = (up.home / "secrets" / "prefect-auth").read_text().strip().partition(":")
+    with httpx.Client(base_url=f"http://127.0.0.1:{PORT + 1}/api", auth=(user, password)) as api:
+        answer = api.post("/artifacts/filter", json={"artifacts": {"key": {"like_": "mloc-training%"}}})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+    kinds = [artifact["type"] for artifact in found]
+    assert (kinds.count("image"), kinds.count("markdown")) == (5, 5), "one of each for each training"
+    for artifact in found:
+        assert artifact["data"].startswith("data:image/png;base64," if artifact["type"] == "image" else "# ")
+        assert artifact["type"] == "image" or "| train_loss | " in artifact["data"]
