@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 SPEC   ?= templates/quickstart.yaml
 
-.PHONY: setup envs run test check lint types unit integration bench soak golden docs clean
+.PHONY: setup envs run test check lint types unit integration multihost bench soak golden docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -49,6 +49,11 @@ integration: envs
 	@echo "==> integration tests: real server, real processes, real small model"
 	@$(BIN)/python -m pytest tests/integration -q --durations=8
 
+# Server and workers on network namespaces; needs root and `ip netns` (iproute2).
+multihost: setup
+	@echo "==> several machines: network namespaces"
+	@$(BIN)/python -m pytest tests/multihost -q --durations=3
+
 bench: envs
 	@echo "==> benchmarks at their smallest size"
 	@$(BIN)/python benchmarks/compile.py --quick
@@ -63,7 +68,7 @@ test: check integration bench  ## Everything that CI runs
 	@echo "==> all passed"
 
 soak: setup  ## The full counts of the fault tests
-	@MLOC_SOAK=1 $(BIN)/python -m pytest tests/integration -q -m counted
+	@MLOC_SOAK=1 $(BIN)/python -m pytest tests/integration tests/multihost -q -m counted
 
 golden: setup  ## Rewrite the golden plans after a deliberate change
 	@$(BIN)/python tests/golden/update.py

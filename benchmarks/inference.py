@@ -156,7 +156,7 @@ async def interleave(
     rates["transformers"] = []
     probe = await asyncio.to_thread(raw.rate, load, prompts(load, 24 if seconds < 60 else 128, "probe"))
     count = max(16, int(probe * seconds * 1.1 / ANSWER))
-    few = max(8, count // 32)
+    few = max(8, count // 6)  # its rate does not grow with further batches
     await mloc.rate(load, prompts(load, 2, "load"), model, enforce_cpu=True)
     for number in range(rounds):
         rows = prompts(load, count, str(number))

@@ -240,7 +240,7 @@ class _Runner:
         self.scope.observer.stage_event(self.stage.key, event)
 
     def _place(self, data: Mapping[str, Any]) -> None:
-        """Tell where the attempt is, and that it begins: with a worker of the original protocol that is another time."""
+        """Tell where the attempt is, and that it begins; with an original worker that is another time."""
         where = {"worker": str(data.get("worker") or self._worker), "protocol": str(data.get("protocol") or "ours")}
         begun = bool(data.get("begun", where["protocol"] == "ours"))
         if self.placed != where:

@@ -62,8 +62,15 @@ def resolve_stage(
 
 
 def with_result_level(content: Any) -> Mapping[str, Any]:
-    """Return the content of a result file as references see it: a mapping with a `result` key."""
-    return content if isinstance(content, Mapping) and "result" in content else {"result": content}
+    """Return the content of a result file as references see it: a mapping with a `result` key.
+
+    That of a divided task [protocol 2.7] shows what was merged also where an undivided one has it, as it depends on the
+    workers of the day whether a task is divided.
+    """
+    found = content if isinstance(content, Mapping) and "result" in content else {"result": content}
+    result = found["result"]
+    merged = result.get("merged") if isinstance(result, Mapping) and "shards" in result else None
+    return {**found, "result": {**merged, **result}} if isinstance(merged, Mapping) else found
 
 
 @dataclass(slots=True)

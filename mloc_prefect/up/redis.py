@@ -83,7 +83,8 @@ class RedisPart:
         try:
             self._valkey.poll()
         except DispatchError as error:
-            return error.message.removeprefix("the embedded Valkey ended ")
+            how = re.search(r"\((exit status \d+)\)", error.message)
+            return how[1] if how else error.message
         return "stopped"
 
     async def stop(self, grace: float) -> None:

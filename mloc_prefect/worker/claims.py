@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.worker.here import Here
     from mloc_prefect.worker.leases import Lease
+    from mloc_prefect.worker.queues import RequirementClass
     from mloc_prefect.worker.view import WorkersView
 
 logger = logging.getLogger("prefect.mloc.worker")
@@ -134,11 +135,11 @@ class Claims:
                 await self._choose_work(client, busy, poll, self._here)
             else:
                 await self._lines.leave()
+            coordinators = [Claim(e, slot=False) for e in await roots if e.flow_run.id not in busy]
         except BaseException:
             roots.cancel()
             await self.give_back(poll.claims)
             raise
-        coordinators = [Claim(e, slot=False) for e in await roots if e.flow_run.id not in busy]
         if poll.again is not None:
             self._wake(poll.again)
         return [*coordinators, *poll.claims]
@@ -178,7 +179,7 @@ class Claims:
             if may:
                 poll.claims.append(Claim(entry, lease))
             return False
-        if (left := self._left_to_others(run)) > 0:
+        if (left := self._left_to_others(run, queue.needs)) > 0:
             poll.again = min(left, poll.again or left)
             return False
         engine = (queue.name, str(run.parameters.get("engine")))
@@ -197,13 +198,13 @@ class Claims:
         poll.claims.append(Claim(entry, lease))
         return False
 
-    def _left_to_others(self, run: FlowRun) -> float:
+    def _left_to_others(self, run: FlowRun, needs: RequirementClass) -> float:
         """Return for how many seconds a run is still left to other workers."""
         seen = self._first_seen.setdefault(run.id, time.monotonic())
         while len(self._first_seen) > _REMEMBERED:
             del self._first_seen[next(iter(self._first_seen))]
         prefer, avoid = (run.parameters.get(name) or [] for name in ("prefer", "avoid"))
-        others = {card.id for card in self._view.others}
+        others = {card.id for card in self._view.others if card.could_run(needs.request)}
         own = self._here.name if self._here else ""
         patience = 0.0
         if prefer and own not in prefer and others & set(prefer):

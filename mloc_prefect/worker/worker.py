@@ -21,7 +21,6 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessVariables, P
 from pydantic import Field, PrivateAttr
 
 from mloc_prefect.errors import MlocError
-from mloc_prefect.execution.childenv import device_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,6 +219,8 @@ class MlocGpuWorker(ProcessWorker):
             return MlocWorkerResult(identifier=identifier, status_code=await self._node.run(flow, flow_run))
         lease = self._node.lease_of(flow_run.id) if self._node is not None else None
         if lease is not None:
+            from mloc_prefect.execution.childenv import device_variables
+
             configuration.env = {**configuration.env, **device_variables(lease.devices)}
         return await super().run(flow_run, configuration, task_status)
 

@@ -41,6 +41,7 @@ from tests.support.server import prepare_home, start
 from tests.support.valkey import embedded_valkey
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
@@ -65,6 +66,7 @@ class Site:
     valkey: EmbeddedValkey
     server: EmbeddedServer
     url: str
+    bridge: subprocess.Popen[bytes] | None = None
 
     def env(self, **more: str) -> dict[str, str]:
         return environment(self.home, self.url, REDIS_URL=self.valkey.url(0), **more)
@@ -103,8 +105,16 @@ def api(site: Site) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bridge(site: Site) -> Iterator[None]:
-    with bridge_process(site.streaming, site.home / "bridge.log"):
+    with bridge_process(site.streaming, site.home / "bridge.log") as site.bridge:
         yield
+
+
+@pytest.fixture
+def alone(site: Site) -> None:
+    """The bridge of the tests before this one has left."""
+    if site.bridge is not None and site.bridge.poll() is None:
+        site.bridge.terminate()
+        site.bridge.wait(15)
 
 
 @pytest.fixture
@@ -374,7 +384,7 @@ async def change_states(url: str, number: int, after_each: Any) -> list[str]:
 
 @pytest.mark.counted
 async def test_a_killed_bridge_misses_nothing_and_says_nothing_twice(
-    site: Site, stores: Stores, heard: Heard, tmp_path: Path
+    site: Site, stores: Stores, heard: Heard, alone: None, tmp_path: Path
 ) -> None:
     rounds = CHANGES // 3
     kills = {rounds // 3, 2 * rounds // 3}
@@ -412,7 +422,7 @@ async def test_a_killed_bridge_misses_nothing_and_says_nothing_twice(
 
 
 async def test_without_redis_messaging_the_websocket_and_the_api_do(
-    site: Site, stores: Stores, heard: Heard, tmp_path: Path
+    site: Site, stores: Stores, heard: Heard, alone: None, tmp_path: Path
 ) -> None:
     log = tmp_path / "bridge.log"
     with bridge_process(site.env(MLOC_RECONCILE_SECONDS="1"), log):
@@ -427,7 +437,7 @@ async def test_without_redis_messaging_the_websocket_and_the_api_do(
 
 
 async def test_of_two_bridges_one_is_active_and_the_other_takes_over(
-    site: Site, stores: Stores, tmp_path: Path
+    site: Site, stores: Stores, alone: None, tmp_path: Path
 ) -> None:
     logs = [tmp_path / "1.log", tmp_path / "2.log"]
     with bridge_process(site.streaming, logs[0]) as first:
@@ -442,7 +452,9 @@ async def test_of_two_bridges_one_is_active_and_the_other_takes_over(
             assert "is active" in logs[1].read_text()
 
 
-async def test_mloc_run_keeps_records_of_its_own_run(site: Site, stores: Stores, heard: Heard, tmp_path: Path) -> None:
+async def test_mloc_run_keeps_records_of_its_own_run(
+    site: Site, stores: Stores, heard: Heard, alone: None, tmp_path: Path
+) -> None:
     spec = tmp_path / "spec.yaml"
     text = graph_text({"a": ([], {}), "b": (["a"], {"who": "${param.who}"})}, name="mine")
     spec.write_text(text)

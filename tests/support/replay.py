@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds that an answer may take to become as recorded."""
 
 _STEP = 0.05

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mloc_prefect.orchestrate.server_main import listen
+from mloc_prefect.up.addresses import EVERYWHERE
 from mloc_prefect.up.state import UpState, running
 from tests.support.server import prepare_home
 
@@ -21,18 +23,33 @@ MLOC = [sys.executable, "-m", "mloc_prefect.cli"]
 READY_SECONDS = 90.0
 
 
+def free_ports(wanted: int) -> int:
+    """Return the first port from `wanted` on (in steps of 5) that is free with its four successors."""
+    for base in range(wanted, wanted + 400, 5):
+        sockets = []
+        try:
+            sockets = [listen(port, EVERYWHERE, exact=True) for port in range(base, base + 5)]
+        except OSError:
+            continue
+        finally:
+            for sock in sockets:
+                sock.close()
+        return base
+    raise AssertionError("no free ports")
+
+
 class Up:
     """One `mloc up` on the state directory `home`, with ports of its own.
 
     Args:
         home: `MLOC_HOME`.
-        port: Port of the endpoint; those of Prefect and Valkey follow.
+        port: Wanted port of the endpoint; those of Prefect and Valkey follow.
         variables: More of the environment.
     """
 
     def __init__(self, home: Path, port: int, **variables: str) -> None:
         self.home = home
-        self.port = port
+        self.port = port = free_ports(port)
         self.log = home.parent / f"{home.name}.log"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLOC_"))}
         self.env = kept | {

@@ -218,7 +218,8 @@ class TestServer:
         for line, ok in ((b'{"op": "stop", "if_idle": true}\n', False), (b'{"op": "stop"}\n', True)):
             reader, writer = await asyncio.open_unix_connection(host.socket)
             writer.write(line)
-            assert json.loads(await reader.read()) == {"t": "stopping", "ok": ok}
+            answer = json.loads(await reader.read())
+            assert (answer["t"], answer["ok"]) == ("stopping", ok)
             writer.close()
         assert not Path(host.socket).exists()
         Probe.release.set()

@@ -148,3 +148,11 @@ def test_result_level() -> None:
     assert with_result_level({"ok": True}) == {"result": {"ok": True}}
     assert with_result_level({"result": 1, "worker_id": "w"}) == {"result": 1, "worker_id": "w"}
     assert with_result_level([1]) == {"result": [1]}
+
+
+def test_a_divided_task_is_read_as_one_that_was_not_divided() -> None:
+    merged = {"items": [{"output": "x"}], "model": "m"}
+    found = with_result_level({"shards": [{"result": {"items": []}}], "merged": merged})["result"]
+    assert found["items"] == found["merged"]["items"] == merged["items"]
+    assert (found["model"], len(found["shards"])) == ("m", 1)
+    assert with_result_level({"merged": merged}) == {"result": {"merged": merged}}  # somebody's own result

@@ -35,7 +35,7 @@ async def test_engines_leave_until_there_is_room(
     devices = {"new": ("cpu",), "old": ("cpu",), "light": ()}
     for age, (name, given) in enumerate(devices.items()):
         spec = HostSpec("m:C", "python", devices=given)
-        hosts._hosts[name] = SimpleNamespace(key=name, spec=spec, pid=1, usable=True, last_used=-age)  # type: ignore[assignment]
+        hosts._hosts[name] = SimpleNamespace(key=name, spec=spec, pid=1, usable=True, asleep=False, last_used=-age)  # type: ignore[assignment]
     gone: list[str] = []
 
     async def stop_idle(child: Any) -> bool:

@@ -1,0 +1,22 @@
+"""Worker cards for unit tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mloc_prefect.worker.card import WorkerCard
+from mloc_prefect.worker.identity import Process
+from mloc_prefect.worker.inventory import Gpu, Inventory
+
+GIB = 1 << 30
+
+
+def card(name: str, *gpus: str, cpus: int = 8, tags: tuple[str, ...] = (), **fields: Any) -> WorkerCard:
+    """Return the card of a worker on another machine; gpus as `a100:80`."""
+    kinds = [gpu.split(":") for gpu in gpus]
+    devices = tuple(Gpu(index, kind, int(size) * GIB) for index, (kind, size) in enumerate(kinds))
+    inventory = Inventory(cpus, 64 * GIB, devices, tags)
+    process = Process(f"machine of {name}", 1, "mark")
+    return WorkerCard(
+        **{"id": name, "incarnation": "i1", "pool": "gpu", "process": process, "inventory": inventory, **fields}
+    )
