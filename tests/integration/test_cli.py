@@ -317,7 +317,7 @@ def test_five_mistakes_are_five_diagnostics_and_nothing_is_started(cli: Cli, tmp
     [
         (("templates/echo.yaml", "--results-dir", "BLOCKED/results"), 6, "BLOCKED"),
         (("templates/echo.yaml", "--results-dir", "/proc/results"), 6, "/proc/results is not writable"),
-        (("templates/sft.yaml", "--ignore-resources"), 7, "mloc-prefect[train]"),
+        (("templates/rag.yaml", "--ignore-resources"), 7, "mloc-prefect[rag]"),
         (("templates/echo.yaml", "--set", "spec.resources.hardware.memory=900TiB"), 3, "this machine has"),
         (("templates/echo.yaml", "--resume", "yesterday"), 2, "--resume 'yesterday' is not the id of a flow run"),
     ],
