@@ -1,9 +1,13 @@
-"""The worker in MLOC's own registry: the keys and messages that dashboards of MLOC read. [protocol 3.1, 3.2]."""
+"""The worker in MLOC's own registry: the keys and messages that dashboards of MLOC read. [protocol 3.1, 3.2].
+
+Messages have the keys of both generations: the original reads `extra`, the later one `payload`.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +17,7 @@ from mloc_prefect.bridge.records import WorkerRecord
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mloc_prefect.bridge.ports import WorkerRegistry
+    from mloc_prefect.bridge.ports import Message, WorkerRegistry
     from mloc_prefect.worker.card import WorkerCard
 
 
@@ -29,6 +33,7 @@ class Registration:
         self._registry = registry
         self._ttl = ttl
         self._started = _now()
+        self._clock = time.monotonic()
         self._registered = False
 
     async def beat(self, card: WorkerCard) -> None:
@@ -37,18 +42,25 @@ class Registration:
         Raises:
             StoreError: The registry cannot be reached; the next beat tries again.
         """
-        message = {"type": "HEARTBEAT", "worker_id": card.id, "ts": _now(), "metrics": {"loadavg": _load()}}
-        heartbeat = (WORKER_EVENTS, message)
+        heartbeat = _message("HEARTBEAT", card, metrics={"loadavg": _load(), "uptime_sec": self._uptime()})
         if self._registered and await self._registry.heartbeat(card.id, ttl=self._ttl, messages=[heartbeat]):
             return
-        await self._registry.register(self._record(card), ttl=self._ttl, messages=[_registered(card), _idle(card)])
+        record = self._record(card)
+        messages = [
+            _message("REGISTER", card, "STARTING", payload={"env": record.env, "hardware": record.hardware}),
+            _message("STATUS", card, "IDLE", extra={}),
+        ]
+        await self._registry.register(record, ttl=self._ttl, messages=messages)
         self._registered = True
         await self._registry.heartbeat(card.id, ttl=self._ttl, messages=[heartbeat])
 
     async def leave(self, card: WorkerCard) -> None:
         """Take the worker out of the registry."""
-        message = {"type": "UNREGISTER", "worker_id": card.id, "ts": _now()}
-        await self._registry.remove(card.id, messages=[(WORKER_EVENTS, message)])
+        message = _message("UNREGISTER", card, payload={"uptime_sec": self._uptime()})
+        await self._registry.remove(card.id, messages=[message])
+
+    def _uptime(self) -> float:
+        return round(time.monotonic() - self._clock, 3)
 
     def _record(self, card: WorkerCard) -> WorkerRecord:
         return WorkerRecord(
@@ -84,19 +96,9 @@ def hardware(card: WorkerCard) -> dict[str, Any]:
     }
 
 
-def _registered(card: WorkerCard) -> tuple[str, Mapping[str, Any]]:
-    tags = list(card.inventory.tags)
-    return WORKER_EVENTS, {
-        "type": "REGISTER",
-        "worker_id": card.id,
-        "status": "STARTING",
-        "ts": _now(),
-        "tags": tags,
-    }
-
-
-def _idle(card: WorkerCard) -> tuple[str, Mapping[str, Any]]:
-    return WORKER_EVENTS, {"type": "STATUS", "worker_id": card.id, "status": "IDLE", "ts": _now(), "extra": {}}
+def _message(kind: str, card: WorkerCard, status: str | None = None, **more: Mapping[str, Any]) -> Message:
+    base: dict[str, Any] = {"type": kind, "worker_id": card.id, "status": status, "ts": _now()}
+    return WORKER_EVENTS, base | {"tags": list(card.inventory.tags), "metrics": {}, "payload": {}} | more
 
 
 def _load() -> dict[str, float]:

@@ -1,0 +1,63 @@
+"""A worker of ours in MLOC's registry: what dashboards of either generation read of it. [protocol 3.1, 3.2]."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mloc_prefect.bridge.stores import memory_stores
+from mloc_prefect.worker.registration import Registration
+from tests.support.cards import card
+
+if TYPE_CHECKING:
+    from mloc_prefect.bridge.stores import Stores
+
+FIRST: dict[str, set[str]] = {
+    "REGISTER": {"status", "tags"},
+    "STATUS": {"status", "extra"},
+    "HEARTBEAT": {"metrics"},
+    "UNREGISTER": set(),
+}
+"""Keys of the original beside `type`, `worker_id` and `ts`; the later generation has those of `LATER` in each."""
+
+LATER = {"status", "tags", "metrics", "payload"}
+
+
+@pytest.fixture
+def stores() -> Stores:
+    return memory_stores()
+
+
+def sent(stores: Stores) -> list[dict[str, Any]]:
+    """Return what was published on `workers.events`, and nothing else was."""
+    found = stores.publisher.sent  # type: ignore[attr-defined]
+    assert {channel for channel, _ in found} == {"workers.events"}
+    return [dict(message) for _, message in found]
+
+
+async def test_the_messages_of_a_worker_have_the_keys_of_both_generations(stores: Stores) -> None:
+    worker, registration = card("w-1"), Registration(stores.workers, ttl=60)
+    await registration.beat(worker)
+    await registration.beat(worker)
+    await registration.leave(worker)
+    messages = sent(stores)
+    assert [m["type"] for m in messages] == ["REGISTER", "STATUS", "HEARTBEAT", "HEARTBEAT", "UNREGISTER"]
+    for message in messages:
+        assert message.keys() >= {"type", "worker_id", "ts"} | FIRST[message["type"]] | LATER, message
+        assert message["worker_id"] == "w-1"
+    register, status, heartbeat, *_ = messages
+    assert (register["status"], status["status"], status["extra"], status["payload"]) == ("STARTING", "IDLE", {}, {})
+    assert register["payload"]["hardware"]["cpu"]["logical_cores"] == worker.inventory.cpus
+    assert set(heartbeat["metrics"]["loadavg"]) == {"1m", "5m", "15m"}
+    assert await stores.workers.list() == []
+
+
+async def test_a_worker_comes_back_into_a_registry_that_was_emptied(stores: Stores) -> None:
+    worker, registration = card("w-1"), Registration(stores.workers, ttl=60)
+    await registration.beat(worker)
+    await stores.workers.remove("w-1")
+    await registration.beat(worker)
+    (found,) = await stores.workers.list()
+    assert (found.worker_id, found.status, found.stale, found.protocol) == ("w-1", "IDLE", False, "ours")
+    assert [m["type"] for m in sent(stores)].count("REGISTER") == 2
