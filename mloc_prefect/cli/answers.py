@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from mloc_prefect.cli.progress import duration
+from mloc_prefect.execution.meter import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mloc_prefect.cli.console import is_interactive
-from mloc_prefect.cli.progress import RunProgress, StageView, duration, rate_text
+from mloc_prefect.cli.progress import RunProgress, StageView
+from mloc_prefect.execution.meter import duration, rate_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ class PlainDisplay:
         now = self.progress.clock()
         stem = view.note.rstrip("0123456789 %")
         first = what in {"phase", "waiting"} and self._phase.get(view.key) != stem
-        last = what == "progress" and view.done == view.total
+        last = what == "progress" and view.meter.done == view.meter.total
         if not (first or last) and now - self._last.get(view.key, -self._every) < self._every:
             return False
         self._phase[view.key] = stem
@@ -141,7 +142,7 @@ class PlainDisplay:
         if what == "started":
             return f"started {view.task_type}" if view.attempt == 1 else f"started, attempt {view.attempt}"
         if what == "progress":
-            return ", ".join(filter(None, (_rows(view), _rate(view, now), _eta(view, now))))
+            return view.meter.text(now)
         if what == "log":
             return self.progress.log
         if what == "ended":
@@ -160,31 +161,24 @@ def choose(stream: TextIO) -> LiveDisplay | PlainDisplay:
 def _cells(view: StageView, now: float) -> tuple[RenderableType, ...]:
     mark, style = _MARKS.get(view.state, ("?", ""))
     state = view.state if view.attempt < 2 else f"{view.state} #{view.attempt}"
-    bar: RenderableType = ProgressBar(total=view.total, completed=view.done, width=12) if view.total else Text()
-    rate, eta = view.tokens_per_second(now), view.eta(now)
+    meter, running = view.meter, view.state == "RUNNING"
+    bar: RenderableType = ProgressBar(total=meter.total, completed=meter.done, width=12) if meter.total else Text()
+    eta = meter.eta(now) if running else None
     return (
         Text(mark, style),
         Text(view.key, "bold"),
         Text(view.task_type, "dim"),
         Text(state, style),
-        Text(f"{view.done}/{view.total}" if view.total else ""),
+        Text(f"{meter.done}/{meter.total}" if meter.total else ""),
         bar,
-        Text("" if rate is None else rate_text(rate)),
+        Text(_rates(view, now) if running else ""),
         Text("" if eta is None else duration(eta)),
         Text("" if view.started is None else duration(view.elapsed(now))),
         Text(view.note, "red" if view.state == "FAILED" else "dim"),
     )
 
 
-def _rows(view: StageView) -> str:
-    return f"{view.done}/{view.total} rows" if view.total else f"{view.done} rows"
-
-
-def _rate(view: StageView, now: float) -> str:
-    rate = view.tokens_per_second(now)
-    return "" if rate is None else f"{rate_text(rate)} tokens/s"
-
-
-def _eta(view: StageView, now: float) -> str:
-    eta = view.eta(now)
-    return "" if eta is None or view.done == view.total else f"about {duration(eta)} left"
+def _rates(view: StageView, now: float) -> str:
+    read, written = view.meter.rates(now)
+    parts = ((read, "in"), (written, "out"))
+    return " ".join(f"{rate_text(rate)} {way}" for rate, way in parts if rate is not None)

@@ -221,7 +221,7 @@ class _Session:
 
         from mloc_prefect.cli.answers import show_answers
         from mloc_prefect.cli.console import stdout
-        from mloc_prefect.cli.progress import duration
+        from mloc_prefect.execution.meter import duration
 
         progress, console = self._display.progress, stdout()
         show_answers(console, progress.stages)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
+from mloc_prefect.execution.meter import Meter, phase_text
 from mloc_prefect.plan.resources import describe
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def result_markdown(outcome: WorkflowOutcome, seconds: Mapping[str, float]) -> s
             t.key,
             t.status + (" (reused)" if t.reused else ""),
             f"{seconds.get(t.key, 0.0):.1f} s",
-            str(t.summary.get("engine") or ""),
+            _engine(t.summary),
             _usage(t.summary),
             f"`{t.result_path}`" if t.result_path else (t.error or "").split("\n", 1)[0],
         )
@@ -88,7 +89,7 @@ def result_markdown(outcome: WorkflowOutcome, seconds: Mapping[str, float]) -> s
     for task in outcome.tasks:
         samples = list(_samples(task))
         if samples:
-            lines += ["", f"## Samples of {task.key}", "", *(_quoted(s) for s in samples)]
+            lines += ["", f"## Samples of {task.key}", "", *samples]
     return "\n".join(lines)
 
 
@@ -100,7 +101,7 @@ class ProgressArtifact:
 
     def __init__(self, client: PrefectClient, flow_run_id: UUID, name: str) -> None:
         self._client, self._flow_run_id, self._name = client, flow_run_id, name
-        self._done, self._total, self._text = 0, 0, ""
+        self._meter, self._text = Meter(), ""
         self._id: UUID | None = None
         self._shown: tuple[float, str] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -115,15 +116,18 @@ class ProgressArtifact:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+        if self._meter.total:
+            self._text = ""
         if self._id is not None:
             await self._show()
 
     def event(self, event: ExecutionEvent) -> None:
         """Take in one event."""
         if event.kind == "progress":
-            self._done, self._total = int(event.data.get("done") or 0), int(event.data.get("total") or 0)
+            self._meter.take(event.data, time.monotonic())
+            self._text = ""
         elif event.kind == "phase":
-            self._text = str(event.data.get("text") or "")
+            self._text = phase_text(event.data)
         elif event.kind == "waiting":
             self._text = f"waiting: {event.data.get('reason') or ''}"
         elif event.kind == "placed":
@@ -137,9 +141,10 @@ class ProgressArtifact:
             await asyncio.sleep(PROGRESS_EVERY)
 
     async def _show(self) -> None:
-        percent = 100.0 * self._done / self._total if self._total else 0.0
-        counts = f"{self._done} of {self._total} rows" if self._total else self._text or "running"
-        now = (percent, f"{self._name}: {counts}")
+        meter = self._meter
+        percent = 100.0 * meter.done / meter.total if meter.total else 0.0
+        counts = meter.text(time.monotonic()) if meter.total else "running"
+        now = (percent, f"{self._name}: {self._text or counts}")
         if now == self._shown:
             return
         self._shown = now
@@ -165,6 +170,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _engine(summary: Mapping[str, Any]) -> str:
+    name, why = str(summary.get("engine") or ""), summary.get("why")
+    return f"{name} ({why})" if why else name
+
+
 def _usage(summary: Mapping[str, Any]) -> str:
     usage = summary.get("usage")
     if not isinstance(usage, dict):
@@ -177,12 +187,14 @@ def _samples(task: StageOutcome) -> Iterable[str]:
     if path is None or not path.is_file() or path.stat().st_size > _READABLE:
         return
     content = json.loads(path.read_bytes())
-    items = content.get("items") if isinstance(content, dict) else None
+    inner = content.get("result", content) if isinstance(content, dict) else {}  # in an envelope, or without
+    items = inner.get("items") if isinstance(inner, dict) else None
     for item in (items if isinstance(items, list) else [])[:_SAMPLES]:
         if isinstance(item, dict) and isinstance(item.get("output"), str):
-            yield item["output"]
+            prompt = item.get("prompt")
+            asked = f"{_cell(_short(prompt))}\n\n" if isinstance(prompt, str) else ""
+            yield asked + "> " + _short(item["output"]).replace("\n", "\n> ") + "\n"
 
 
-def _quoted(text: str) -> str:
-    short = text if len(text) <= _SAMPLE_LENGTH else text[: _SAMPLE_LENGTH - 1] + "…"
-    return "> " + short.strip().replace("\n", "\n> ") + "\n"
+def _short(text: str) -> str:
+    return (text if len(text) <= _SAMPLE_LENGTH else text[: _SAMPLE_LENGTH - 1] + "…").strip()

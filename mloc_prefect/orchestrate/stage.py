@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from mloc_prefect.plan.model import StagePlan
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
+_LEVELS = {"debug": logging.DEBUG, "warning": logging.WARNING, "error": logging.ERROR}
+_RELAYED = 200  # lines of the executor in the log of the run, for each attempt; stage.log has all of them
 _sleep = asyncio.sleep
 
 
@@ -99,6 +101,7 @@ class _Runner:
         self.stage, self.scope, self.run_, self.work, self.journal = stage, scope, run, work, journal
         self.task_id = scope.task_ids[stage.key]
         self.attempt = 0  # counted over all starts of the run
+        self.relayed = 0
         self.placed: dict[str, Any] | None = None
         self.committer = Committer(
             directory=work.directory,
@@ -154,7 +157,7 @@ class _Runner:
         retries, attempt, begun = min(self._spent(), settings.max_retries), 0, self._begun()
         while True:
             attempt += 1
-            self.attempt, self.placed = begun + attempt, None
+            self.attempt, self.placed, self.relayed = begun + attempt, None, 0
             self.scope.observer.stage_started(self.stage.key, attempt)
             self._say(f"attempt {attempt} starts")
             try:
@@ -236,8 +239,19 @@ class _Runner:
             self._ensure_placed()
         elif event.kind == "shard":
             self.run_.teller.tell("shard", self.attempt, **event.data)
+        elif event.kind == "log":
+            self._relay(event.data)
         self.run_.on_event(event)
         self.scope.observer.stage_event(self.stage.key, event)
+
+    def _relay(self, data: Mapping[str, Any]) -> None:
+        """Let the log of the run have what the executor says, too, but not a line for each of a million bad rows."""
+        self.relayed += 1
+        if self.relayed <= _RELAYED:
+            level = _LEVELS.get(str(data.get("level")), logging.INFO)
+            self.run_.log.log(level, "%s", data.get("message", ""))
+        if self.relayed == _RELAYED:
+            self.run_.log.warning("further lines of the executor are in logs/stage.log only")
 
     def _place(self, data: Mapping[str, Any]) -> None:
         """Tell where the attempt is, and that it begins; with an original worker that is another time."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from mloc_prefect.errors import ArtifactError
+from mloc_prefect.execution.meter import Meter, phase_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ class StageLog:
     def __init__(self, directory: Path) -> None:
         path = directory / "logs" / "stage.log"
         self._progress = 0.0
+        self._meter = Meter()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
@@ -54,9 +56,12 @@ class StageLog:
         if event.kind == "log":
             self.line(f"{data.get('level', 'info')}: {data.get('message', '')}", event.ts)
         elif event.kind == "progress":
+            self._meter.take(data, event.ts)
             last = data.get("done") == data.get("total")
             if last or event.ts - self._progress >= _PROGRESS_SECONDS:
                 self._progress = event.ts
-                self.line(f"progress: {data.get('done')}/{data.get('total')}", event.ts)
+                self.line(f"progress: {self._meter.text(event.ts)}", event.ts)
+        elif event.kind == "phase":
+            self.line(f"phase: {phase_text(data)}", event.ts)
         else:
             self.line(f"{event.kind}: {json.dumps(data, ensure_ascii=False, default=str)}", event.ts)

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from mloc_prefect.cli.display import LiveDisplay, PlainDisplay, choose
-from mloc_prefect.cli.progress import RunProgress, duration
+from mloc_prefect.cli.progress import RunProgress
+from mloc_prefect.execution.meter import Meter, duration
 from mloc_prefect.execution.protocol import ExecutionEvent
 
 
@@ -53,11 +54,12 @@ def test_rates_and_eta_count_from_the_first_progress_of_the_attempt():
     clock.now += 50  # loading does not count
     progress.stage_event("b", event("progress", done=20, total=200, tokens_out=0))
     view = progress.stages["b"]
-    assert view.eta(clock()) is None
+    assert view.meter.eta(clock()) is None
     clock.now += 10
-    progress.stage_event("b", event("progress", done=40, total=200, tokens_out=300))
-    assert view.tokens_per_second(clock()) == pytest.approx(30)
-    assert view.eta(clock()) == pytest.approx(80)  # 20 rows in 10 s, 160 are left
+    progress.stage_event("b", event("progress", done=40, total=200, tokens_in=150, tokens_out=300))
+    assert view.meter.rates(clock()) == (pytest.approx(15), pytest.approx(30))
+    assert view.meter.eta(clock()) == pytest.approx(80)  # 20 rows in 10 s, 160 are left
+    assert view.meter.text(clock()) == "40/200 rows, 15 tokens/s in, 30 out, about 1:20 left"
     assert view.elapsed(clock()) == 60
 
 
@@ -68,9 +70,26 @@ def test_no_eta_before_five_percent():
     progress.stage_event("b", event("progress", done=0, total=100))
     clock.now += 10
     progress.stage_event("b", event("progress", done=4, total=100))
-    assert progress.stages["b"].eta(clock()) is None
+    meter = progress.stages["b"].meter
+    assert meter.eta(clock()) is None
     progress.stage_event("b", event("progress", done=5, total=100))
-    assert progress.stages["b"].eta(clock()) == pytest.approx(190)
+    assert meter.eta(clock()) == pytest.approx(190)
+
+
+def test_an_engine_that_starts_again_within_an_attempt_is_measured_from_there():
+    clock = Clock()
+    progress = started(clock)
+    progress.stage_started("b", 1)
+    progress.stage_event("b", event("progress", done=0, total=100, tokens_out=0))
+    clock.now += 10
+    progress.stage_event("b", event("progress", done=50, total=100, tokens_out=500))
+    clock.now += 100  # the engine died and was loaded again; its rows are kept
+    progress.stage_event("b", event("progress", done=50, total=100, tokens_out=0))
+    meter = progress.stages["b"].meter
+    assert (meter.rates(clock()), meter.eta(clock())) == ((None, None), None)
+    clock.now += 10
+    progress.stage_event("b", event("progress", done=75, total=100, tokens_out=300))
+    assert (meter.rates(clock())[1], meter.eta(clock())) == (pytest.approx(30), pytest.approx(10))
 
 
 def test_a_retry_waits_then_starts_with_fresh_counts_and_keeps_the_time():
@@ -83,7 +102,7 @@ def test_a_retry_waits_then_starts_with_fresh_counts_and_keeps_the_time():
     assert (view.state, view.note) == ("WAITING", "attempt 1 failed, next in 10 s: killed by SIGKILL")
     clock.now += 10
     progress.stage_started("a", 2)
-    assert (view.state, view.attempt, view.first_progress) == ("RUNNING", 2, None)
+    assert (view.state, view.attempt, view.meter) == ("RUNNING", 2, Meter())
     assert view.elapsed(clock()) == 10
 
 
@@ -160,14 +179,14 @@ def test_the_live_table_has_one_line_a_stage_with_all_it_knows():
     progress.run_started("run-1", PLAN, {})
     progress.stage_ended("a", outcome("a"))
     progress.stage_started("b", 2)
-    progress.stage_event("b", event("progress", done=0, total=40, tokens_out=0))
+    progress.stage_event("b", event("progress", done=0, total=40, tokens_in=0, tokens_out=0))
     clock.now += 20
-    progress.stage_event("b", event("progress", done=10, total=40, tokens_out=100))
+    progress.stage_event("b", event("progress", done=10, total=40, tokens_in=400, tokens_out=100))
     head, first, second = drawn(display).splitlines()
     assert head.split() == ["stage", "type", "state", "rows", "tokens/s", "ETA", "time"]
     assert first.split()[:4] == ["✓", "a", "echo", "DONE"]
     assert second.split()[:6] == ["▶", "b", "inference", "RUNNING", "#2", "10/40"]
-    assert second.split()[-4:] == ["5.0", "1:00", "20", "s"]
+    assert second.split()[-7:] == ["20", "in", "5.0", "out", "1:00", "20", "s"]
 
 
 def test_a_phase_is_shown_in_the_table():

@@ -315,7 +315,7 @@ async def test_events_reach_observer_and_log(tmp_path: Path) -> None:
         for done in range(1, 6):
             emit("progress", done=done, total=5)
         emit("log", message="two\nlines", level="info")
-        emit("phase", text="loading")
+        emit("phase", text="loading", fraction=0.4)
         return echo(request, emit)
 
     seen: list[ExecutionEvent] = []
@@ -326,7 +326,25 @@ async def test_events_reach_observer_and_log(tmp_path: Path) -> None:
     assert seen == [1, 2, 3, 4, 5]
     assert ("progress: 1/5" in text, "progress: 3/5" in text, "progress: 5/5" in text) == (True, False, True)
     assert "info: two\n    lines" in text
-    assert 'phase: {"text": "loading"}' in text
+    assert "phase: loading 40 %" in text
+
+
+async def test_the_log_of_the_run_has_what_the_executor_says_but_not_without_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+        emit("log", message="engine: vllm (the stage asks for a GPU)", level="info")
+        for row in range(300):
+            emit("log", message=f"row {row}: too long", level="warning")
+        return echo(request, emit)
+
+    with caplog.at_level(logging.INFO, "test"):
+        await Bench(tmp_path, run)({"a": ([], {})})
+    rows = [r for r in caplog.records if r.message.startswith("row ")]
+    assert ("engine: vllm (the stage asks for a GPU)", logging.INFO) in [(r.message, r.levelno) for r in caplog.records]
+    assert (len(rows), {r.levelno for r in rows}) == (199, {logging.WARNING})
+    assert "further lines of the executor are in logs/stage.log only" in caplog.text
+    assert "row 299" in (tmp_path / "results" / "id-a" / "logs" / "stage.log").read_text()
 
 
 async def test_the_executor_is_told_which_hosts_its_data_may_come_from(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -59,7 +60,7 @@ async def test_a_short_stage_shows_no_progress() -> None:
 async def test_a_long_stage_shows_each_change_once_and_its_end() -> None:
     client = Client()
     async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
-        artifact.event(ExecutionEvent("phase", {"text": "loading weights"}, 0.0))
+        artifact.event(ExecutionEvent("phase", {"text": "loading weights", "fraction": 0.4}, 0.0))
         while not client.shown:
             await asyncio.sleep(0.001)
         artifact.event(progress(1, 4))
@@ -67,7 +68,23 @@ async def test_a_long_stage_shows_each_change_once_and_its_end() -> None:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         artifact.event(progress(4, 4))
-    assert client.shown == [(0.0, "w:a: loading weights"), (25.0, "w:a: 1 of 4 rows"), (100.0, "w:a: 4 of 4 rows")]
+    assert client.shown == [(0.0, "w:a: loading weights 40 %"), (25.0, "w:a: 1/4 rows"), (100.0, "w:a: 4/4 rows")]
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_the_progress_has_rates_and_the_time_that_is_left() -> None:
+    client = Client()
+    async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
+        artifact.event(ExecutionEvent("progress", {"done": 0, "total": 4, "tokens_in": 0, "tokens_out": 0}, 0.0))
+        await asyncio.sleep(0.02)
+        artifact.event(ExecutionEvent("progress", {"done": 1, "total": 4, "tokens_in": 9, "tokens_out": 99}, 0.0))
+        while "left" not in str(client.shown[-1:]):
+            await asyncio.sleep(0.001)
+        artifact.event(ExecutionEvent("phase", {"text": "unloading"}, 0.0))  # not what the run ends with
+    assert any(
+        re.fullmatch(r"w:a: 1/4 rows, [0-9.]+ tokens/s in, \d+ out, about 0\.\d s left", t) for _, t in client.shown
+    )
+    assert client.shown[-1][1].startswith("w:a: 1/4 rows")
 
 
 @pytest.mark.usefixtures("_quick")
@@ -91,22 +108,23 @@ def test_the_plan_is_a_table_without_the_documents() -> None:
 
 def test_the_result_shows_status_usage_and_samples(tmp_path: Path) -> None:
     path = tmp_path / "responses.json"
-    items = [{"output": "first | line\nsecond"}, {"output": "x" * 500}, {"output": 3}, {"output": "not shown"}]
-    path.write_text(json.dumps({"items": items}))
+    first = {"prompt": "What\nis it?", "output": "first | line\nsecond"}
+    items = [first, {"output": "x" * 500}, {"output": 3}, {"output": "not shown"}]
+    path.write_text(json.dumps({"task_id": "1", "result": {"items": items}}))  # as the endpoint keeps it
     done = StageOutcome(
         key="a",
         node="a",
         task_id="1",
         status="DONE",
         result_path=str(path),
-        summary={"engine": "transformers", "usage": {"prompt_tokens": 5, "model": "m"}},
+        summary={"engine": "transformers", "why": "no GPU", "usage": {"prompt_tokens": 5, "model": "m"}},
         reused=True,
     )
     bad = StageOutcome(key="b", node="b", task_id="2", status="FAILED", error="a | b\nmore")
     text = result_markdown(WorkflowOutcome(ok=False, flow_run_id="r", name="w", tasks=(done, bad)), {"a": 1.26})
-    assert f"| a | DONE (reused) | 1.3 s | transformers | prompt tokens 5 | `{path}` |" in text
+    assert f"| a | DONE (reused) | 1.3 s | transformers (no GPU) | prompt tokens 5 | `{path}` |" in text
     assert "| b | FAILED | 0.0 s |  |  | a \\| b |" in text
-    assert "> first | line\n> second" in text
+    assert "What is it?\n\n> first | line\n> second" in text
     assert "x" * 299 + "…" in text
     assert "not shown" not in text
 

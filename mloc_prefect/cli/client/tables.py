@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.cli.client.finding import label, short
-from mloc_prefect.cli.progress import duration, one_line
+from mloc_prefect.cli.progress import one_line
 from mloc_prefect.cli.units import age_text, size_text
+from mloc_prefect.execution.meter import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

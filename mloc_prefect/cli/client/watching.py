@@ -10,8 +10,9 @@ from mloc_prefect.cli.client.endpoint import quoted
 from mloc_prefect.cli.client.finding import label, short
 from mloc_prefect.cli.client.tables import note
 from mloc_prefect.cli.display import choose
-from mloc_prefect.cli.progress import StageView, duration
+from mloc_prefect.cli.progress import StageView
 from mloc_prefect.errors import DispatchError, ExecutionError
+from mloc_prefect.execution.meter import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
