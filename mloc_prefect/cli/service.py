@@ -31,6 +31,8 @@ def log_to_stderr(settings: MlocSettings) -> None:
                 path, maxBytes=settings.log_max_bytes, backupCount=settings.log_backup_count, encoding="utf-8"
             )
         )
+    for handler in handlers:
+        handler.setLevel(settings.log_level)  # the loggers of Prefect have levels of their own
     logging.basicConfig(level=settings.log_level, format=_FORMAT, datefmt=_TIME, handlers=handlers, force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

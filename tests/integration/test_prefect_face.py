@@ -6,15 +6,12 @@ import json
 import os
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
-from tests.support.prefect_api import BIN, Api, environment, worker_process
-from tests.support.server import prepare_home
+from tests.support.prefect_api import BIN, Api, environment, stock_server, worker_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,22 +30,9 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def api(env: dict[str, str]) -> Iterator[Api]:
-    """A stock server: `prefect server start`, nothing of ours in it but the installed package."""
-    home = Path(env["MLOC_HOME"])
-    prepare_home(home)
-    (home / "prefect").rename(env["PREFECT_HOME"])
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen([BIN / "prefect", "server", "start"], env=env, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while not _answers(env["PREFECT_API_URL"]):
-            assert server.poll() is None, (home / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield Api(env["PREFECT_API_URL"])
-    finally:
-        server.terminate()
-        server.wait(20)
+    """A stock server: nothing of ours is in it but the installed package."""
+    with stock_server(env) as url:
+        yield Api(url)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +40,6 @@ def deployed(api: Api, env: dict[str, str]) -> Api:
     prefect(env, "work-pool", "create", "gpu", "--type", "mloc-gpu")
     prefect(env, "--no-prompt", "deploy", "--all")
     return api
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
 
 
 def prefect(env: dict[str, str], *arguments: str) -> str:

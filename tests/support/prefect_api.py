@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from tests.support.server import prepare_home
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -35,6 +37,37 @@ def environment(home: Path, api_url: str, **more: str) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         **more,
     }
+
+
+@contextmanager
+def stock_server(env: Mapping[str, str]) -> Iterator[str]:
+    """Run `prefect server start`, with nothing of ours but the installed package; yields its API URL.
+
+    Args:
+        env: From `environment`, with `PREFECT_SERVER_API_PORT`.
+    """
+    home = Path(env["MLOC_HOME"])
+    prepare_home(home)
+    (home / "prefect").rename(env["PREFECT_HOME"])
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen([BIN / "prefect", "server", "start"], env=dict(env), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(env["PREFECT_API_URL"]):
+            assert server.poll() is None, (home / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield env["PREFECT_API_URL"]
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

@@ -11,6 +11,9 @@ import pytest
 from mloc_prefect.artifacts import models
 from mloc_prefect.artifacts.cache import fetch_folder
 from mloc_prefect.errors import ArtifactError, MissingExtraError, MlocError
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.models_source import identifier_of
 from mloc_prefect.settings import MlocSettings
 
 
@@ -67,3 +70,13 @@ def test_what_cannot_be_fetched_is_said(tmp_path: Path, url: str, problem: str) 
     with pytest.raises(ArtifactError, match=problem):
         fetch_folder(url, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("variable", ["HF_MODEL", "VLLM_MODEL"])
+def test_a_task_that_names_no_model_takes_that_of_the_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, nameless = Fields({"model": {"source": {"identifier": "org/named"}}}), Fields({})
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match=rf"spec.model.source.identifier \(or {variable}\) is required."):
+        identifier_of(nameless, variable)
+    monkeypatch.setenv(variable, "org/default")
+    assert [identifier_of(spec, variable) for spec in (named, nameless)] == ["org/named", "org/default"]

@@ -101,6 +101,16 @@ async def test_the_merged_result_has_the_documented_shape(bench: Bench) -> None:
     assert merged["model"] == "m"
 
 
+async def test_the_setting_bounds_the_shards_of_a_task_that_names_no_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_AUTO_SHARDS", "2")
+    bench.capacity = 5
+    assert len(read(await bench())["shards"]) == 2
+    bench.root /= "more"
+    assert len(read(await bench({"parallel": {"enabled": True, "max_shards": 4}}))["shards"]) == 4
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 11, 40])
 @pytest.mark.parametrize("data", [{"type": "list", "items": ROWS}, {"type": "dataset", "url": "x"}])
 async def test_any_number_of_shards_gives_the_rows_of_the_whole(bench: Bench, data: dict[str, Any], count: int) -> None:
