@@ -37,8 +37,7 @@ def nvml_gpus(home: Path) -> tuple[Gpu, ...]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         # A machine without a driver is no news; one with a driver that does not answer is.
-        missing = getattr(pynvml, "NVMLError_LibraryNotFound", None)
-        level = logging.DEBUG if missing is not None and isinstance(error, missing) else logging.WARNING
+        level = logging.DEBUG if isinstance(error, pynvml.NVMLError_LibraryNotFound) else logging.WARNING
         _log.log(level, "no GPU is offered: NVML does not start: %s", error)
         return ()
     try:
@@ -78,9 +77,16 @@ class _Reader:
 
     def _gpu(self, handle: Any, index: int) -> Gpu:
         nvml = self._nvml
-        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        memory = self._memory(handle)
         name, uuid = _text(nvml.nvmlDeviceGetName(handle)).lower(), _text(nvml.nvmlDeviceGetUUID(handle))
-        return Gpu(index, name, memory, uuid, min(self._taken(handle), memory))
+        return Gpu(index, name, memory, uuid, 0 if memory is None else min(self._taken(handle), memory))
+
+    def _memory(self, handle: Any) -> int | None:
+        """Return the bytes of a card; None where it has none of its own, but shares those of the machine."""
+        try:
+            return int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        except self._nvml.NVMLError_NotSupported:
+            return None
 
     def _partitioned(self, handle: Any) -> bool:
         try:
@@ -95,7 +101,8 @@ class _Reader:
         for list_processes in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
             try:
                 found = list_processes(handle)
-            except nvml.NVMLError as error:
+            # The second one, of a driver that is older than the library, is none of NVML's own errors.
+            except (nvml.NVMLError, nvml.NVMLLibraryMismatchError) as error:
                 _log.debug("NVML does not list processes: %s", error)
                 continue
             for process in found:  # one that computes and draws is in both lists

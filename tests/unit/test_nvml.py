@@ -30,11 +30,21 @@ class NotFoundError(NvmlError):
     """As `pynvml.NVMLError_LibraryNotFound`."""
 
 
+class NotSupportedError(NvmlError):
+    """As `pynvml.NVMLError_NotSupported`."""
+
+
+class MismatchError(Exception):
+    """As `pynvml.NVMLLibraryMismatchError`, which is no `NVMLError`."""
+
+
 class StandIn:
     """A module with as much of `pynvml` as is used; `cards` are (name, uuid) each."""
 
     NVMLError = NvmlError
     NVMLError_LibraryNotFound = NotFoundError
+    NVMLError_NotSupported = NotSupportedError
+    NVMLLibraryMismatchError = MismatchError
 
     def __init__(self, *cards: tuple[str, str]) -> None:
         self.cards = cards
@@ -81,7 +91,7 @@ class StandIn:
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in found]
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: Any) -> list[Any]:
-        return self.nvmlDeviceGetComputeRunningProcesses(handle)
+        return StandIn.nvmlDeviceGetComputeRunningProcesses(self, handle)
 
 
 @pytest.fixture
@@ -186,6 +196,27 @@ def test_no_failure_of_nvml_is_one_of_ours(
 
     monkeypatch.setattr(two, name, fail)
     assert indices(tmp_path) == ([] if name == "nvmlDeviceGetCount" else [0, 1])
+
+
+def test_a_driver_that_is_older_than_the_library_costs_only_what_others_take(
+    two: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> Any:
+        raise MismatchError("Unversioned function called")
+
+    monkeypatch.setattr(two, "nvmlDeviceGetComputeRunningProcesses", fail)
+    two.processes = {0: [(4_000_003, 2 * GIB)]}
+    assert [gpu.taken_bytes for gpu in nvml.nvml_gpus(tmp_path)] == [2 * GIB, 0]  # as the other list has it
+
+
+def test_a_card_with_the_memory_of_the_machine_has_none_of_its_own(
+    two: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> Any:
+        raise NotSupportedError("Not Supported")
+
+    monkeypatch.setattr(two, "nvmlDeviceGetMemoryInfo", fail)
+    assert [(gpu.index, gpu.memory_bytes) for gpu in nvml.nvml_gpus(tmp_path)] == [(0, None), (1, None)]
 
 
 def test_without_the_library_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
