@@ -58,3 +58,5 @@ class ApiFence:
             raise StaleRunError(f"the run was started again (start {run.run_count}, this is {self._run_count})")
         if run.state is not None and run.state.is_final():
             raise StaleRunError(f"the run has already ended ({run.state.name})")
+        if run.state is not None and run.state.is_scheduled():  # its count grows only when the next start begins
+            raise StaleRunError("the run was given up and waits for its next start")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from prefect.client.orchestration import get_client
 
-from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution.protocol import ExecutionEvent
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_WORKFLOW
@@ -29,8 +28,9 @@ from mloc_prefect.worker.heartbeat import Heartbeat
 from mloc_prefect.worker.here import Here, Slots
 from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.place import local_place
-from mloc_prefect.worker.reaper import reap_for_ever
+from mloc_prefect.worker.reaper import Reaper, reap_for_ever
 from mloc_prefect.worker.recovery import Recovery
+from mloc_prefect.worker.succession import succeed
 from mloc_prefect.worker.userruns import UserRuns
 from mloc_prefect.worker.view import Reasons, WorkersView
 from mloc_prefect.worker.wake import Waker, hearing
@@ -195,7 +195,7 @@ class Node:
         self._dispatcher = self._make_dispatcher(follower)
         self._waker = Waker(self._bindings.poll, self._pool_id, self._serves)
         self._claims = self._make_claims()
-        await self._succeed()
+        await succeed(self._view, self._name, Reaper.of(self._settings, self._client, self._view, self._name))
         self._heartbeat = Heartbeat(self._settings, self.card(), self._lost_in_thread)
         self._heartbeat.start()
         self._loop = asyncio.get_running_loop()
@@ -261,36 +261,6 @@ class Node:
     def _pool_id(self) -> UUID | None:
         pool = self._bindings.work_pool()
         return pool.id if pool else None
-
-    async def _succeed(self) -> None:
-        """Take over from a process that had our id; refuse to start while it lives.
-
-        Raises:
-            DispatchError: It lives.
-        """
-        before = await self._with_our_name()
-        if before is None:
-            return
-        if before.process.where != Process.own().where:  # nobody can see it: its heart must be heard
-            await asyncio.sleep(2.5 * before.heartbeat)
-            now = await self._with_our_name()
-            alive = now is not None and (now.incarnation, now.beat) != (before.incarnation, before.beat)
-        else:
-            alive = not before.process.seen_dead()
-        if alive:
-            raise DispatchError(
-                f"worker {self._name!r} runs already, as process {before.process.pid}",
-                hint="give each worker an MLOC_WORKER_ID of its own, or none",
-            )
-        await Recovery(self._client, self._settings.max_retries).recover(before)
-
-    async def _with_our_name(self) -> WorkerCard | None:
-        try:
-            cards = await self._view.directory.read()
-        except httpx.HTTPError as error:  # as Prefect's worker does: it goes on trying
-            logger.info("the other workers are not known yet: %s", str(error) or type(error).__name__)
-            return None
-        return next((card for card in cards if card.id == self._name), None)
 
     async def _keep_card(self) -> None:
         """Tell the others when something changed here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -56,6 +56,12 @@ class Reaper:
         self._patience, self._clock = patience, clock
         self._refused: dict[str, float] = {}
         self._locks: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, settings: MlocSettings, client: PrefectClient, view: WorkersView, name: str) -> Self:
+        """Return one whose times and budget of retries are those of the settings."""
+        recovery = Recovery(client, settings.max_retries)
+        return cls(view, recovery.recover, name, patience=2 * settings.heartbeat_ttl)
 
     async def watch(self, every: float) -> None:
         """Look and act every so many seconds until cancelled."""
@@ -118,10 +124,8 @@ async def reap_for_ever(settings: MlocSettings, client: PrefectClient, view: Wor
         view: All workers.
         name: Who we are, for people.
     """
-    recovery = Recovery(client, settings.max_retries)
-    reaper = Reaper(view, recovery.recover, name, patience=2 * settings.heartbeat_ttl)
     try:
         await view.directory.forget_locks(_DAY)
     except httpx.HTTPError as error:
         logger.info("old locks stay: %s", str(error) or type(error).__name__)
-    await reaper.watch(settings.heartbeat_seconds)
+    await Reaper.of(settings, client, view, name).watch(settings.heartbeat_seconds)

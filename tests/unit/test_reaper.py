@@ -6,14 +6,17 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
+from mloc_prefect.errors import DispatchError
 from mloc_prefect.worker.card import WorkerCard
 from mloc_prefect.worker.directory import MemoryDirectory
 from mloc_prefect.worker.heartbeat import lock_name
 from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.reaper import Reaper
 from mloc_prefect.worker.recovery import INCARNATION_LABEL, WORKER_LABEL, Recovery, taken_by
+from mloc_prefect.worker.succession import succeed
 from mloc_prefect.worker.view import WorkersView
 from tests.support.cards import card
 from tests.unit.test_worker_cards import Clock
@@ -95,6 +98,82 @@ async def test_locks_are_forgotten_when_nobody_can_believe_in_the_old_card(site:
     site.clock.now += 700
     await one.look()
     assert not await site.directory.locked(lock_name(DEAD))
+
+
+# --- a worker that comes back under its name -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passing(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Steps that others take while the worker waits, a few seconds each."""
+    steps: list[Any] = []
+
+    async def wait(_: float) -> None:
+        site.clock.now += 4
+        if steps:
+            await steps.pop(0)()
+
+    monkeypatch.setattr("mloc_prefect.worker.succession._sleep", wait)
+    return steps
+
+
+async def come_back(site: Site) -> None:
+    reaper = await site.reaper("w")
+    await succeed(WorkersView(site.directory, 10.0, clock=site.clock), "w", reaper)
+
+
+async def test_a_worker_that_comes_back_takes_over_from_itself(site: Site, passing: list[Any]):
+    await come_back(site)
+    assert site.recovered == [("w", "w")]
+    assert await site.directory.read() == []
+
+
+async def test_it_leaves_that_to_another_who_was_first_and_waits_for_it(site: Site, passing: list[Any]):
+    other = await site.reaper("other")
+    assert await site.directory.lock(lock_name(DEAD), "other")
+
+    async def goes_on() -> None:
+        other._locks[lock_name(DEAD)] = site.clock.now
+        await other.take_over(DEAD)
+
+    passing += [_nothing, goes_on]  # while it looks whether the earlier process lives, and after that
+    await come_back(site)
+    assert site.recovered == [("other", "w")]
+
+
+async def test_it_goes_on_for_another_who_was_lost_meanwhile(site: Site, passing: list[Any]):
+    assert await site.directory.lock(lock_name(DEAD), "other")
+    await come_back(site)
+    assert site.recovered == [("w", "w")]
+
+
+async def test_it_waits_for_a_server_that_is_away(site: Site, passing: list[Any], monkeypatch: pytest.MonkeyPatch):
+    read = site.directory.read
+
+    async def away() -> Any:
+        raise httpx.ConnectError("down")
+
+    async def back() -> None:
+        monkeypatch.setattr(site.directory, "read", read)
+
+    reaper = await site.reaper("w")
+    monkeypatch.setattr(site.directory, "read", away)
+    passing += [_nothing, back]
+    await succeed(WorkersView(site.directory, 10.0, clock=site.clock), "w", reaper)
+    assert site.recovered == [("w", "w")]
+
+
+async def test_two_of_one_name_are_refused(site: Site, passing: list[Any]):
+    async def beats() -> None:
+        await site.directory.publish(card("w", beat=7))
+
+    passing.append(beats)
+    with pytest.raises(DispatchError, match="runs already"):
+        await come_back(site)
+    assert site.recovered == []
+
+
+async def _nothing() -> None: ...
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
