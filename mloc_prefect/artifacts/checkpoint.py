@@ -166,14 +166,23 @@ def _source(url: str, load: Mapping[str, Any]) -> Source:
 
 def _near(url: str, places: Places) -> Path | None:
     """Return the folder on this file system that a URL of our own endpoint means, None for all others."""
-    parts = urlsplit(url)
-    match = _FILES.fullmatch(parts.path)
-    ours = urlsplit(places.endpoint or "").netloc
-    if match is None or not (parts.netloc == ours or places.allowed.is_loopback(url)):
+    found = file_of_endpoint(url, places.endpoint, places.allowed)
+    if found is None:
         return None
-    task, name = unquote(match["task"]), unquote(match["name"])
+    task, name = found
     directory = task_dir(places.results, task)
     return _trained(places.results, task, name) if (directory / "manifest.json").is_file() else None
+
+
+def file_of_endpoint(url: str, endpoint: str | None, allowed: AllowedHosts) -> tuple[str, str] | None:
+    """Return task id and file name when `url` names a file of our own endpoint, None for all others."""
+    parts = urlsplit(url)
+    match = _FILES.fullmatch(parts.path)
+    if match is None or not parts.netloc:
+        return None
+    if not (parts.netloc == urlsplit(endpoint or "").netloc or allowed.is_loopback(url)):
+        return None
+    return unquote(match["task"]), unquote(match["name"])
 
 
 def _trained(results: Path, task: str, name: str | None) -> Path | None:

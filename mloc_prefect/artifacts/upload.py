@@ -1,4 +1,4 @@
-"""Archives of trained models go to the http destination, beside the result that names them. [protocol 4.8].
+"""Files that a result names (archives of models, exports) go to the http destination beside it. [protocol 4.8].
 
 `<destination url>/<task id>/files`, one multipart part `file`, streamed from the disk. What is there already under the
 same digest is not sent again: the digest is the entity tag of our endpoint, which also finds the file by itself when
@@ -29,11 +29,11 @@ _TRIES = 4
 _PAUSE = 0.5
 _WORTH_A_RETRY = frozenset({408, 425, 429})
 _CHUNK = 1 << 20
-_SMALL = 4 << 20  # bytes; larger results are no result objects of trainings
+_READABLE = 64 << 20  # bytes; of larger results only the file is kept, without a URL
 _sleep = asyncio.sleep
 
 
-async def upload_archives(
+async def upload_files(
     result: Path,
     destination: HttpDestination,
     *,
@@ -41,13 +41,13 @@ async def upload_archives(
     allowed: AllowedHosts,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> list[str]:
-    """Upload the archives that a result names, and write their URLs into it.
+    """Upload the archives of models and the export that a result names, and write their URLs into it.
 
     As in MLOC a destination that refuses the file (it may be some other service than MLOC's endpoint) only leaves the
-    URL out; the result then has the reason under `<name>_archive_error`.
+    URL out; the result then has the reason under `<name>_archive_error`, or `error` of `jsonl_export`.
 
     Args:
-        result: File with the result object; rewritten when it names an archive.
+        result: File with the result object; rewritten when it names such a file.
         destination: Where results go.
         task_id: Id of the task.
         allowed: Hosts that may be called.
@@ -59,27 +59,27 @@ async def upload_archives(
     Raises:
         DeliveryError: The destination cannot be reached, or fails; another try may go better.
     """
-    if result.stat().st_size > _SMALL:
+    if result.stat().st_size > _READABLE:
         return []
     content = await asyncio.to_thread(atomic.read_json, result)
     if not isinstance(content, dict):
         return []
     problems: list[str] = []
-    for name in _KEYS:
-        path = content.get(f"{name}_archive_path")
-        if not path or content.get(f"{name}_archive_url") or not Path(str(path)).is_file():
+    for holder, start in _named(content):
+        path = holder.get(f"{start}path")
+        if not path or holder.get(f"{start}url") or not Path(str(path)).is_file():
             continue
         try:
-            sha256 = content.get(f"{name}_archive_sha256")
+            sha256 = holder.get(f"{start}sha256")
             url = await upload(Path(str(path)), destination, task_id, allowed, sha256=sha256, transport=transport)
         except DeliveryError as error:
             if error.retryable:
                 raise
             problems.append(error.message)
-            content[f"{name}_archive_error"] = error.message
+            holder[f"{start}error"] = error.message
         else:
-            content[f"{name}_archive_url"] = url
-            content.pop(f"{name}_archive_error", None)
+            holder[f"{start}url"] = url
+            holder.pop(f"{start}error", None)
         await asyncio.to_thread(atomic.write_json, result, content, indent=None)
     return problems
 
@@ -132,6 +132,15 @@ async def upload(
             await _sleep(pause)
             pause *= 2
     raise AssertionError("unreachable")
+
+
+def _named(content: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Return where the result names files: a mapping, and how its keys `path`, `url`, `sha256`, `error` start."""
+    places = [(content, f"{name}_archive_") for name in _KEYS]
+    for holder in (content, content.get("merged")):  # the latter in the result of a divided task
+        export = holder.get("jsonl_export") if isinstance(holder, dict) else None
+        places += [(export, "")] if isinstance(export, dict) else []
+    return places
 
 
 async def _is_there(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], sha256: str) -> bool:

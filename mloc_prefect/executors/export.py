@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.execution.protocol import UserError
@@ -28,22 +29,25 @@ class Export:
     Attributes:
         path: Where.
         relative: The same, seen from the directory of the task.
+        url: Where later stages and clients find it; None when it is uploaded with the result, which tells then.
         rules: What each field is made from.
         required: Rows in which one of these is empty are left out.
     """
 
     path: Path
     relative: str
+    url: str | None
     rules: Mapping[str, Any]
     required: tuple[str, ...]
 
     @classmethod
-    def of(cls, spec: Fields, task_dir: Path) -> Export | None:
+    def of(cls, spec: Fields, task_dir: Path, endpoint: str | None = None) -> Export | None:
         """Return what `postprocess.jsonl_export` asks for, None without one.
 
         Args:
             spec: The resolved spec.
             task_dir: Directory of the task; the file lies below it.
+            endpoint: URL of our own HTTP endpoint, or None.
 
         Raises:
             UserError: It cannot be meant as it is written.
@@ -59,7 +63,8 @@ class Export:
                 raise wanted.error("required_fields", name, f"one of {', '.join(rules)}")
         for name, rule in rules.items():
             _check(rule, f"{wanted.path}.fields.{name}")
-        return cls(path, str(path.relative_to(task_dir.resolve())), rules, required)
+        relative = str(path.relative_to(task_dir.resolve()))
+        return cls(path, relative, _url(spec, path, relative, endpoint, task_dir.name), rules, required)
 
     def write(self, items: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Write the file and return what the result says of it. Every value is written as text.
@@ -77,7 +82,8 @@ class Export:
                     file.write(atomic.encode_json(record, indent=None))
                     count += 1
         facts = {"path": str(self.path), "relative_path": self.relative}
-        return {**facts, "record_count": count, "fields": list(self.rules)}
+        more = {"url": self.url} if self.url else {"sha256": atomic.digest(self.path)[1]}
+        return {**facts, "record_count": count, "fields": list(self.rules), **more}
 
 
 def _path(wanted: Fields, task_dir: Path) -> Path:
@@ -88,6 +94,15 @@ def _path(wanted: Fields, task_dir: Path) -> Path:
     if path.relative_to(root).parts[0] == "attempts" or path.name in {"responses.json", "manifest.json"}:
         raise UserError(f"{wanted.path}.path is the place of our own files: {wanted.get('path')}")
     return path
+
+
+def _url(spec: Fields, path: Path, relative: str, endpoint: str | None, task_id: str) -> str | None:
+    destination = spec.child("output").child("destination")
+    if (destination.text("type") or "local").lower() == "http":
+        return None
+    if endpoint and relative == path.name:  # it serves what lies in the directory of the task itself
+        return f"{endpoint.rstrip('/')}/api/v1/results/{quote(task_id, safe='')}/files/{quote(relative, safe='')}"
+    return path.as_uri()
 
 
 def _check(rule: Any, place: str) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.artifacts.checkpoint import file_of_endpoint
 from mloc_prefect.artifacts.delivery import AllowedHosts
+from mloc_prefect.artifacts.layout import task_dir
 from mloc_prefect.artifacts.mirrors import Mirrors
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.protocol import UserError
@@ -76,6 +78,14 @@ class Places:
     def local(self, identifier: str) -> Path:
         """Return `identifier` read as a path."""
         return self.base / Path(identifier).expanduser()
+
+    def own_file(self, url: str) -> Path | None:
+        """Return the file below our results root that `url` names at our own endpoint, None for other URLs."""
+        found = file_of_endpoint(url, self.endpoint, self.allowed)
+        if found is None or self.results is None:
+            return None
+        file = task_dir(self.results, found[0]) / Path(found[1]).name
+        return file if file.is_file() else None
 
 
 def user_error(error: ArtifactError) -> UserError:

@@ -67,7 +67,7 @@ class TransformersExecutor:
         sampling, style, options = Sampling.of(spec.child("inference")), Style.of(spec), EngineOptions.of(spec)
         allowed_failures = spec.child("inference").integer("max_failed_rows", 0)
         places = Places.of(request.settings)
-        export = Export.of(spec, context.task_dir)
+        export = Export.of(spec, context.task_dir, places.endpoint)
         context.phase("reading data")
         prompts = load_prompts(request.spec, request.upstream, places)
         sampling = replace(sampling, first=prompts.first)

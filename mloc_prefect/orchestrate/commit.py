@@ -15,7 +15,7 @@ from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination, deliver
 from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs
 from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, read_manifest, supersede, survey
-from mloc_prefect.artifacts.upload import upload_archives
+from mloc_prefect.artifacts.upload import upload_files
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Committer:
         if computed.delivered:
             digest = atomic.digest(self.directory / RESPONSES)
         elif self.destination is not None:
-            await upload_archives(result, self.destination, task_id=self.task_id, allowed=self.allowed)
+            await upload_files(result, self.destination, task_id=self.task_id, allowed=self.allowed)
             self._publish(result)
             await deliver(
                 self.destination,

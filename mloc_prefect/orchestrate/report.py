@@ -188,7 +188,8 @@ def _samples(task: StageOutcome) -> Iterable[str]:
         return
     content = json.loads(path.read_bytes())
     inner = content.get("result", content) if isinstance(content, dict) else {}  # in an envelope, or without
-    items = inner.get("items") if isinstance(inner, dict) else None
+    whole = inner.get("merged", inner) if isinstance(inner, dict) else {}  # of a divided task, or not
+    items = whole.get("items") if isinstance(whole, dict) else None
     for item in (items if isinstance(items, list) else [])[:_SAMPLES]:
         if isinstance(item, dict) and isinstance(item.get("output"), str):
             prompt = item.get("prompt")

@@ -149,7 +149,7 @@ def _items(shards: Sequence[Finished]) -> Iterator[Any]:
 
 def _export(request: ExecutionRequest) -> Export | None:
     try:
-        return Export.of(Fields(request.spec, "spec"), Path(request.task_dir))
+        return Export.of(Fields(request.spec, "spec"), Path(request.task_dir), request.settings.get("base_url"))
     except UserError as error:
         raise ExecutionError(str(error), retryable=False) from None
 

@@ -21,7 +21,7 @@ from mloc_prefect.artifacts import download as downloading
 from mloc_prefect.artifacts.archive import pack
 from mloc_prefect.artifacts.checkpoint import Places, load_checkpoint
 from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
-from mloc_prefect.artifacts.upload import upload, upload_archives
+from mloc_prefect.artifacts.upload import upload, upload_files
 from mloc_prefect.bridge.stores import memory_stores
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.server.app import create_app
@@ -76,7 +76,7 @@ async def sent(root: Path, endpoint: str, task: str) -> dict[str, Any]:
     path = root / task / "result.json"
     path.write_text(json.dumps(content))
     destination = HttpDestination(f"{endpoint}/api/v1/results", headers={**TOKEN, "Content-Type": "application/json"})
-    assert await upload_archives(path, destination, task_id=task, allowed=LOOPBACK) == []
+    assert await upload_files(path, destination, task_id=task, allowed=LOOPBACK) == []
     return json.loads(path.read_text())
 
 

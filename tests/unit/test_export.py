@@ -39,7 +39,28 @@ def test_prompt_and_output_are_the_default(tmp_path: Path) -> None:
         "relative_path": "a/b.jsonl",
         "record_count": 2,
         "fields": ["prompt", "output"],
+        "url": f"file://{tmp_path}/a/b.jsonl",
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "destination", "endpoint", "url"),
+    [
+        ("b.jsonl", {}, "http://head:8000/", "http://head:8000/api/v1/results/a%20task/files/b.jsonl"),
+        ("b.jsonl", {"type": "local"}, None, "file://{task}/b.jsonl"),
+        ("a/b.jsonl", {}, "http://head:8000", "file://{task}/a/b.jsonl"),  # not served: below a folder
+        ("b.jsonl", {"type": "HTTP", "url": "http://x"}, "http://head:8000", None),  # it is uploaded there
+    ],
+)
+def test_where_others_find_it(tmp_path: Path, path: str, destination: Any, endpoint: Any, url: str | None) -> None:
+    task = tmp_path / "a task"
+    spec = {"postprocess": {"jsonl_export": {"path": path}}, "output": {"destination": destination}}
+    made = Export.of(Fields(spec), task, endpoint)
+    assert made is not None
+    told = made.write(ITEMS)
+    wanted = url and url.format(task=task.as_uri().removeprefix("file://"))
+    assert told.get("url") == wanted
+    assert ("sha256" in told) == (wanted is None)
 
 
 def test_every_kind_of_field(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from mloc_prefect.artifacts.layout import task_dir
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.data import Prompt, load_prompts
 from mloc_prefect.executors.places import Places
@@ -180,3 +181,15 @@ def test_a_dataset_found_nowhere_names_the_three_places(places: Places) -> None:
     assert "three places: mirrors (no mirrors file), local path" in message
     assert f"{places.base}/org/set does not exist), Hugging Face hub (HF_HUB_OFFLINE is set)" in message
     assert f"add to {places.home}/mirrors.yaml: `datasets: {{org/set: /path/to/copy}}`" in message
+
+
+@pytest.mark.parametrize("url", ["http://head.example:8000/api/v1/results/t%201/files/rows.jsonl", "file://{file}"])
+def test_an_export_of_an_earlier_stage_is_read_where_it_lies(tmp_path: Path, url: str) -> None:
+    """With a token at the endpoint, or without a network, too."""
+    facts = {"base_dir": str(tmp_path), "results_root": str(tmp_path / "results")}
+    places = Places.of({**facts, "home": str(tmp_path / "home"), "base_url": "http://head.example:8000"})
+    file = task_dir(tmp_path / "results", "t 1") / "rows.jsonl"
+    write_rows(file)
+    assert texts(places, url=url.format(file=file)) == [f"row {i}" for i in range(6)]
+    with pytest.raises(UserError, match=r"'elsewhere\.example' of"):
+        texts(places, url="http://elsewhere.example/api/v1/results/t%201/files/rows.jsonl")

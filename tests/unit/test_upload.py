@@ -12,7 +12,7 @@ import pytest
 
 from mloc_prefect.artifacts import upload as module
 from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError, HttpDestination
-from mloc_prefect.artifacts.upload import upload_archives
+from mloc_prefect.artifacts.upload import upload_files
 
 HOST = AllowedHosts(frozenset({"mloc.example"}))
 DATA = bytes(range(256)) * 9000
@@ -69,7 +69,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def send(result: Path, endpoint: Endpoint, **headers: str) -> tuple[list[str], dict[str, Any]]:
     destination = HttpDestination("https://mloc.example/api/v1/results/", headers=headers)
-    problems = await upload_archives(
+    problems = await upload_files(
         result, destination, task_id="a b", allowed=HOST, transport=httpx.MockTransport(endpoint)
     )
     return problems, json.loads(result.read_text())
@@ -84,6 +84,25 @@ async def test_the_url_is_put_into_the_result(result: Path) -> None:
     post = endpoint.requests[-1]
     assert post.headers["Authorization"] == "Bearer t"
     assert post.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+
+
+@pytest.mark.parametrize("divided", [False, True])
+async def test_an_export_gets_its_url(tmp_path: Path, divided: bool) -> None:
+    file = tmp_path / "out" / "final_model.zip"  # the stand-in knows this name only
+    file.parent.mkdir()
+    file.write_bytes(DATA)
+    export = {"jsonl_export": {"path": str(file), "sha256": SHA, "record_count": 2}}
+    (tmp_path / "result.json").write_text(json.dumps({"merged": export} if divided else export))
+    endpoint = Endpoint()
+    _, content = await send(tmp_path / "result.json", endpoint)
+    told = (content["merged"] if divided else content)["jsonl_export"]
+    assert told["url"] == "https://mloc.example/api/v1/results/a%20b/files/final_model.zip"
+    assert list(endpoint.files.values()) == [DATA]
+    told.pop("url")
+    (tmp_path / "result.json").write_text(json.dumps({"jsonl_export": told}))
+    _, content = await send(tmp_path / "result.json", Endpoint(404))
+    assert "url" not in content["jsonl_export"]
+    assert "status 404" in content["jsonl_export"]["error"]
 
 
 async def test_what_is_there_is_not_sent_again(result: Path) -> None:
@@ -124,7 +143,7 @@ async def test_a_refusal_only_leaves_the_url_out(result: Path) -> None:
 async def test_other_hosts_are_not_called(result: Path) -> None:
     endpoint = Endpoint()
     destination = HttpDestination("https://elsewhere.example/r")
-    problems = await upload_archives(
+    problems = await upload_files(
         result, destination, task_id="t", allowed=HOST, transport=httpx.MockTransport(endpoint)
     )
     assert "host 'elsewhere.example'" in problems[0]
