@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from mloc_prefect.executors.answers import judge
-from mloc_prefect.executors.batching import longest_first, next_batch
-from mloc_prefect.executors.rendering import Reader, RowError, work_of
+from mloc_prefect.executors.batching import next_batch
+from mloc_prefect.executors.reading import LIVE_SECONDS, read_rows
+from mloc_prefect.executors.rendering import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from mloc_prefect.executors.engine import Engine
     from mloc_prefect.executors.rendering import Style
     from mloc_prefect.executors.sampling import Sampling
-
-_LIVE_SECONDS = 2.0
 
 
 class RowsRun:
@@ -67,7 +66,16 @@ class RowsRun:
             RuntimeError: The device is no longer usable.
         """
         self._ended.update(finished)
-        waiting = longest_first(self._prepare())
+        engine = self._engine
+        waiting, self._texts = read_rows(
+            self._prompts,
+            finished,
+            style=self._style,
+            reader=Reader(engine.tokenizer, engine.window, engine.place.identifier),
+            limit=self._sampling.max_new_tokens,
+            context=self._context,
+            on_bad=self._fail,
+        )
         self._context.phase("generating")
         self._report()
         while waiting:
@@ -90,27 +98,6 @@ class RowsRun:
             may_go_better=self._may_go_better,
             attempt_dir=self._context.attempt_dir,
         )
-
-    def _prepare(self) -> list[Work]:
-        work = []
-        engine = self._engine
-        reader = Reader(engine.tokenizer, engine.window, engine.place.identifier)
-        for index, prompt in enumerate(self._prompts):
-            if index in self._ended:
-                continue
-            self._context.check()
-            if time.monotonic() - self._live >= _LIVE_SECONDS:
-                self._live = time.monotonic()
-                self._context.phase("reading prompts", index / len(self._prompts))
-            try:
-                text, row = work_of(index, prompt, self._style, reader, self._sampling.max_new_tokens)
-            except RowError as error:
-                self._fail(index, str(error))
-                continue
-            if self._style.chat:
-                self._texts[index] = text
-            work.append(row)
-        return work
 
     def _batch(self, batch: Sequence[Work], budget: Budget) -> None:
         """Generate `batch`; after a failure, go on in halves (memory) or row by row (anything else)."""
@@ -155,7 +142,7 @@ class RowsRun:
         """Count tokens, end when cancelled, and show life while a long batch yields no whole row."""
         self._context.check()
         self._tokens_out += rows
-        if time.monotonic() - self._live >= _LIVE_SECONDS:
+        if time.monotonic() - self._live >= LIVE_SECONDS:
             self._report()
 
     def _answer(self, answer: Answer) -> None:

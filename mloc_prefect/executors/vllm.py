@@ -64,7 +64,8 @@ class VllmExecutor:
         identifier, places = identifier_of(spec, "VLLM_MODEL"), Places.of(request.settings)
         sampling, style = VllmSampling.of(inference), Style.of(spec)
         allowed = inference.integer("max_failed_rows", 0)
-        export = Export.of(spec, context.task_dir)
+        export = Export.of(spec, context.task_dir, places.endpoint)
+        _note_ignored(inference, context)
         context.phase("reading data")
         prompts = load_prompts(request.spec, request.upstream, places)
         sampling = replace(sampling, common=replace(sampling.common, first=prompts.first))
@@ -153,6 +154,13 @@ def _wish(spec: Fields, place: ModelPlace, adapter: Adapter | None, context: Exe
         known=known,
         can_sleep=current_platform.is_sleep_mode_available(),
     )
+
+
+def _note_ignored(inference: Fields, context: ExecutionContext) -> None:
+    for name in ("batch_size", "max_batch_tokens"):
+        if inference.get(name) is not None:
+            text = f"{inference.path}.{name} has no effect: vLLM fills batches itself, up to model.vllm.max_num_seqs"
+            context.log(text, "warning")
 
 
 def _place(spec: Fields, identifier: str, places: Places, task_dir: Path) -> ModelPlace:

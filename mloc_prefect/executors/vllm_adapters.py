@@ -13,6 +13,7 @@ from mloc_prefect.artifacts.layout import task_dir as task_dir_of
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.checkpoints import checkpoint_of, load_folder
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.vllm_combined import combined
 
 if TYPE_CHECKING:
     from mloc_prefect.executors.places import Places
@@ -38,26 +39,26 @@ class Adapter:
 
 
 def find_adapter(spec: Fields, places: Places, task_dir: Path, attempt_dir: Path) -> Adapter | None:
-    """Return the adapter that a task asks for, from `model.adapters` or an adapter in `checkpoint.load`.
+    """Return the adapter that a task asks for: that in `checkpoint.load` and those of `model.adapters`, as one.
+
+    `apply: merge` is not told from `apply: runtime`: the answers are the same, and the engine stays of use to others.
 
     Args:
         spec: The resolved spec.
         places: Where local paths start.
         task_dir: Directory of the task; those of other tasks lie beside it.
-        attempt_dir: Where a scaled copy of the configuration may be put.
+        attempt_dir: Where changed copies may be put.
 
     Raises:
-        UserError: There is more than one, it is not there, or it is of a kind that vLLM does not run.
+        UserError: One is not there, or of a kind that vLLM does not run.
     """
     listed = spec.child("model").get("adapters") or []
     loaded = checkpoint_folder(spec, places, task_dir)
-    if len(listed) > 1 or (listed and loaded and (loaded / _CONFIG).is_file()):
-        raise UserError("spec.model.adapters: vLLM runs a task with one adapter at most; merge them, or use two tasks")
-    if listed:
-        return _listed(Fields(listed[0], "spec.model.adapters[0]"), places, task_dir, attempt_dir)
-    if loaded and (loaded / _CONFIG).is_file():
-        return _adapter(loaded.name, loaded, 1.0, attempt_dir)
-    return None
+    found = [_adapter(loaded.name, loaded)] if loaded and (loaded / _CONFIG).is_file() else []
+    for index, entry in enumerate(listed):
+        own = attempt_dir / f"adapter-{index}"
+        found.append(_listed(Fields(entry, f"spec.model.adapters[{index}]"), places, task_dir, own))
+    return combined(found, attempt_dir / "adapters") if len(found) > 1 else next(iter(found), None)
 
 
 def checkpoint_folder(spec: Fields, places: Places, task_dir: Path) -> Path | None:
@@ -69,7 +70,7 @@ def checkpoint_folder(spec: Fields, places: Places, task_dir: Path) -> Path | No
     return checkpoint_of(spec, places, task_dir)
 
 
-def _listed(entry: Fields, places: Places, task_dir: Path, attempt_dir: Path) -> Adapter:
+def _listed(entry: Fields, places: Places, task_dir: Path, own: Path) -> Adapter:
     if (entry.text("type") or "lora").lower() != "lora":
         raise entry.error("type", entry.get("type"), "lora")
     path, task, url = entry.text("path"), entry.text("task_id", "taskId"), entry.text("url")
@@ -80,38 +81,46 @@ def _listed(entry: Fields, places: Places, task_dir: Path, attempt_dir: Path) ->
         folder = next((top for name in TRAINED if (top := _root(places, task_dir, task) / name).is_dir()), None)
     elif url:
         kind = {"type": "http"} if url.startswith(("http://", "https://")) else {"type": "local", "path": url}
-        folder = load_folder({**entry.data, **kind}, places, attempt_dir)
+        folder = load_folder({**entry.data, **kind}, places, own)
     else:
         raise UserError(f"{entry.path} needs path, task_id, or url")
     if folder is None or not (folder / _CONFIG).is_file():
         raise UserError(f"{entry.path}: {folder or task} holds no {_CONFIG}, so it is not a LoRA adapter")
     name = entry.text("name", "id", "adapter_id") or folder.name
-    return _adapter(name, folder, entry.number("scale", 1.0), attempt_dir)
+    scale = entry.number("scale", 1.0)
+    return _adapter(name, folder if scale == 1.0 else _scaled(folder, scale, own / "scaled"))
 
 
-def _adapter(name: str, folder: Path, scale: float, attempt_dir: Path) -> Adapter:
-    config: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
+def _adapter(name: str, folder: Path) -> Adapter:
+    config = _config_of(folder)
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
         raise UserError(f"{folder / _CONFIG} has no rank 'r', so it is not a LoRA adapter")
-    fingerprint = hashlib.sha256(json.dumps([config, scale], sort_keys=True).encode())
+    fingerprint = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for file in sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin"}):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 fingerprint.update(block)
-    if scale != 1.0:
-        folder = _scaled(folder, config, scale, attempt_dir / "adapter")
     return Adapter(name, str(folder), fingerprint.hexdigest(), rank)
 
 
-def _scaled(folder: Path, config: dict[str, Any], scale: float, target: Path) -> Path:
+def _scaled(folder: Path, scale: float, target: Path) -> Path:
     """Return a folder with the same weights that count `scale` times: they are multiplied by lora_alpha / r."""
+    config = _config_of(folder)
     target.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if file.name != _CONFIG and not (target / file.name).exists():
             (target / file.name).symlink_to(file.absolute())
     (target / _CONFIG).write_text(json.dumps({**config, "lora_alpha": config.get("lora_alpha", 8) * scale}))
     return target
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{folder / _CONFIG} is not JSON: {error}") from None
+    return config
 
 
 def _root(places: Places, own: Path, task_id: str) -> Path:

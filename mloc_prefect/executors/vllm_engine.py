@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import queue
+import re
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _T = TypeVar("_T")
+_COUNT_SECONDS = 1.0
+_NO_ROOM = re.compile(r"less than (desired [GC]PU memory|the engine's budget)")
 
 
 class EngineDeadError(RuntimeError):
@@ -61,11 +65,19 @@ class Job:
         waiting: Rows that the engine has not got yet, in order.
         answers: What ended, and the error that ended everything.
         running: Rows in the engine, by request id.
+        written: Tokens that those have written when they were last counted.
     """
 
     waiting: deque[Row]
     answers: queue.SimpleQueue[Answer | BaseException] = field(default_factory=queue.SimpleQueue)
     running: dict[str, Row] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+
+    def live(self) -> tuple[int, int]:
+        """Return the tokens read and written of the rows in the engine; for any thread."""
+        counted = [(self.running.get(name), count) for name, count in list(self.written.items())]
+        read = sum(len(row.tokens) for row, count in counted if row is not None and count)
+        return read, sum(count for row, count in counted if row is not None)
 
 
 class EngineLoop:
@@ -80,6 +92,7 @@ class EngineLoop:
         self._jobs: list[Job] = []
         self._engine: Any = None
         self._number = 0
+        self._counted = 0.0
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self._thread.start()
@@ -89,6 +102,7 @@ class EngineLoop:
 
         Raises:
             UserError: In the future: vLLM refuses the arguments or the model.
+            RuntimeError: In the future: other processes hold the memory that it needs.
         """
 
         def action() -> Any:
@@ -101,6 +115,8 @@ class EngineLoop:
                     self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), UsageContext.LLM_CLASS)
             except (ValueError, TypeError, OSError, KeyError, NotImplementedError) as error:
                 text = " ".join(str(error).split())
+                if _NO_ROOM.search(text):  # others hold the memory now; that may pass
+                    raise RuntimeError(f"out of memory: {text}") from error
                 raise UserError(f"vLLM cannot load {arguments['model']}: {text}") from error
             return self._engine
 
@@ -211,9 +227,23 @@ class EngineLoop:
             for job in list(self._jobs):
                 row = job.running.pop(output.request_id, None)
                 if row is not None:
+                    job.written.pop(output.request_id, None)
                     job.answers.put(Answer(row.index, output))
                     self._drop_ended(job)
                     break
+        if time.monotonic() - self._counted >= _COUNT_SECONDS:
+            self._count()
+
+    def _count(self) -> None:
+        """Note how far the rows in the engine are: those that have ended alone say nothing for minutes."""
+        self._counted = time.monotonic()
+        totals: dict[str, int] = {}
+        for state in self._engine.output_processor.request_states.values():
+            name = (state.parent_req or state).external_req_id  # a parent, where a row has several answers
+            written = state.detokenizer.num_output_tokens() if state.detokenizer else 0
+            totals[name] = totals.get(name, 0) + written
+        for job in self._jobs:
+            job.written = {name: totals[name] for name in job.running if name in totals}
 
     def _drop_ended(self, job: Job) -> None:
         if not job.waiting and not job.running:

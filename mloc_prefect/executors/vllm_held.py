@@ -31,6 +31,7 @@ class HeldEngine:
         self._engine: Any = None
         self._wish: EngineWish | None = None
         self._users = 0
+        self._line: list[object] = []
         self._loading = False
         self._asleep = False
         self._loads = 0
@@ -101,21 +102,37 @@ class HeldEngine:
             self._loop.end()
 
     def _enter(self, wanted: EngineWish, context: ExecutionContext) -> None:
+        """Become a user of an engine as `wanted`. Tasks enter in the order in which they came.
+
+        Without an order, a task that needs another engine would wait for as long as others keep this one busy.
+        """
+        ticket = object()
         with self._free:
-            told = False
-            while self._loading or self._asleep or not self._suits(wanted):
-                if not self._loading and self._users == 0:
+            self._line.append(ticket)
+            try:
+                ready = self._wait(ticket, wanted, context)
+                self._users += 1
+            finally:
+                self._line.remove(ticket)
+                self._free.notify_all()
+        if not ready:
+            self._make_ready(wanted, context)
+
+    def _wait(self, ticket: object, wanted: EngineWish, context: ExecutionContext) -> bool:
+        """Wait for the turn of `ticket`; return whether the engine suits, else it is the caller's to replace."""
+        told = False
+        while True:
+            if self._line[0] is ticket and not self._loading:
+                if self._suits(wanted) and not self._asleep:
+                    return True
+                if self._users == 0:
                     self._loading = True
-                    break
-                if not told:
-                    context.phase("waiting for the engine")
-                    told = True
-                self._free.wait(_LOOK_SECONDS)
-                context.check()
-            self._users += 1
-            if not self._loading or self._users > 1:
-                return
-        self._make_ready(wanted, context)
+                    return False
+            if not told:
+                context.phase("waiting for the engine")
+                told = True
+            self._free.wait(_LOOK_SECONDS)
+            context.check()
 
     def _suits(self, wanted: EngineWish) -> bool:
         return self._engine is not None and self._wish is not None and wanted.served_by(self._wish)

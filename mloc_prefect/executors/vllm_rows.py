@@ -8,8 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.executors.answers import judge
-from mloc_prefect.executors.batching import longest_first
-from mloc_prefect.executors.rendering import RowError, work_of
+from mloc_prefect.executors.reading import LIVE_SECONDS, read_rows
 from mloc_prefect.executors.vllm_engine import Answer, Job, Row
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from mloc_prefect.executors.vllm_sampling import VllmSampling
 
 _PATIENCE = 0.25  # seconds between looks at whether the task is still wanted
-_LIVE_SECONDS = 2.0
 
 
 class VllmRows:
@@ -65,6 +63,7 @@ class VllmRows:
         self._cut = 0
         self._tokens_in = 0
         self._tokens_out = 0
+        self._shown = (0, 0)
         self._begun = self._live = time.monotonic()
 
     def compute(self, finished: Collection[int]) -> None:
@@ -79,7 +78,7 @@ class VllmRows:
         left = len(job.waiting)
         self._context.phase("generating")
         self._begun = time.monotonic()
-        self._report()
+        self._report((0, 0))
         if not left:
             return
         self._loop.submit(job)
@@ -102,24 +101,17 @@ class VllmRows:
     def _rows(self, finished: Collection[int]) -> list[Row]:
         from mloc_prefect.executors.vllm_parameters import parameters_of
 
-        work = []
-        for index, prompt in enumerate(self._prompts):
-            if index in finished:
-                continue
-            self._context.check()
-            try:
-                limit = self._sampling.common.max_new_tokens
-                text, row = work_of(index, prompt, self._style, self._reader, limit)
-            except RowError as error:
-                self._fail(index, str(error))
-                continue
-            if self._style.chat:
-                self._texts[index] = text
-            work.append(row)
         sampling = self._sampling
-        return [
-            Row(w.index, w.tokens, parameters_of(sampling, w.index, w.limit), self._lora) for w in longest_first(work)
-        ]
+        work, self._texts = read_rows(
+            self._prompts,
+            finished,
+            style=self._style,
+            reader=self._reader,
+            limit=sampling.common.max_new_tokens,
+            context=self._context,
+            on_bad=self._fail,
+        )
+        return [Row(w.index, w.tokens, parameters_of(sampling, w.index, w.limit), self._lora) for w in work]
 
     def _take(self, job: Job) -> int:
         """Wait for an answer, keep it, and return how many came."""
@@ -127,8 +119,8 @@ class VllmRows:
         try:
             answer = job.answers.get(timeout=_PATIENCE)
         except queue.Empty:
-            if time.monotonic() - self._live >= _LIVE_SECONDS:
-                self._report()
+            if time.monotonic() - self._live >= LIVE_SECONDS:
+                self._report(job.live())
             return 0
         if isinstance(answer, BaseException):
             raise answer
@@ -136,7 +128,7 @@ class VllmRows:
             self._fail(answer.index, answer.error)
         else:
             self._keep(answer)
-        self._report()
+        self._report(job.live())
         return 1
 
     def _keep(self, answer: Answer) -> None:
@@ -169,16 +161,21 @@ class VllmRows:
         self._failures[index] = problem
         self._done += 1
 
-    def _report(self) -> None:
+    def _report(self, live: tuple[int, int]) -> None:
+        """Tell how far it is; `live` are the tokens read and written of rows that are still in the engine."""
         self._live = time.monotonic()
         seconds = max(self._live - self._begun, 1e-3)
+        # A row is for a moment neither in the engine nor counted here: never tell of fewer tokens than before.
+        read = max(self._shown[0], self._tokens_in + live[0])
+        written = max(self._shown[1], self._tokens_out + live[1])
+        self._shown = read, written
         self._context.progress(
             self._done,
             len(self._prompts),
-            tokens_in=self._tokens_in,
-            tokens_out=self._tokens_out,
-            tokens_in_per_second=round(self._tokens_in / seconds, 1),
-            tokens_out_per_second=round(self._tokens_out / seconds, 1),
+            tokens_in=read,
+            tokens_out=written,
+            tokens_in_per_second=round(read / seconds, 1),
+            tokens_out_per_second=round(written / seconds, 1),
         )
 
 

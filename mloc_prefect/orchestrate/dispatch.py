@@ -306,7 +306,9 @@ def interpreter(executor: ExecutorRef, settings: MlocSettings) -> str:
 def _host_died(error: ExecutionError) -> bool:
     """Return whether the process ended, or its engine did, by no fault of the task and not for want of memory."""
     failure = error.failure
-    return failure is not None and (failure.kind in {"killed", "exited"} or failure.error_type == "EngineDeadError")
+    if failure is None or failure.kind == "oom":
+        return False
+    return failure.kind in {"killed", "exited"} or failure.error_type == "EngineDeadError"
 
 
 def clamped(request: ResourceRequest, inventory: Inventory) -> ResourceRequest:

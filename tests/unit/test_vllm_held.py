@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mloc_prefect.execution.protocol import Cancelled
 from mloc_prefect.executors import vllm_held
 from mloc_prefect.executors.vllm_args import EngineWish
 from mloc_prefect.executors.vllm_engine import EngineDeadError
@@ -68,7 +69,7 @@ class Loop:
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
-    engines = [Engine(can_sleep=True), Engine(can_sleep=True)]
+    engines = [Engine(can_sleep=True) for _ in range(3)]
     monkeypatch.setattr(vllm_held, "EngineLoop", lambda: Loop(engines))
     return engines
 
@@ -135,3 +136,48 @@ def test_tasks_that_come_together_wake_it_once(engines: list[Engine]) -> None:
     for thread in threads:
         thread.join(10)
     assert engines[0].told == ["sleep 1", "wake"]
+
+
+def test_a_task_that_needs_another_engine_is_not_passed_by_later_ones(engines: list[Engine]) -> None:
+    held, entered, names = HeldEngine(), threading.Event(), list[str]()
+    busy, leave = threading.Event(), threading.Event()
+
+    def work(name: str, wish: EngineWish) -> None:
+        with held.lent(lambda: wish, Waiting(entered)):  # type: ignore[arg-type]
+            names.append(name)
+            busy.set()
+            leave.wait(10)
+
+    class Waiting(Context):
+        def __init__(self, event: threading.Event) -> None:
+            super().__init__()
+            self.event = event
+
+        def phase(self, text: str, fraction: float | None = None) -> None:
+            if text == "waiting for the engine":
+                self.event.set()
+
+    threads = []
+    for name, wish in (("first", ONE), ("other", OTHER), ("late", ONE)):
+        entered.clear()
+        threads.append(threading.Thread(target=work, args=(name, wish)))
+        threads[-1].start()
+        assert (busy if name == "first" else entered).wait(10)
+    assert names == ["first"]  # the late one could have used the engine, but came after the other
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert names == ["first", "other", "late"]
+
+
+def test_who_gives_up_waiting_leaves_the_line(engines: list[Engine]) -> None:
+    held = HeldEngine()
+
+    class Gone(Context):
+        def check(self) -> None:
+            raise Cancelled
+
+    with held.lent(lambda: ONE, Context()):  # type: ignore[arg-type]
+        with pytest.raises(Cancelled), held.lent(lambda: OTHER, Gone()):  # type: ignore[arg-type]
+            pass
+        assert use(held)[1] == 1

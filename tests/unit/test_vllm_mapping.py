@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import queue
+import threading
 from collections import deque
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +15,6 @@ from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors import vllm_engine
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.models_source import ModelPlace
-from mloc_prefect.executors.places import Places
-from mloc_prefect.executors.vllm_adapters import checkpoint_folder, find_adapter
 from mloc_prefect.executors.vllm_args import EngineWish, wish_of
 from mloc_prefect.executors.vllm_engine import Answer, EngineDeadError, EngineLoop, Job, Row
 from mloc_prefect.executors.vllm_sampling import VllmSampling
@@ -154,67 +152,6 @@ spec:
     assert any("max_modl_len" in d.message for d in diagnostics)
 
 
-@pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places.of({"home": str(tmp_path / "home"), "base_dir": str(tmp_path)})
-
-
-def adapter_in(folder: Path, **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, **config}))
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    return folder
-
-
-def find(spec: dict[str, Any], places: Places, tmp_path: Path) -> Any:
-    return find_adapter(Fields(spec), places, tmp_path / "results" / "t", tmp_path / "results" / "t" / "attempts" / "1")
-
-
-def test_adapters_by_path_and_by_task(places: Places, tmp_path: Path) -> None:
-    adapter_in(tmp_path / "a")
-    adapter_in(tmp_path / "results" / "before" / "final_lora", r=4)
-    by_path = find({"model": {"adapters": [{"path": "a", "name": "mine"}]}}, places, tmp_path)
-    assert (by_path.name, by_path.rank, by_path.path) == ("mine", 8, str(tmp_path / "a"))
-    by_task = find({"model": {"adapters": [{"taskId": "before"}]}}, places, tmp_path)
-    assert by_task.rank == 4
-    loaded = find({"checkpoint": {"load": {"path": str(tmp_path / "a")}}}, places, tmp_path)
-    assert loaded.fingerprint == by_path.fingerprint
-    assert find({}, places, tmp_path) is None
-
-
-def test_a_scaled_adapter_is_another_one(places: Places, tmp_path: Path) -> None:
-    adapter_in(tmp_path / "a")
-    plain = find({"model": {"adapters": [{"path": "a"}]}}, places, tmp_path)
-    scaled = find({"model": {"adapters": [{"path": "a", "scale": 0.5}]}}, places, tmp_path)
-    assert scaled.fingerprint != plain.fingerprint
-    assert json.loads((Path(scaled.path) / "adapter_config.json").read_text())["lora_alpha"] == 8
-    assert (Path(scaled.path) / "adapter_model.safetensors").read_bytes() == b"weights"
-
-
-@pytest.mark.parametrize(
-    ("spec", "problem"),
-    [
-        ({"model": {"adapters": [{"path": "x"}, {"path": "y"}]}}, "one adapter at most"),
-        ({"model": {"adapters": [{"path": "x"}]}}, "holds no adapter_config.json"),
-        ({"model": {"adapters": [{"url": "https://x/y"}]}}, "host 'x' of https://x/y is not allowed"),
-        ({"model": {"adapters": [{"name": "n"}]}}, "needs path, task_id, or url"),
-        ({"model": {"adapters": [{"type": "ia3", "path": "x"}]}}, "must be lora"),
-        ({"checkpoint": {"load": {"type": "http", "url": "https://x/y"}}}, "host 'x' of https://x/y is not allowed"),
-        ({"checkpoint": {"load": {"path": "nowhere"}}}, "Checkpoint path nowhere not found"),
-    ],
-)
-def test_adapters_that_cannot_be(places: Places, tmp_path: Path, spec: dict[str, Any], problem: str) -> None:
-    with pytest.raises(UserError, match=problem):
-        find(spec, places, tmp_path)
-
-
-def test_checkpoint_of_another_task(places: Places, tmp_path: Path) -> None:
-    (tmp_path / "results" / "before" / "final_model" / "sub").mkdir(parents=True)
-    spec = Fields({"checkpoint": {"load": {"task_id": "before", "subdir": "sub"}}})
-    found = checkpoint_folder(spec, places, tmp_path / "results" / "t")
-    assert found == tmp_path / "results" / "before" / "final_model" / "sub"
-
-
 class FakeEngine:
     """Ends every row after two steps; refuses rows whose only token is 13, dies of 666."""
 
@@ -224,6 +161,7 @@ class FakeEngine:
         self.age: dict[str, int] = {}
         self.most = 0
         self.aborted: list[str] = []
+        self.output_processor = SimpleNamespace(request_states={})
 
     def add_request(self, name: str, prompt: dict[str, list[int]], _parameters: Any, lora_request: Any) -> None:
         del lora_request
@@ -281,6 +219,39 @@ def test_rows_of_two_jobs_share_the_engine_and_find_their_way_home(loop: EngineL
     assert sorted(a.index for a in answers(second, 5) if isinstance(a, Answer)) == list(range(5))
     assert sorted(a.index for a in answers(first, 20) if isinstance(a, Answer)) == list(range(20))
     assert engine.most == 4  # twice its seats: a free one is taken at once, and no job takes them all
+
+
+def test_rows_in_the_engine_are_counted_before_they_end(loop: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "_COUNT_SECONDS", 0.0)
+    engine, begun = FakeEngine(), threading.Event()
+    states = engine.output_processor.request_states
+
+    def step() -> list[Any]:
+        parents = {name: SimpleNamespace(external_req_id=name, parent_req=None) for name in engine.rows}
+        for name, parent in parents.items():  # two answers each, of 5 and 2 tokens
+            for number, tokens in ((0, 5), (1, 2)):
+                words = SimpleNamespace(num_output_tokens=lambda tokens=tokens: tokens)
+                states[f"{number}_{name}"] = SimpleNamespace(parent_req=parent, detokenizer=words)
+        if states:
+            begun.set()
+        return []
+
+    engine.step = step  # type: ignore[method-assign]
+    start(loop, engine)
+    endless = job(1, 2, 3)
+    loop.submit(endless)
+    assert begun.wait(5)
+    loop.call(lambda: None).result(5)  # after the step in which they were counted
+    loop.call(lambda: None).result(5)
+    assert endless.live() == (3, 21)
+    loop.cancel(endless).result(5)
+    assert endless.live() == (0, 0)
+
+
+def test_memory_that_others_hold_now_is_no_mistake_of_the_user() -> None:
+    busy = "Free memory on device cuda:0 (1/24 GiB) on startup is less than desired GPU memory utilization (0.9)."
+    assert vllm_engine._NO_ROOM.search(busy)
+    assert not vllm_engine._NO_ROOM.search("No available memory for the cache blocks.")
 
 
 def test_a_refused_row_fails_alone(loop: EngineLoop) -> None:
