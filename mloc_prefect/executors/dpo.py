@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.executors.training_arguments import max_length
 from mloc_prefect.executors.training_data import pair_rows
 from mloc_prefect.executors.training_lengths import shorten_prompts
+from mloc_prefect.executors.training_model import load_reference
 from mloc_prefect.executors.training_recipe import Recipe, built, configured
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class DpoRecipe(Recipe):
         return built(
             lambda: DPOTrainer(
                 model=model,
+                ref_model=None if config.precompute_ref_log_probs else load_reference(job),
                 args=config,
                 train_dataset=Dataset.from_list(job.rows.rows),
                 processing_class=job.tokenizer,

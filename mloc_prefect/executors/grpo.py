@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.rewards import scorer_of
 from mloc_prefect.executors.rollouts import RolloutRecipe
+from mloc_prefect.executors.training_model import load_reference
 from mloc_prefect.executors.training_recipe import built, configured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mloc_prefect.executors.rewards import Scorer
     from mloc_prefect.executors.training_arguments import Arguments
@@ -42,16 +44,30 @@ class GrpoRecipe(RolloutRecipe):
         rows = self.enough(job, groups * job.group.world)
         scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device)
         job.tokenizer.padding_side = "left"
-        return built(
-            lambda: GRPOTrainer(
-                model=model,
-                reward_funcs=[_reward(scorer, job.context.check)],
-                args=config,
-                train_dataset=Dataset.from_list(_columns(rows)),
-                processing_class=job.tokenizer,
-                callbacks=list(callbacks),
+        with _own_reference(job):
+            return built(
+                lambda: GRPOTrainer(
+                    model=model,
+                    reward_funcs=[_reward(scorer, job.context.check)],
+                    args=config,
+                    train_dataset=Dataset.from_list(_columns(rows)),
+                    processing_class=job.tokenizer,
+                    callbacks=list(callbacks),
+                )
             )
-        )
+
+
+@contextmanager
+def _own_reference(job: Job) -> Iterator[None]:
+    """Let TRL's trainer take our reference model: unlike the others it has no argument for one."""
+    from trl.trainer import grpo_trainer
+
+    original = grpo_trainer.create_model_from_path
+    grpo_trainer.create_model_from_path = lambda *_args, **_options: load_reference(job)
+    try:
+        yield
+    finally:
+        grpo_trainer.create_model_from_path = original
 
 
 def _reward(scorer: Scorer, check: Callable[[], None]) -> Callable[..., list[float]]:

@@ -15,7 +15,8 @@ from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.rewards import scorer_of
 from mloc_prefect.executors.rollouts import RolloutRecipe
 from mloc_prefect.executors.training_arguments import rollout_sizes
-from mloc_prefect.executors.training_model import load_model, wants_lora
+from mloc_prefect.executors.training_checkpoints import REFERENCE
+from mloc_prefect.executors.training_model import load_reference, wants_lora
 from mloc_prefect.executors.training_recipe import built, configured
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class PpoRecipe(RolloutRecipe):
         rows = self.enough(job, batch * job.group.world)
         job.tokenizer.padding_side = "left"
         _own_pad(job.tokenizer)
-        if job.options.training.flag("gradient_checkpointing", default=False):
-            model.gradient_checkpointing_enable()
+        _ready(job, model, config)
         scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device)
         known = {tuple(ids): row for ids, row in zip(job.prompts, rows, strict=True)}
         with _precision(config.mixed_precision):
@@ -85,6 +85,8 @@ class PpoRecipe(RolloutRecipe):
         # Otherwise the last batch of each pass over the prompts steps after every mini-batch.
         trainer.accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
         _undilute(trainer, steps)
+        if job.group.world > 1:
+            _show_policy(trainer.model)
         return trainer
 
     def train(self, job: Job, trainer: Any) -> None:
@@ -100,6 +102,15 @@ class PpoRecipe(RolloutRecipe):
             gc.unfreeze()
 
 
+def _ready(job: Job, model: Any, config: Any) -> None:
+    """Give the policy what TRL's other trainers would give it by themselves."""
+    if job.options.training.flag("gradient_checkpointing", default=False):
+        model.gradient_checkpointing_enable()
+    if job.weights.adapter is not None and wants_lora(job.options, job.spec):  # else: the model without adapters
+        model.load_adapter(str(job.weights.adapter), adapter_name=REFERENCE)
+        config.ref_adapter_name = REFERENCE
+
+
 def _own_callbacks(job: Job) -> list[Any]:
     from mloc_prefect.executors.training_callbacks import GoOn, KlLimit
 
@@ -109,6 +120,16 @@ def _own_callbacks(job: Job) -> list[Any]:
     if limit and training.flag("early_stopping", default=True):
         found.append(KlLimit(limit))
     return found
+
+
+def _show_policy(wrapped: Any) -> None:
+    """Let TRL find the policy in a model that is wrapped for several processes, where it looks for it to save it.
+
+    Plain attributes: as modules they would be parts of the wrapper a second time.
+    """
+    inner = wrapped.module
+    object.__setattr__(wrapped, "policy", inner.policy)
+    object.__setattr__(wrapped, "config", inner.config)
 
 
 def _undilute(trainer: Any, steps: int) -> None:
@@ -128,9 +149,7 @@ def _reference(job: Job) -> Any:
 
     After an earlier attempt the policy is no longer what it started from.
     """
-    if job.resume is None or wants_lora(job.options, job.spec):
-        return None
-    return load_model(job.weights, job.options, job.spec, job.context.phase, cuda=job.cuda)
+    return load_reference(job) if job.resume is not None else None
 
 
 def _value_model(job: Job, model: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from mloc_prefect.execution.protocol import Cancelled
 from mloc_prefect.executors.training_metrics import numbers_in, one_line
 
 if TYPE_CHECKING:
@@ -93,14 +94,20 @@ class Stopper(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
 
     Args:
         unwanted: Whether the task is wanted no more; asked in the first process only.
+        by_flag: Whether the trainer reads a flag that stops it, and saves then; else an exception ends it.
     """
 
-    def __init__(self, unwanted: Callable[[], bool]) -> None:
+    def __init__(self, unwanted: Callable[[], bool], *, by_flag: bool) -> None:
         self._unwanted = unwanted
+        self._by_flag = by_flag
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Agree with the other processes."""
+        """Agree with the other processes.
+
+        Raises:
+            Cancelled: The task is wanted no more, and the trainer reads no flag.
+        """
         del state
         import torch
         import torch.distributed as dist
@@ -109,6 +116,8 @@ class Stopper(TrainerCallback):  # type: ignore[misc]  # transformers is not typ
         dist.broadcast(flag, src=0)
         if flag.item():
             self.stopped = True
+            if not self._by_flag:
+                raise Cancelled
             control.should_training_stop = control.should_save = True
         return control
 

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+REFERENCE = "ref"
+"""Name of the frozen adapter that TRL's trainers keep beside the one in training; saved, it is a folder below that."""
+
 _MARK = "complete.json"
 _TRAINING = "training.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -79,10 +82,14 @@ class Checkpoints:
     def complete(self, step: int) -> Path:
         """Mark the checkpoint of `step`, whose files are all written, and return its folder.
 
+        The reference adapter goes away: the next attempt makes its own, and beside it transformers would not load the
+        one in training.
+
         Raises:
             OSError: There is no such checkpoint, or the mark cannot be written.
         """
         path = self.folder / f"checkpoint-{step}"
+        shutil.rmtree(path / REFERENCE, ignore_errors=True)
         part = path / f".{_MARK}.part"
         part.write_text(json.dumps(_sizes(path)))
         part.replace(path / _MARK)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mloc_prefect.executors.models_source import ModelPlace
     from mloc_prefect.executors.places import Places
     from mloc_prefect.executors.training_arguments import Options
+    from mloc_prefect.executors.training_recipe import Job
 
 ADAPTER = "adapter_config.json"
 
@@ -115,6 +116,22 @@ def load_model(
     return _with_new_adapter(model, spec.child("lora")) if with_lora else model
 
 
+def load_reference(job: Job) -> Any:
+    """Return the model that a policy is held near to: what the training starts from, whatever it has learnt since.
+
+    TRL would load it by the model's name, which tells neither of a merged adapter nor of a revision.
+
+    Returns:
+        None for tasks with `lora`: their reference is the model with its first adapters, or without any.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    if wants_lora(job.options, job.spec):
+        return None
+    return load_model(job.weights, job.options, job.spec, job.context.phase, cuda=job.cuda)
+
+
 def wants_lora(options: Options, spec: Fields) -> bool:
     """Return whether adapters are trained: always by lora_sft, by the others when the spec has a `lora` block."""
     return options.kind == "lora_sft" or spec.get("lora") is not None
@@ -188,7 +205,9 @@ def _with_adapter(model: Any, folder: Path, options: Options, *, trainable: bool
         raise UserError(f"the adapter in {folder} does not fit the model: {' '.join(str(error).split())}") from error
     if trainable:
         return loaded
-    options.notes.append(f"the adapter in {folder} is merged into the model, since {options.kind} trains all weights")
+    note = f"the adapter in {folder} is merged into the model, since {options.kind} trains all weights"
+    if note not in options.notes:
+        options.notes.append(note)
     return loaded.merge_and_unload().requires_grad_(True)  # the weights below adapters are frozen
 
 

@@ -213,7 +213,7 @@ def _callbacks(job: Job, checkpoints: Checkpoints, metrics: MetricsFile) -> list
     if main:
         found.append(Reporter(job.context, metrics))
     if job.group.world > 1:
-        found.append(Stopper(lambda: job.context.cancelled))
+        found.append(Stopper(lambda: job.context.cancelled, by_flag=job.options.kind != "ppo"))
     if main and (job.options.training.text("log_with") or "").lower() == "tensorboard":
         found.append(_tensorboard(job))
     return found
@@ -281,7 +281,9 @@ def _leave_checkpoint(job: Job, trainer: Any, checkpoints: Checkpoints) -> None:
         return
     job.context.phase("saving a checkpoint", patience=_CANCEL_PATIENCE)
     trainer._save_checkpoint(trainer.model, trial=None)
-    checkpoints.complete(step)
+    trainer.accelerator.wait_for_everyone()
+    if job.group.main:
+        checkpoints.complete(step)
     job.context.log(f"left a checkpoint at step {step}")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.archive import pack
+from mloc_prefect.executors.training_checkpoints import REFERENCE
 from mloc_prefect.executors.training_metrics import draw_curve, last_numbers, write_history
 from mloc_prefect.executors.training_model import ADAPTER
 
@@ -37,6 +38,7 @@ def save_weights(job: Job, trainer: Any) -> Path | None:
         return None
     job.tokenizer.save_pretrained(str(staging))
     (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing to hand to others
+    shutil.rmtree(staging / REFERENCE, ignore_errors=True)  # the adapter that it started from
     name = "final_lora" if (staging / ADAPTER).is_file() else "final_model"
     return _put(staging, job.context.task_dir / name)
 

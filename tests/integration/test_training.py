@@ -178,6 +178,30 @@ def test_stages_go_on_where_the_one_before_ended(bench: TrainingBench) -> None:
     assert "final_lora_path" in dpo
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("kind", ["dpo", "grpo", "ppo"])
+def test_the_reference_is_what_the_training_starts_from(kind: str, lora: bool, bench: TrainingBench) -> None:
+    """With an adapter of an earlier stage policy and reference are equal at the first step, not that and the base."""
+    options = {**FAST, "max_steps": 15, "save_archive": False}
+    bench("lora_sft", sums(), task="a", training=options, lora={"dropout": 0.0})
+    own = {
+        "dpo": {"learning_rate": 1e-3},
+        "grpo": {"num_generations": 4, "beta": 0.1},
+        "ppo": {"mini_batch_size": 8, "ppo_epochs": 1},
+    }
+    training = {**options, "logging_steps": 1, "max_steps": None, "steps": 4, "batch_size": 16, **own[kind]}
+    data = {"preferences": SEEN_PAIRS} if kind == "dpo" else {"prompts": [r["question"] for r in SUM_ROWS]}
+    rollout = {} if kind == "dpo" else {"rewards": VOWELS, "generation": {"max_new_tokens": 4}}
+    load = {"checkpoint": {"load": {"task_id": "a"}}}
+    spec = {"training": training, **rollout, **load, **({"lora": {"r": 2}} if lora else {})}
+    result = bench(kind, data, task="b", **spec)
+    distance = losses(result, {"dpo": "rewards/chosen", "grpo": "kl", "ppo": "objective/kl"}[kind])
+    assert abs(distance[0]) < 1e-3
+    assert max(map(abs, distance[1:])) > 1e-3, "and then it moves"
+    if lora:
+        assert [p for p in Path(result["final_lora_path"]).iterdir() if p.is_dir()] == []
+
+
 def test_weights_of_a_checkpoint_without_its_optimiser(bench: TrainingBench) -> None:
     options = {**FAST, "max_steps": 10, "save_strategy": "steps", "save_steps": 10}
     first = bench("sft", sums(), task="a", training=options)
@@ -189,12 +213,16 @@ def test_weights_of_a_checkpoint_without_its_optimiser(bench: TrainingBench) -> 
         bench("sft", sums(), task="c", training={**options, "resume_from_path": "/none"})
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo", "ppo"])
+@pytest.mark.parametrize("kind", ["sft", "lora_sft", "dpo", "grpo", "ppo"])
 def test_a_cancelled_training_leaves_a_checkpoint_to_go_on_from(kind: str, bench: TrainingBench) -> None:
-    data = {"sft": sums(), "grpo": {"prompts": PROMPTS}, "ppo": {"prompts": PROMPTS}}[kind]
+    prompts, sft = {"prompts": PROMPTS}, sums()
+    data = {"sft": sft, "lora_sft": sft, "dpo": {"preferences": SEEN_PAIRS}, "grpo": prompts, "ppo": prompts}[kind]
     training = {**FAST, "logging_steps": 1, "steps": 12, "save_strategy": "steps", "save_steps": 1000,
                 **({"mini_batch_size": 8, "ppo_epochs": 1} if kind == "ppo" else {})}  # fmt: skip
     spec = {"training": training, "rewards": VOWELS, "generation": {"max_new_tokens": 2}}
+    if kind in {"lora_sft", "dpo", "grpo"}:
+        spec["lora"] = {"r": 4}
+    whole = bench(kind, data, task="whole", **spec) if kind not in {"ppo", "grpo"} else None
     began: list[float] = []
 
     def stop(event: Any) -> None:
@@ -215,6 +243,8 @@ def test_a_cancelled_training_leaves_a_checkpoint_to_go_on_from(kind: str, bench
     assert "continues from the checkpoint of step 5" in bench.texts("log")[0]
     steps = [json.loads(line)["step"] for line in Path(result["metrics_path"]).read_text().splitlines()]
     assert steps[:12] == list(range(1, 13)), "the curve is whole"
+    if whole is not None:
+        assert losses(result) == pytest.approx(losses(whole), rel=1e-3), "as if nothing had come between"
     own = bench.root / "task" / "attempts" / "1-2" / "metrics.jsonl"
     assert json.loads(own.read_text().splitlines()[0])["step"] == 6
 
