@@ -10,6 +10,7 @@ import errno
 import fcntl
 import gc
 import json
+import logging
 import os
 import socket
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _PORTS_TRIED = 20
 _GRACE_SECONDS = 3.0
+_CUT_OFF = "timeout graceful shutdown exceeded"
 _PREDECESSOR_SECONDS = 8.0  # a server whose owner was killed may need its grace before it lets go
 
 
@@ -217,7 +219,14 @@ def _server(options: ServerOptions, port: int) -> Server:
     if "PREFECT_REDIS_MESSAGING_URL" in os.environ:
         answer_503_without_redis(app)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=1)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return AnnouncingServer(config)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn says, with a traceback each, of streams that it cuts off: these have no other end."""
+    error = record.exc_info[1] if record.exc_info else None
+    return _CUT_OFF not in record.getMessage() and _CUT_OFF not in str(error)
 
 
 def _marker(options: ServerOptions) -> Path:

@@ -36,27 +36,37 @@ def stream(endpoint: Endpoint, events: AsyncGenerator[bytes]) -> StreamingRespon
 
 
 async def _until_stopped(stopping: asyncio.Event, events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    # A task of their own makes and closes the events: a client that goes away cancels this one in the middle of a wait.
+    made: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
+    making = asyncio.create_task(_make(events, made))
     stopped = asyncio.create_task(stopping.wait())
-    following: asyncio.Task[bytes] | None = None
-    async with aclosing(events):
-        try:
-            while True:
-                following = following or asyncio.create_task(anext(events))
-                await asyncio.wait(
-                    {stopped, following}, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
-                if following.done():
-                    done, following = following, None
-                    try:
-                        yield done.result()
-                    except StopAsyncIteration:
-                        return
-                elif stopped.done():
+    getting: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            getting = getting or asyncio.create_task(made.get())
+            waits: set[asyncio.Task[Any]] = {stopped, getting, *(() if making.done() else (making,))}
+            await asyncio.wait(waits, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                event, getting = getting.result(), None
+                if event is None:
                     return
-                else:
-                    yield _ALIVE
-        finally:
-            for task in (stopped, following):
-                if task is not None:
-                    task.cancel()
-                    await asyncio.wait([task])
+                yield event
+            elif stopped.done():
+                return
+            elif making.done():
+                making.result()  # raises what has ended the events; else their end is in the queue
+            else:
+                yield _ALIVE
+    finally:
+        tasks = [task for task in (making, stopped, getting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _make(events: AsyncGenerator[bytes], made: asyncio.Queue[bytes | None]) -> None:
+    """Hand over the events, and None at their end."""
+    async with aclosing(events):
+        async for event in events:
+            await made.put(event)
+    await made.put(None)

@@ -181,6 +181,16 @@ def test_a_log_is_followed_to_the_end_of_its_task(client: httpx.Client, home: Pa
     assert found == ["id: 4", "data: one", "id: 8", "data: two", "event: end", 'data: {"status": "DONE"}']
 
 
+def test_clients_that_go_leave_no_trace(client: httpx.Client, home: Path):
+    task_id = client.post(TASKS, content=SPEC, headers=YAML).json()["tasks"][0]["task_id"]
+    for url in ("/api/v1/events", f"{TASKS}/{task_id}/logs?follow=true"):
+        with client.stream("GET", url) as response:
+            assert next(response.iter_lines()).startswith(":")
+    time.sleep(0.3)
+    assert client.get("/healthz").status_code == 200
+    assert "Traceback" not in (home / "endpoint.log").read_text()
+
+
 def test_a_signal_ends_it_cleanly_while_clients_listen(home: Path, valkey: EmbeddedValkey):
     running = launch(home, valkey.url())
     ended = threading.Event()

@@ -131,6 +131,48 @@ async def test_a_stream_shows_signs_of_life_and_ends_when_told(tmp_path, monkeyp
         assert closed.is_set()
 
 
+async def test_a_client_that_goes_closes_what_it_read_whatever_that_waits_for(tmp_path):
+    closed = asyncio.Event()
+
+    async def silent():
+        try:
+            yield b"data: first\n\n"
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)  # closing takes a moment, too
+            closed.set()
+
+    async def read(body):
+        async for _ in body:
+            reading.set()
+
+    reading = asyncio.Event()
+    async with served(tmp_path) as endpoint:
+        body = sse.stream(endpoint.app.state.endpoint, silent()).body_iterator
+        client = asyncio.create_task(read(body))
+        await reading.wait()
+        await asyncio.sleep(0)
+        # As the framework does it: again and again until the task has ended.
+        while not client.done():
+            client.cancel()
+            await asyncio.sleep(0)
+        await body.aclose()
+        await asyncio.wait_for(closed.wait(), 5)
+        assert client.cancelled()
+
+
+async def test_an_error_of_what_is_read_is_not_swallowed(tmp_path):
+    async def broken():
+        yield b"data: first\n\n"
+        raise OSError("disk")
+
+    async with served(tmp_path) as endpoint:
+        body = sse.stream(endpoint.app.state.endpoint, broken()).body_iterator
+        assert await anext(body) == b"data: first\n\n"
+        with pytest.raises(OSError, match="disk"):
+            await anext(body)
+
+
 async def test_the_feed_gives_what_was_missed_and_what_comes():
     publisher = MemoryPublisher()
     feed = Feed(publisher)
