@@ -113,11 +113,20 @@ class MemoryWorkerRegistry:
         self._workers[record.worker_id] = (replace(record, last_seen=_now()), self._clock() + ttl)
         await self._send(messages)
 
-    async def heartbeat(self, worker_id: str, *, ttl: float, messages: Sequence[Message] = ()) -> bool:
-        """Renew a worker; returns False when it is not registered."""
+    async def heartbeat(
+        self,
+        worker_id: str,
+        *,
+        ttl: float,
+        at_work: Mapping[str, Any] | None = None,
+        messages: Sequence[Message] = (),
+    ) -> bool:
+        """Renew a worker, and what it holds and runs where it says so; returns False when it is not registered."""
         if worker_id not in self._workers:
             return False
         record, _ = self._workers[worker_id]
+        if at_work is not None:
+            record = replace(record, at_work=dict(at_work), cached_models=tuple(at_work["models"]))
         self._workers[worker_id] = (replace(record, last_seen=_now()), self._clock() + ttl)
         await self._send(messages)
         return True

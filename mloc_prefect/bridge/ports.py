@@ -240,8 +240,18 @@ class WorkerRegistry(Protocol):
         """Add or replace a worker that lives until `ttl` seconds without a heartbeat have passed."""
         ...
 
-    async def heartbeat(self, worker_id: str, *, ttl: float, messages: Sequence[Message] = ()) -> bool:
-        """Renew a worker; returns False when it is not registered."""
+    async def heartbeat(
+        self,
+        worker_id: str,
+        *,
+        ttl: float,
+        at_work: Mapping[str, Any] | None = None,
+        messages: Sequence[Message] = (),
+    ) -> bool:
+        """Renew a worker, and what it holds and runs where it says so; returns False when it is not registered.
+
+        `at_work["models"]` are its cached models, too.
+        """
         ...
 
     async def set_status(

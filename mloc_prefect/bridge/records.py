@@ -180,6 +180,7 @@ class WorkerRecord:
         cached_models: Later generation: models that need no download.
         cached_datasets: Later generation: data sets that need no download.
         elastic_disabled: Later generation: it gets no new work, see `WorkerRegistry.set_elastic`.
+        at_work: Ours: what it holds and runs now (`WorkerCard.at_work`); None, and not shown, where nobody says.
         protocol: Ours, not shown: how it gets its work, `ours` (hash field `mloc_protocol`) or, where that field is
             missing, `original`: by messages on `tasks`.
         running: Not shown: the task that it began last (`extra_task_id`), or None.
@@ -199,12 +200,14 @@ class WorkerRecord:
     cached_models: tuple[str, ...] = ()
     cached_datasets: tuple[str, ...] = ()
     elastic_disabled: bool = False
+    at_work: dict[str, Any] | None = None
     protocol: str = "original"
     running: str | None = None
     last_task: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer object: the original's keys in their order, then the later generation's."""
-        shown = [entry.name for entry in fields(self) if entry.name not in INTERNAL_TO_WORKERS]
+        hidden = (*INTERNAL_TO_WORKERS, *(["at_work"] if self.at_work is None else []))
+        shown = [entry.name for entry in fields(self) if entry.name not in hidden]
         data = {name: getattr(self, name) for name in shown}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 IDS = "workers:ids"
 ELASTIC_DISABLED = "workers:elastic_disabled"
+AT_WORK = "mloc_at_work_json"
 _N = TypeVar("_N", int, float)
 
 
@@ -41,10 +42,21 @@ class RedisWorkerRegistry:
                     pipe.publish(channel, _json(message))
                 await pipe.execute()
 
-    async def heartbeat(self, worker_id: str, *, ttl: float, messages: Sequence[Message] = ()) -> bool:
-        """Renew a worker; returns False when it is not registered."""
+    async def heartbeat(
+        self,
+        worker_id: str,
+        *,
+        ttl: float,
+        at_work: Mapping[str, Any] | None = None,
+        messages: Sequence[Message] = (),
+    ) -> bool:
+        """Renew a worker, and what it holds and runs where it says so; returns False when it is not registered."""
         now = _now()
-        return await self._touch(worker_id, now, str(_milliseconds(ttl)), {"last_seen": now}, messages)
+        fields = {"last_seen": now}
+        if at_work is not None:
+            models = _json(list(at_work["models"]))
+            fields |= {AT_WORK: _json(dict(at_work)), "cache_models_json": models, "cache_updated_ts": now}
+        return await self._touch(worker_id, now, str(_milliseconds(ttl)), fields, messages)
 
     async def set_status(
         self,
@@ -133,6 +145,7 @@ def _encode(record: WorkerRecord, now: str) -> Mapping[str, str]:
     }
     known = {
         "cost_per_hour": None if record.cost_per_hour is None else repr(record.cost_per_hour),
+        AT_WORK: None if record.at_work is None else _json(record.at_work),
         "mloc_protocol": None if record.protocol == "original" else record.protocol,
         "extra_task_id": record.running,
         "extra_last_task": record.last_task,
@@ -161,6 +174,7 @@ def _decode(
         cached_models=_words(fields.get("cache_models_json")),
         cached_datasets=_words(fields.get("cache_datasets_json")),
         elastic_disabled=disabled,
+        at_work=_object(fields.get(AT_WORK)),
         protocol=fields.get("mloc_protocol") or "original",
         running=fields.get("extra_task_id"),
         last_task=fields.get("extra_last_task"),
@@ -185,6 +199,14 @@ def _words(text: str | None) -> tuple[str, ...]:
     except ValueError:
         return ()
     return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text or "null")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _number(text: str | None, kind: type[_N]) -> _N | None:

@@ -58,7 +58,7 @@ def plan_markdown(plan: WorkflowPlan, task_ids: Mapping[str, str]) -> str:
         for s in plan.stages
     ]
     lines = [f"# {plan.name}", "", f"{len(plan.stages)} stages ({plan.kind}), from `{plan.file}`", ""]
-    lines += _table(("stage", "task type", "model", "after", "resources", "task id"), rows)
+    lines += table(("stage", "task type", "model", "after", "resources", "task id"), rows)
     notes = [f"* {s.key}: {note}" for s in plan.stages for note in s.notes]
     warnings = [f"* {w.code}: {w.message}" for w in plan.warnings]
     for title, found in (("Notes", notes), ("Warnings", warnings)):
@@ -85,7 +85,7 @@ def result_markdown(outcome: WorkflowOutcome, seconds: Mapping[str, float]) -> s
         for t in outcome.tasks
     ]
     lines = [f"# {outcome.name}: {'done' if outcome.ok else 'failed'}", "", outcome.message, ""]
-    lines += _table(("stage", "status", "time", "engine", "usage", "result or error"), rows)
+    lines += table(("stage", "status", "time", "engine", "usage", "result or error"), rows)
     for task in outcome.tasks:
         samples = list(_samples(task))
         if samples:
@@ -161,7 +161,8 @@ class ProgressArtifact:
             await self._client.update_artifact(self._id, ArtifactUpdate(data=percent, description=text))
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a markdown table."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return lines + ["| " + " | ".join(_cell(c) for c in row) + " |" for row in rows]
 

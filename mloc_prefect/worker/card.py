@@ -117,6 +117,15 @@ class WorkerCard:
         used = {name for name, _, _ in self.used}
         return tuple(gpu for gpu in self.inventory.gpus if gpu.device not in used)
 
+    @property
+    def at_work(self) -> dict[str, Any]:
+        """What it holds and runs now, for people and dashboards.
+
+        `leases` [{holder, devices}], `models` (names of those that are loaded), `runs` (ids of flow runs).
+        """
+        leases = [{"holder": busy.holder, "devices": list(busy.devices)} for busy in self.leases]
+        return {"leases": leases, "models": list(self.models), "runs": list(self.runs)}
+
     def to_json(self) -> str:
         """Return the card as text of at most `LIMIT` characters; lists that are only shown are cut for it."""
         for kept in (100, 30, 10, 3, 0):

@@ -112,13 +112,17 @@ class VariableDirectory:
 
     async def read(self) -> Sequence[WorkerCard]:
         """See `Directory`."""
+        return [card for card, _ in await self.read_dated()]
+
+    async def read_dated(self) -> Sequence[tuple[WorkerCard, str]]:
+        """Return all cards, in order of ids, each with when it was renewed last (ISO 8601, by the server's clock)."""
         found = []
         for variable in await self._all(_CARD):
             try:
-                found.append(WorkerCard.from_json(str(variable["value"])))
+                found.append((WorkerCard.from_json(str(variable["value"])), str(variable["updated"])))
             except ValueError as error:
                 _log.warning("Prefect Variable %s is %s", variable["name"], error)
-        return sorted(found, key=lambda card: card.id)
+        return sorted(found, key=lambda dated: dated[0].id)
 
     async def lock(self, name: str, holder: str) -> bool:
         """See `Directory`."""

@@ -40,12 +40,16 @@ class Heartbeat:
         card: What to publish first.
         on_lost: Called, in the thread, with the card's incarnation when others took this worker for dead: its lock
             is there. The next card must have another incarnation.
+
+    Attributes:
+        switched_off: The worker is to take no new work; said in the registry, where there is one.
     """
 
     def __init__(self, settings: MlocSettings, card: WorkerCard, on_lost: Callable[[str], None]) -> None:
         self._settings = settings
         self._card = card
         self._on_lost = on_lost
+        self.switched_off = False
         self._lost: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event | None = None
@@ -138,6 +142,7 @@ class Heartbeat:
         if registration is not None:
             try:
                 await registration.beat(card)
+                self.switched_off = registration.switched_off
             except DispatchError as error:
                 logger.warning("heartbeat: %s", error)
 

@@ -30,6 +30,7 @@ from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.place import local_place
 from mloc_prefect.worker.reaper import Reaper, reap_for_ever
 from mloc_prefect.worker.recovery import Recovery
+from mloc_prefect.worker.roster import show_for_ever
 from mloc_prefect.worker.succession import succeed
 from mloc_prefect.worker.userruns import UserRuns
 from mloc_prefect.worker.view import Reasons, WorkersView
@@ -108,6 +109,7 @@ class Node:
         self._background: set[asyncio.Task[Any]] = set()
         self._place: Place | None = None
         self._here: Here | None = None
+        self._switched_off: Callable[[], bool] = lambda: False
         self.draining = False
 
     async def __aenter__(self) -> Self:
@@ -137,12 +139,17 @@ class Node:
 
     async def claim(self, client: PrefectClient, busy: Collection[UUID], *, settled: bool) -> list[Claim]:
         """Return what to run now, see `Claims.choose`; the leases are kept for `run`, or until `drop`."""
-        if self.draining:
+        if not self._open_to_work:
             return []
         settled, self._waker.new_queue = settled or self._waker.new_queue, False  # not after: more may come meanwhile
         claims = await self._claims.choose(client, busy, settled=settled)
         self._leases |= {claim.entry.flow_run.id: claim.lease for claim in claims if claim.lease is not None}
         return claims
+
+    @property
+    def _open_to_work(self) -> bool:
+        """Whether it takes further runs: it does not end, and nobody has switched it off."""
+        return not self.draining and not self._switched_off()
 
     def lease_of(self, flow_run_id: UUID) -> Lease | None:
         """Return the lease that a run was claimed with."""
@@ -176,7 +183,7 @@ class Node:
             role="coordinator" if self._coordinator_only else "worker",
             process=Process.own(),
             slots=None if limiter is None else int(limiter.available_tokens),
-            draining=self.draining,
+            draining=not self._open_to_work,
             runs=tuple(str(run_id) for run_id in self._warm.ids),
             heartbeat=self._settings.heartbeat_seconds,
         )
@@ -190,13 +197,14 @@ class Node:
         if not self._coordinator_only:
             self._place = await enter(local_place(self._settings))
             slots = Slots(self._bindings.limiter)
-            self._here = Here(self._name, self._place, slots, lambda: not self.draining, self.freed)
+            self._here = Here(self._name, self._place, slots, lambda: self._open_to_work, self.freed)
         self._view = WorkersView(VariableDirectory(self._client), self._settings.heartbeat_ttl, own=self.card)
         self._dispatcher = self._make_dispatcher(follower)
         self._waker = Waker(self._bindings.poll, self._pool_id, self._serves)
         self._claims = self._make_claims()
         await succeed(self._view, self._name, Reaper.of(self._settings, self._client, self._view, self._name))
-        self._heartbeat = Heartbeat(self._settings, self.card(), self._lost_in_thread)
+        self._heartbeat = heartbeat = Heartbeat(self._settings, self.card(), self._lost_in_thread)
+        self._switched_off = lambda: heartbeat.switched_off
         self._heartbeat.start()
         self._loop = asyncio.get_running_loop()
         self._stack.push_async_callback(self._heartbeat.stop)
@@ -208,6 +216,7 @@ class Node:
         self._stack.push_async_callback(self._end_background)
         self._start(reap_for_ever(self._settings, self._client, self._view, self._name))
         self._start(self._keep_card())
+        self._start(show_for_ever(self._client, self._view, self._name, self._settings.heartbeat_seconds))
         listeners = [self._waker.notice, follower.notice, self._cancels.notice]
         await enter(hearing(listeners, self._connected))
         await enter(self._waker.running())
@@ -265,9 +274,11 @@ class Node:
     async def _keep_card(self) -> None:
         """Tell the others when something changed here."""
         while True:
-            card = self.card()
-            if card != self._heartbeat.card:
+            card, told = self.card(), self._heartbeat.card
+            if card != told:
                 self._heartbeat.update(card)
+            if told.draining and not card.draining:  # switched on again
+                self._waker.wake()
             await asyncio.sleep(_CARD_SECONDS)
 
     def _lost_in_thread(self, incarnation: str) -> None:

@@ -27,6 +27,9 @@ class Registration:
     Args:
         registry: Where to.
         ttl: Seconds without a heartbeat after which it counts as gone.
+
+    Attributes:
+        switched_off: It is to take no new work (`POST /workers/ID/elastic`), as of the last beat.
     """
 
     def __init__(self, registry: WorkerRegistry, ttl: float) -> None:
@@ -35,6 +38,7 @@ class Registration:
         self._started = _now()
         self._clock = time.monotonic()
         self._registered = False
+        self.switched_off = False
 
     async def beat(self, card: WorkerCard) -> None:
         """Renew the worker; register it when it is not there (the first time, and after the store was emptied).
@@ -43,8 +47,21 @@ class Registration:
             StoreError: The registry cannot be reached; the next beat tries again.
         """
         heartbeat = _message("HEARTBEAT", card, metrics={"loadavg": _load(), "uptime_sec": self._uptime()})
-        if self._registered and await self._registry.heartbeat(card.id, ttl=self._ttl, messages=[heartbeat]):
-            return
+        if not (self._registered and await self._touch(card, heartbeat)):
+            await self._register(card)
+            await self._touch(card, heartbeat)
+        found = await self._registry.get(card.id)
+        self.switched_off = found is not None and found.elastic_disabled
+
+    async def leave(self, card: WorkerCard) -> None:
+        """Take the worker out of the registry."""
+        message = _message("UNREGISTER", card, payload={"uptime_sec": self._uptime()})
+        await self._registry.remove(card.id, messages=[message])
+
+    async def _touch(self, card: WorkerCard, heartbeat: Message) -> bool:
+        return await self._registry.heartbeat(card.id, ttl=self._ttl, at_work=card.at_work, messages=[heartbeat])
+
+    async def _register(self, card: WorkerCard) -> None:
         record = self._record(card)
         messages = [
             _message("REGISTER", card, "STARTING", payload={"env": record.env, "hardware": record.hardware}),
@@ -52,12 +69,6 @@ class Registration:
         ]
         await self._registry.register(record, ttl=self._ttl, messages=messages)
         self._registered = True
-        await self._registry.heartbeat(card.id, ttl=self._ttl, messages=[heartbeat])
-
-    async def leave(self, card: WorkerCard) -> None:
-        """Take the worker out of the registry."""
-        message = _message("UNREGISTER", card, payload={"uptime_sec": self._uptime()})
-        await self._registry.remove(card.id, messages=[message])
 
     def _uptime(self) -> float:
         return round(time.monotonic() - self._clock, 3)

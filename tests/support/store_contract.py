@@ -279,6 +279,15 @@ class StoreContract:
         )
         assert await workers.get("w1") is None
 
+    async def test_a_heartbeat_says_what_a_worker_holds_and_runs(self, stores):
+        workers, at_work = stores.workers, {"leases": [], "models": ["m"], "runs": ["r"]}
+        await workers.register(WorkerRecord(worker_id="w", protocol="ours"), ttl=60)
+        assert "at_work" not in (await workers.get("w")).to_dict()
+        assert await workers.heartbeat("w", ttl=60, at_work=at_work)
+        assert await workers.heartbeat("w", ttl=60)
+        found = await workers.get("w")
+        assert (found.at_work, found.cached_models, found.to_dict()["at_work"]) == (at_work, ("m",), at_work)
+
     async def test_unknown_worker_gets_no_ghost_record(self, stores):
         workers = stores.workers
         assert not await workers.set_status("ghost", "IDLE", messages=[(WORKER_EVENTS, {})])

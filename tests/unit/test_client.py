@@ -220,8 +220,15 @@ def test_rows_of_tasks_and_workers():
     assert row == ["5d1e7c2a", "demo", "echo", "WAITING #2", "w", "2 min", "x" * 59 + "…"]
     hardware = {"cpu": {"logical_cores": 8}, "memory": {"total_bytes": 1 << 30}, "gpu": {"gpus": [{"name": "a"}] * 2}}
     worker = {"worker_id": "w", "status": "IDLE", "hardware": hardware, "tags": ["x"], "last_seen": None}
-    assert worker_row(worker) == ["w", "IDLE", "8", "1.0 GiB", "2 x a", "x", ""]
-    assert worker_row({"worker_id": "w", "stale": True}) == ["w", "GONE", "", "", "", "", ""]
+    assert worker_row(worker) == ["w", "IDLE", "8", "1.0 GiB", "2 x a", "x", "", "", "", ""]
+    assert worker_row({"worker_id": "w", "stale": True}) == ["w", "GONE", *[""] * 8]
+    leases = [{"holder": f"task-{n}", "devices": ["gpu:0", "gpu:1"]} for n in range(5)]
+    busy = {"leases": leases[:1], "models": ["org/model", "/models/other/"], "runs": ["r1", "r2"]}
+    assert worker_row({**worker, "elastic_disabled": True, "at_work": busy})[1:] == [
+        *["OFF", "8", "1.0 GiB", "2 x a", "x"],
+        *["gpu:0,gpu:1 task-0", "model, other", "2", ""],
+    ]
+    assert worker_row({"worker_id": "w", "at_work": {"leases": leases}})[6].endswith("task-2 and 2 more")
     assert table_lines(("A", "B"), [["1", "22"], ["333", ""]]) == ["A    B", "1    22", "333"]
     assert any(
         line.startswith("ran") and "12 s" in line

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mloc_prefect.bridge.stores import memory_stores
+from mloc_prefect.worker.card import Busy
 from mloc_prefect.worker.registration import Registration
 from tests.support.cards import card
 
@@ -61,3 +62,22 @@ async def test_a_worker_comes_back_into_a_registry_that_was_emptied(stores: Stor
     (found,) = await stores.workers.list()
     assert (found.worker_id, found.status, found.stale, found.protocol) == ("w-1", "IDLE", False, "ours")
     assert [m["type"] for m in sent(stores)].count("REGISTER") == 2
+
+
+async def test_what_it_holds_loads_and_runs_is_as_of_the_last_beat(stores: Stores) -> None:
+    registration = Registration(stores.workers, ttl=60)
+    await registration.beat(card("w-1"))
+    await registration.beat(card("w-1", models=("m",), leases=(Busy(holder="task", devices=("gpu:0",)),), runs=("r",)))
+    (found,) = await stores.workers.list()
+    assert found.at_work == {"leases": [{"holder": "task", "devices": ["gpu:0"]}], "models": ["m"], "runs": ["r"]}
+    assert found.cached_models == ("m",)
+
+
+async def test_it_hears_that_it_was_switched_off_and_on_again(stores: Stores) -> None:
+    registration, heard = Registration(stores.workers, ttl=60), []
+    for enabled in (True, False, True):
+        await registration.beat(card("w-1"))
+        await stores.workers.set_elastic("w-1", enabled=enabled)
+        await registration.beat(card("w-1"))
+        heard.append(registration.switched_off)
+    assert heard == [False, True, False]

@@ -127,11 +127,14 @@ def cancel(
 
 
 def workers(*, as_json: AsJson = False) -> None:
-    """List the workers that the endpoint knows."""
-    from mloc_prefect.cli.client.tables import WORKER_HEAD, table_lines, worker_row
+    """List the workers, what they hold, have loaded and run.
 
-    with _endpoint() as endpoint:
-        found = endpoint.get("/workers")
+    Asks the endpoint; where none is configured and none answers, the Prefect server of PREFECT_API_URL.
+    """
+    from mloc_prefect.cli.client.tables import WORKER_HEAD, table_lines, worker_row
+    from mloc_prefect.cli.client.workers import find_workers
+
+    found = find_workers()
     if as_json:
         _print(found)
         return

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 TASK_HEAD = ("ID", "NAME", "TYPE", "STATE", "WORKER", "AGE", "NOTE")
-WORKER_HEAD = ("ID", "STATE", "CORES", "MEMORY", "GPUS", "TAGS", "SEEN")
+WORKER_HEAD = ("ID", "STATE", "CORES", "MEMORY", "GPUS", "TAGS", "HELD", "WARM", "RUNS", "SEEN")
 
 _NOTE = 60  # characters
+_FEW = 3
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -66,13 +67,18 @@ def worker_row(worker: Mapping[str, Any], *, now: float | None = None) -> list[s
     """Return the cells of a worker in `mloc workers`; `now` is seconds since the epoch."""
     hardware = worker.get("hardware") or {}
     memory = (hardware.get("memory") or {}).get("total_bytes")
+    now_there = worker.get("at_work") or {}
+    models = now_there.get("models") or worker.get("cached_models") or []
     return [
         str(worker["worker_id"]),
-        "GONE" if worker.get("stale") else str(worker.get("status")),
+        "GONE" if worker.get("stale") else "OFF" if worker.get("elastic_disabled") else str(worker.get("status")),
         str((hardware.get("cpu") or {}).get("logical_cores") or ""),
         size_text(memory) if isinstance(memory, int | float) else "",
         _gpus((hardware.get("gpu") or {}).get("gpus") or []),
         ",".join(map(str, worker.get("tags") or [])),
+        _few([f"{','.join(lease['devices'])} {lease['holder']}" for lease in now_there.get("leases") or []]),
+        _few([str(model).rstrip("/").rsplit("/", 1)[-1] for model in models]),
+        str(len(now_there.get("runs") or []) or ""),
         _age(worker.get("last_seen"), now),
     ]
 
@@ -81,6 +87,10 @@ def note(record: Mapping[str, Any]) -> str:
     """Return why a task waits or failed, in a few words."""
     text = one_line(record.get("error") or "")
     return text if len(text) <= _NOTE else text[: _NOTE - 1] + "…"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _gpus(gpus: Sequence[Any]) -> str:
