@@ -86,6 +86,7 @@ def _executor(data: dict[str, Any]) -> ExecutorRef:
         **{
             **known,
             "imports": tuple(known.get("imports", ())),
+            "refuses": tuple(known.get("refuses", ())),
             "options": None if options is None else tuple(options),
             "preferred": tuple(_executor(better) for better in known.get("preferred", ())),
         }

@@ -54,7 +54,8 @@ def check_runnable(
         ignore_resources: Run here even what asks for more than that.
 
     Raises:
-        PlanError: A stage asks for more than this machine has, names no model, or waits for a task that is not done.
+        PlanError: A stage asks for more than this machine has, or for what its engine does not do, names no model, or
+            waits for a task that is not done.
         MissingExtraError: An executor or its libraries are not installed; the hint is the exact command.
         ArtifactError: Results cannot be written where they should be, or may not be sent there.
     """
@@ -64,6 +65,7 @@ def check_runnable(
         _check_models(plan.stages, options, inventory)
         if not ignore_resources:
             _check_resources(plan.stages, inventory)
+        _check_engines(plan.stages, options, inventory)
         _check_executors(plan.stages, options, inventory)
     _check_results(plan.stages, options)
 
@@ -101,6 +103,29 @@ def _check_models(stages: Iterable[StagePlan], options: RunOptions, inventory: I
             for variable, keys in wanted.items()
         )
         raise PlanError(text, hint=f"name a model in the spec, or set {next(iter(wanted))}")
+
+
+def _check_engines(stages: Iterable[StagePlan], options: RunOptions, inventory: Inventory) -> None:
+    """Refuse stages with fields for which the engine that runs here would refuse them."""
+    texts, hints = [], dict[str, None]()
+    for stage in stages:
+        choice = choose(stage.executor, stage.resources, options.settings, inventory)
+        fields = choice.executor.refuses
+        if fields:
+            engine = f"which {choice.executor.environment} runs here ({choice.why})"
+            read = f"{' and '.join(fields)} {'is' if len(fields) == 1 else 'are'} read by vLLM only"
+            texts.append(f"stage {stage.key!r}, {engine}, cannot run: {read}")
+            hints[_way_to_vllm(stage.executor, inventory)] = None
+    if texts:
+        raise PlanError("; ".join(texts), hint="; ".join(hints))
+
+
+def _way_to_vllm(executor: ExecutorRef, inventory: Inventory) -> str:
+    if not executor.preferred:
+        return "remove what keeps vLLM away (enforce_cpu, or the task type), or this field"
+    if inventory.gpus:
+        return "mloc env create vllm, and ask for a GPU in spec.resources.hardware.gpu"
+    return "mloc env create vllm-cpu"
 
 
 def _check_executors(stages: Iterable[StagePlan], options: RunOptions, inventory: Inventory) -> None:

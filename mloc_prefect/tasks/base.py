@@ -67,6 +67,7 @@ class ExecutorRef:
         preferred: Executors that take its place where the place has them, best first.
         asked: The spec asks for this executor, so it needs no permission by a setting.
         why: Why it is the one, when the spec alone decides it.
+        refuses: Fields of the spec for which it will refuse the task, as they do not concern it.
     """
 
     path: str
@@ -81,6 +82,7 @@ class ExecutorRef:
     preferred: tuple[ExecutorRef, ...] = ()
     asked: bool = False
     why: str = ""
+    refuses: tuple[str, ...] = ()
 
 
 def _no_options(_spec: TaskSpec) -> dict[str, Any]:

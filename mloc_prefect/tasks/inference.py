@@ -76,23 +76,24 @@ class InferenceSpec(CommonSpec):
 
     def _engine_problems(self) -> Iterator[Problem]:
         """Yield what only vLLM reads, when the spec itself keeps vLLM away."""
+        for path in self.vllm_only() if self.enforce_cpu else ():
+            message = f"{'.'.join(path)} is read by vLLM only, and the transformers engine refuses the task"
+            yield Problem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
+
+    def vllm_only(self) -> list[tuple[str, ...]]:
+        """Return the fields that are set and that only vLLM reads."""
         wanted = (
             (("model", "adapters"), self.model.adapters),
             (("checkpoint", "load"), self.checkpoint.load),
-            (("inference", "response_schema"), self.inference.response_schema),
+            (("inference", "response_schema"), self.inference.response_schema is not None),
             (("inference", "logprobs"), self.inference.logprobs is not None),
             (("inference", "n"), self.inference.n > 1),
         )
-        for path, value in wanted:
-            if value and self.enforce_cpu:
-                message = f"{'.'.join(path)} is read by vLLM only, and the transformers engine refuses the task"
-                yield Problem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
+        return [path for path, is_set in wanted if is_set]
 
     def wants_vllm(self) -> bool:
         """Return whether the spec names vLLM, or asks for what only vLLM does."""
-        inference = self.inference
-        special = inference.response_schema is not None or inference.logprobs is not None or inference.n > 1
-        return bool(self.model.vllm.model_fields_set or self.model.adapters or self.checkpoint.load or special)
+        return bool(self.model.vllm.model_fields_set or self.vllm_only())
 
 
 _TRANSFORMERS = ExecutorRef(
@@ -117,14 +118,20 @@ _VLLM_CPU = replace(_VLLM, environment="vllm-cpu")
 
 def _executor(spec: TaskSpec) -> ExecutorRef:
     """Return transformers, which every place can have, with vLLM before it where the spec lets it. [protocol 4.2]."""
+    plain = _plain(spec)
     if isinstance(spec, CommonSpec) and spec.enforce_cpu:
-        return replace(_TRANSFORMERS, why="spec.enforce_cpu asks for it")
+        return replace(plain, why="spec.enforce_cpu asks for it")
     named = isinstance(spec, InferenceSpec) and (spec.wants_vllm() or spec.task_type == "vllm")
-    return replace(_TRANSFORMERS, preferred=(_VLLM, replace(_VLLM_CPU, asked=named)))
+    return replace(plain, preferred=(_VLLM, replace(_VLLM_CPU, asked=named)))
 
 
-def _transformers(_spec: TaskSpec) -> ExecutorRef:
-    return replace(_TRANSFORMERS, why="the task type is that of the transformers executor")
+def _transformers(spec: TaskSpec) -> ExecutorRef:
+    return replace(_plain(spec), why="the task type is that of the transformers executor")
+
+
+def _plain(spec: TaskSpec) -> ExecutorRef:
+    only = spec.vllm_only() if isinstance(spec, InferenceSpec) else []
+    return replace(_TRANSFORMERS, refuses=tuple(f"spec.{'.'.join(path)}" for path in only))
 
 
 def _model(spec: TaskSpec) -> str | None:

@@ -131,6 +131,26 @@ def test_a_model_that_nobody_names_is_refused_before_anything_starts(
         judge(tmp_path, {"a": ([], fast)}, python={"vllm-cpu": tmp_path / "python"})
 
 
+def test_what_only_vllm_does_is_refused_where_vllm_is_not(tmp_path: Path) -> None:
+    model = {"source": {"identifier": "m"}}
+    chat = {"taskType": "inference", "model": model, "data": {"type": "list", "items": ["x"]}}
+    coded = {**chat, "inference": {"response_schema": ["yes", "no"], "n": 2}}
+    with pytest.raises(PlanError) as caught:
+        judge(tmp_path, {"a": ([], chat), "b": ([], coded)})
+    assert caught.value.message == (
+        "stage 'b', which transformers runs here (no GPU for vllm here; no environment vllm-cpu is built), cannot run: "
+        "spec.inference.response_schema and spec.inference.n are read by vLLM only"
+    )
+    assert caught.value.hint == "mloc env create vllm-cpu"
+    with pytest.raises(PlanError, match=r"spec\.model\.adapters is read by vLLM only") as caught:
+        judge(tmp_path, {"a": ([], {**chat, "enforce_cpu": True, "model": {**model, "adapters": [{"path": "x"}]}})})
+    assert "enforce_cpu" in str(caught.value.hint)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho '[]'\n")
+    python.chmod(0o755)
+    judge(tmp_path, {"b": ([], coded)}, python={"vllm-cpu": python})
+
+
 def test_a_delivery_that_cannot_be_is_refused_before_anything_starts(tmp_path: Path) -> None:
     def send(**destination: Any) -> None:
         nodes = {"a": ([], {"output": {"destination": {"type": "http", "url": "http://h/x", **destination}}})}
