@@ -12,6 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from mloc_prefect.bridge.active import ActiveLease
+from mloc_prefect.bridge.census import take_census
 from mloc_prefect.bridge.dispatch_service import DispatchService
 from mloc_prefect.bridge.events import EventSource, SocketSource, StreamSource
 from mloc_prefect.bridge.keeper import Keeper
@@ -106,6 +107,7 @@ async def _active(
         Follower(source, main, runs).run(),
         reconcile(),
         DispatchService(stores, client, runs, settings).run(),
+        take_census(stores),
         reap_for_ever(settings, client, view, "bridge"),  # a lost worker may have been the last one
     )
     tasks = [asyncio.create_task(service) for service in services]

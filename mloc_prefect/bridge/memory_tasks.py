@@ -195,8 +195,13 @@ class MemoryTaskStore:
         return {status: shown.count(status) for status in TaskStatus}
 
     async def tally(self) -> Mapping[str, float]:
-        """Return the sums that transitions added to."""
+        """Return the sums that were added to."""
         return dict(self._tally)
+
+    async def add(self, sums: Mapping[str, float]) -> None:
+        """Add to the tally."""
+        for key, amount in sums.items():
+            self._tally[key] = self._tally.get(key, 0.0) + amount
 
     async def request_cancel(self, submission_id: str, task_id: str | None = None) -> Entry:
         """Ask for the end of a submission, or of one task of it: a journal entry."""
@@ -222,8 +227,7 @@ class MemoryTaskStore:
             return None
         # No await between the look and the change: that is what makes it one step here.
         self._records[task_id] = record = replace(record, mark=mark, **(changes or {}))
-        for key, amount in (add or {}).items():
-            self._tally[key] = self._tally.get(key, 0.0) + amount
+        await self.add(add or {})
         await self._send(messages)
         return _brief(record)
 

@@ -122,7 +122,11 @@ class TaskStore(Protocol):
         ...
 
     async def tally(self) -> Mapping[str, float]:
-        """Return the sums that transitions added to (`add`)."""
+        """Return the sums that transitions (their `add`) and `add` added to."""
+        ...
+
+    async def add(self, sums: Mapping[str, float]) -> None:
+        """Add to the tally what belongs to no record."""
         ...
 
     async def request_cancel(self, submission_id: str, task_id: str | None = None) -> Entry:

@@ -162,10 +162,18 @@ class RedisTaskStore:
                 return dict(zip(TaskStatus, await pipe.execute(), strict=True))
 
     async def tally(self) -> Mapping[str, float]:
-        """Return the sums that transitions added to."""
+        """Return the sums that were added to."""
         with self._client.guard():
             found = await self._client.redis.hgetall(TALLY)
         return {key.decode(): float(value) for key, value in found.items()}
+
+    async def add(self, sums: Mapping[str, float]) -> None:
+        """Add to the tally."""
+        with self._client.guard():
+            async with self._client.redis.pipeline(transaction=True) as pipe:
+                for key, amount in sums.items():
+                    pipe.hincrbyfloat(TALLY, key, amount)
+                await pipe.execute()
 
     async def request_cancel(self, submission_id: str, task_id: str | None = None) -> Entry:
         """Ask for the end of a submission, or of one task of it: a journal entry."""

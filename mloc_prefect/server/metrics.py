@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.bridge.census import COUNTERS
 from mloc_prefect.bridge.hardware import inventory_of
 from mloc_prefect.bridge.states import TaskStatus
 
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
     from mloc_prefect.bridge.records import WorkerRecord
     from mloc_prefect.server.context import Endpoint
 
-_COUNTERS = (
-    "tasks_succeeded",
-    "tasks_failed",
-    "tasks_requeued",
-    "workers_registered",
-    "workers_unregistered",
-    "worker_heartbeats",
-)
+_COUNTERS = ("tasks_succeeded", "tasks_failed", "tasks_requeued", *COUNTERS.values())
 _BUCKETS = ("overall", "inference", "training", "other")
 _TIMINGS = ("queue", "execution", "total")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -103,13 +104,23 @@ def hardware(card: WorkerCard) -> dict[str, Any]:
         "cpu": {"logical_cores": card.inventory.cpus, "model": platform.processor() or platform.machine()},
         "memory": {"total_bytes": card.inventory.memory_bytes},
         "gpu": {"driver_version": None, "cuda_version": None, "gpus": gpus},
-        "network": {"ip": None},
+        "network": {"ip": _address()},
     }
 
 
 def _message(kind: str, card: WorkerCard, status: str | None = None, **more: Mapping[str, Any]) -> Message:
     base: dict[str, Any] = {"type": kind, "worker_id": card.id, "status": status, "ts": _now()}
     return WORKER_EVENTS, base | {"tags": list(card.inventory.tags), "metrics": {}, "payload": {}} | more
+
+
+def _address() -> str | None:
+    """Return the address with which this machine would speak to others; nothing is sent to find out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # of no machine: kept for documentation (RFC 5737)
+        except OSError:
+            return None
+        return str(sock.getsockname()[0])
 
 
 def _load() -> dict[str, float]:

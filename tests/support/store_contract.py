@@ -163,6 +163,8 @@ class StoreContract:
         done = await store.transition("t1", Mark(1, Phase.DONE), {"error": None}, add={"n": 1, "m": 2})
         assert (done.status, done.error, done.assigned_worker) == (TaskStatus.DONE, None, "w")
         assert await store.tally() == {"n": 2.5, "m": 2}
+        await store.add({"n": 1, "of no record": 3})
+        assert await store.tally() == {"n": 3.5, "m": 2, "of no record": 3}
 
     async def test_a_forbidden_step_changes_and_sends_nothing(self, stores):
         store = stores.tasks

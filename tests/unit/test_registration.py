@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,6 +51,8 @@ async def test_the_messages_of_a_worker_have_the_keys_of_both_generations(stores
     register, status, heartbeat, *_ = messages
     assert (register["status"], status["status"], status["extra"], status["payload"]) == ("STARTING", "IDLE", {}, {})
     assert register["payload"]["hardware"]["cpu"]["logical_cores"] == worker.inventory.cpus
+    ip = register["payload"]["hardware"]["network"]["ip"]
+    assert ip is None or not ip_address(ip).is_unspecified
     assert set(heartbeat["metrics"]["loadavg"]) == {"1m", "5m", "15m"}
     assert await stores.workers.list() == []
 

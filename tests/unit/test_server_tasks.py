@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mloc_prefect.bridge.ports import TASK_EVENTS, WORKER_EVENTS
 from mloc_prefect.bridge.records import ORIGINAL_KEYS
@@ -234,6 +235,9 @@ async def test_metrics_as_json_and_as_text(tmp_path):
         assert found["workers"]["totals"]["accrued_cost_usd"] > 0
         text = await endpoint.client.get("/metrics", headers={"accept": "text/plain"})
         assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+        families = {family.name for family in text_string_to_metric_families(text.text)}
+        assert families >= {"mloc_tasks", "mloc_active_workers", "mloc_task_total_seconds", "mloc_http_answers"}
+        assert families >= {f"mloc_{name}" for name in found["counters"]}
         assert "mloc_tasks_succeeded_total 1.0" in text.text
         assert 'mloc_tasks{status="DONE"} 1.0' in text.text
         assert 'mloc_http_answers_total{method="POST",route="/api/v1/tasks",status="200"} 1.0' in text.text
