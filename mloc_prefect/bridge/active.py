@@ -52,6 +52,7 @@ class ActiveLease:
         self._leases, self._ttl, self._clock = leases, ttl, clock
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._emptied = False
+        self._complaint = ""
 
     async def run(self, work: Callable[[Term], Awaitable[None]]) -> None:
         """Do `work` whenever this is the active bridge, until cancelled; then give the lease back.
@@ -78,9 +79,11 @@ class ActiveLease:
                 await self._leases.release(LEASE, self.holder)
                 fence = await self._leases.acquire(LEASE, self.holder, ttl=self._ttl)
         except StoreError as error:
-            _log.warning("no bridge can be active: %s", error.message)
+            if error.message != self._complaint:  # once, not at every try
+                _log.warning("no bridge can be active: %s", error.message)
+            self._complaint = error.message
             return None
-        self._emptied = False
+        self._emptied, self._complaint = False, ""
         return None if fence is None else Term(fence, fresh)
 
     async def _hold(self, term: Term, work: Callable[[Term], Awaitable[None]]) -> None:

@@ -109,7 +109,8 @@ class DispatchService:
                 await self._stores.journal.ack(entry)
             except (httpx.HTTPError, StoreError) as error:
                 self._deployment = None  # it may have been deleted meanwhile
-                _log.warning("%s of %s waits: %s", entry.kind, entry.submission_id, error or type(error).__name__)
+                level = logging.WARNING if pause == _FIRST_PAUSE else logging.DEBUG  # once, not at every try
+                _log.log(level, "%s of %s waits: %s", entry.kind, entry.submission_id, error or type(error).__name__)
             except Exception:  # boundary: one odd entry must not stop the others; it stays in the journal
                 _log.exception("%s of %s could not be done", entry.kind, entry.submission_id)
             else:

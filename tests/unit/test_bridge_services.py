@@ -285,6 +285,23 @@ async def test_an_emptied_store_starts_the_work_afresh(leases):
     assert terms[1][1] is True
 
 
+async def test_a_store_that_is_away_is_told_of_once(caplog):
+    class Away:
+        asked = 0
+
+        async def acquire(self, name: str, holder: str, *, ttl: float) -> None:
+            self.asked += 1
+            raise StoreError("Redis is away")
+
+        async def release(self, name: str, holder: str) -> bool:
+            raise StoreError("Redis is away")
+
+    away = Away()
+    async with running(ActiveLease(away, ttl=0.01).run(asyncio.sleep)):
+        await until(lambda: away.asked > 3)
+    assert caplog.text.count("no bridge can be active: Redis is away") == 1
+
+
 async def test_an_error_of_the_work_ends_the_bridge_but_fencing_does_not(leases):
     errors = [FencedError("replaced"), KeyError("defect")]
 
@@ -377,7 +394,8 @@ async def test_several_go_at_once_but_not_all(prefect):
     assert 2 <= prefect.most <= dispatch_service.AT_ONCE
 
 
-async def test_while_prefect_is_away_entries_stay(prefect):
+async def test_while_prefect_is_away_entries_stay(prefect, caplog, monkeypatch):
+    monkeypatch.setattr(dispatch_service, "_FIRST_PAUSE", 0.001)
     bench = BridgeBench()
     await bench.submitted()
     answer = httpx.Response(503, request=httpx.Request("POST", "http://x"))
@@ -387,6 +405,7 @@ async def test_while_prefect_is_away_entries_stay(prefect):
     ]
     await drain(bench, prefect)
     assert len(prefect.created) == 1
+    assert caplog.text.count("submit of s1 waits") == 1
 
 
 async def test_an_entry_that_comes_again_runs_nothing_twice(prefect):
