@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 COORDINATOR_QUEUE = "coordinator"
 """Queue of root runs: they wait for their stages, hold no lease and count against no limit."""
 
-DEPLOYMENT = "mloc"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class Deployed:
 
     Attributes:
         flow: Name of the flow.
+        name: Name of the deployment; None for one on each pool, by the pool's name.
         entrypoint: Its module path; such a flow runs in the worker's loop.
         queue: Queue of its runs when none is named.
         description: For people.
     """
 
     flow: str
+    name: str | None
     entrypoint: str
     queue: str
     description: str
@@ -37,12 +40,14 @@ class Deployed:
 
 RUN_WORKFLOW = Deployed(
     "run-workflow",
+    "mloc",
     "mloc_prefect.orchestrate.entrypoint.run_workflow",
     COORDINATOR_QUEUE,
     "Runs any MLOC spec. Paste the YAML into `spec`.",
 )
 RUN_STAGE = Deployed(
     "run-stage",
+    None,
     "mloc_prefect.orchestrate.stage_entry.run_stage_attempt",
     "default",
     "One attempt at one stage of an MLOC run, on whichever worker has room for it. Started by that run.",
@@ -59,18 +64,30 @@ async def ensure_pool(client: PrefectClient, name: str) -> None:
         await ask(client, "POST", "/work_pools/", body)  # a conflict means that another was faster
 
 
-async def ensure_deployment(client: PrefectClient, what: Deployed, pool: str) -> UUID:
+async def ensure_deployment(client: PrefectClient, what: Deployed, pool: str, *, move: bool = True) -> UUID:
     """Return the id of a deployment of ours, which is made, or moved to `pool`, when it is not there yet.
 
     What somebody has changed of it (tags, description, schedules) stays.
+
+    Args:
+        client: Open client.
+        what: Which of them.
+        pool: Name of the pool.
+        move: Whether it may be moved from another pool that is there; else it stays, with a warning.
     """
-    path = f"/deployments/name/{what.flow}/{DEPLOYMENT}"
+    name = what.name or pool
+    path = f"/deployments/name/{what.flow}/{name}"
     found = await ask(client, "GET", path)
     if found is None:
         await ensure_pool(client, pool)
         flow = await ask(client, "POST", "/flows/", {"name": what.flow})
         found = await ask(client, "POST", "/deployments/", _body(what, pool) | {"flow_id": flow["id"]})
-    elif found.get("entrypoint") != what.entrypoint or found.get("work_pool_name") != pool:
+        return UUID(found["id"])
+    other = found.get("work_pool_name")
+    if other and other != pool and not move:
+        await ensure_pool(client, pool)
+        _log.warning("%s/%s sends its runs to work pool %r; this one is %r", what.flow, name, other, pool)
+    elif found.get("entrypoint") != what.entrypoint or other != pool:
         await ensure_pool(client, pool)
         change = {"entrypoint": what.entrypoint, "work_pool_name": pool, "work_queue_name": what.queue}
         await ask(client, "PATCH", f"/deployments/{found['id']}", change)
@@ -79,7 +96,7 @@ async def ensure_deployment(client: PrefectClient, what: Deployed, pool: str) ->
 
 def _body(what: Deployed, pool: str) -> dict[str, Any]:
     return {
-        "name": DEPLOYMENT,
+        "name": what.name or pool,
         "version": __version__,
         "description": what.description,
         "entrypoint": what.entrypoint,

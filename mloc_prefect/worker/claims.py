@@ -19,7 +19,7 @@ from mloc_prefect.orchestrate.deployments import COORDINATOR_QUEUE
 from mloc_prefect.orchestrate.jobfile import read_job
 from mloc_prefect.worker.inventory import misfit
 from mloc_prefect.worker.lines import Lines
-from mloc_prefect.worker.queues import Queue, read_queues
+from mloc_prefect.worker.queues import Queue, leave_room, read_queues
 from mloc_prefect.worker.scheduled import ScheduledRuns
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Claims:
 
     Args:
         pool: Name of the pool.
+        limit: The pool's limit of runs, or None.
         only: Names of the queues to serve; empty for all.
         here: The own machine, or None for a worker that runs root runs only.
         view: All workers.
@@ -87,6 +88,7 @@ class Claims:
         self,
         *,
         pool: str,
+        limit: Callable[[], int | None],
         only: Collection[str],
         here: Here | None,
         view: WorkersView,
@@ -95,6 +97,7 @@ class Claims:
         ahead: float,
     ) -> None:
         self._pool, self._only, self._here, self._view = pool, set(only), here, view
+        self._limit = limit
         self._wake, self._user_lease, self._ahead = wake, user_lease, ahead
         self._scheduled = ScheduledRuns(pool)
         self._queues: list[Queue] = []
@@ -113,6 +116,9 @@ class Claims:
             httpx.HTTPError: No answer.
         """
         self._queues = await read_queues(client, self._pool)
+        roots = next((queue for queue in self._queues if queue.name == COORDINATOR_QUEUE), None)
+        if roots is not None:
+            await leave_room(client, self._pool, roots, self._limit())
 
     async def choose(self, client: PrefectClient, busy: Collection[UUID], *, settled: bool = True) -> list[Claim]:
         """Return what to run now; leases are held for it already, and must be given back for what does not run.

@@ -48,7 +48,7 @@ async def run_worker(
     chosen = pool or settings.work_pool
     async with get_client() as client:
         try:
-            await ensure_deployment(client, RUN_WORKFLOW, chosen)
+            await ensure_deployment(client, RUN_WORKFLOW, chosen, move=False)
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise DispatchError(f"Prefect server at {PREFECT_API_URL.value()}: {reason}") from None

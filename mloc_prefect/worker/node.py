@@ -251,6 +251,7 @@ class Node:
 
         return Claims(
             pool=self._pool,
+            limit=self._pool_limit,
             only=self._queues,
             here=self._here,
             view=self._view,
@@ -266,6 +267,10 @@ class Node:
 
     def _serves(self, queue_id: str) -> bool | None:
         return self._claims.serves(queue_id)
+
+    def _pool_limit(self) -> int | None:
+        pool = self._bindings.work_pool()
+        return pool.concurrency_limit if pool else None
 
     def _pool_id(self) -> UUID | None:
         pool = self._bindings.work_pool()

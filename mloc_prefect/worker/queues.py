@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import PrefectClient
 
+logger = logging.getLogger("prefect.mloc.worker")
+
 _MARK = "mloc: "
 _UNITS = (("t", 40), ("g", 30), ("m", 20), ("k", 10), ("b", 0))
 _PAGE = 200
+_KEPT = "Root runs. This limit follows that of the pool, so that room for their stages is left."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +86,16 @@ class Queue:
         name: Its name.
         priority: Prefect's; smaller is sooner.
         needs: What its runs need, or None for a queue that is not ours.
+        limit: Most runs of it at once, or None.
+        description: For people, and for workers.
     """
 
     id: str
     name: str
     priority: int
     needs: RequirementClass | None = None
+    limit: int | None = None
+    description: str = ""
 
 
 async def read_queues(client: PrefectClient, pool: str) -> list[Queue]:
@@ -115,9 +123,32 @@ async def ensure_queue(client: PrefectClient, pool: str, needs: RequirementClass
         await ask(client, "POST", f"/work_pools/{pool}/queues", body)
 
 
+async def leave_room(client: PrefectClient, pool: str, roots: Queue, pool_limit: int | None) -> None:
+    """Keep root runs one below the limit of the whole pool, which counts them too.
+
+    As many root runs as the pool may run would wait for ever for stages that may not start. A limit of the queue that
+    somebody else has set is only made smaller.
+
+    Args:
+        client: Open client.
+        pool: Name of the pool.
+        roots: The queue of root runs.
+        pool_limit: The pool's limit, or None.
+    """
+    ours = roots.description == _KEPT
+    wanted = None if pool_limit is None else max(1, pool_limit - 1)
+    if roots.limit == wanted or not (ours or (wanted is not None and (roots.limit is None or roots.limit > wanted))):
+        return
+    if pool_limit == 1:
+        logger.warning("work pool %r may run one run at a time: stages run only where their root run is", pool)
+    body = {"concurrency_limit": wanted, "description": "" if wanted is None else _KEPT}
+    await ask(client, "PATCH", f"/work_pools/{pool}/queues/{roots.name}", body)
+
+
 def _queue(data: Mapping[str, Any]) -> Queue:
-    needs = RequirementClass.from_description(data.get("description"))
-    return Queue(data["id"], data["name"], data.get("priority") or 1, needs)
+    text = data.get("description") or ""
+    needs = RequirementClass.from_description(text)
+    return Queue(data["id"], data["name"], data.get("priority") or 1, needs, data.get("concurrency_limit"), text)
 
 
 def _word(text: str | None) -> str:

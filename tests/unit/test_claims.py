@@ -51,6 +51,8 @@ class Desk:
         self.woken: list[float] = []
         self.down = False
         self.open = True
+        self.pool_limit: int | None = None
+        self.limits: dict[str, tuple[int | None, str]] = {}
         leases = MemoryLeaseBook(own.inventory)
         settings = get_settings(home=root)
         dispatcher = InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=own.inventory)
@@ -67,6 +69,7 @@ class Desk:
 
         return Claims(
             pool="gpu",
+            limit=lambda: self.pool_limit,
             only=only,
             here=None if nowhere else here or self.here,
             view=self.view,
@@ -108,10 +111,14 @@ class Desk:
                     "name": name,
                     "priority": number,
                     "is_paused": False,
-                    "description": needs.description if needs else None,
+                    "description": needs.description if needs else self.limits.get(name, (None, ""))[1],
+                    "concurrency_limit": self.limits.get(name, (None, ""))[0],
                 }
                 for number, (name, needs) in enumerate(self.queues.items())
             ]
+        elif method == "PATCH":
+            answer = {}
+            self.limits[path.rsplit("/", 1)[-1]] = (json["concurrency_limit"], json["description"])
         else:
             self.asked += json["work_queue_names"]
             answer = [
@@ -196,6 +203,27 @@ async def test_without_a_slot_nothing_but_root_runs_is_asked_for(desk: Desk):
     root = desk.add("coordinator")
     assert await desk.poll() == [root]
     assert desk.asked == ["coordinator"]
+
+
+@pytest.mark.parametrize(
+    ("own", "pool_limits", "expected"),
+    [
+        (None, [None], None),
+        (None, [4], 3),
+        (None, [4, 8], 7),
+        (None, [4, None], None),  # ours goes with that of the pool
+        (None, [1], 1),
+        (2, [4, 8, None], 2),  # somebody's own that leaves room
+        (9, [4], 3),
+    ],
+)
+async def test_root_runs_leave_room_for_their_stages_in_a_pool_with_a_limit(
+    desk: Desk, own: int | None, pool_limits: list[int | None], expected: int | None
+):
+    desk.limits["coordinator"] = (own, "")
+    for desk.pool_limit in pool_limits:
+        await desk.poll()
+    assert desk.limits["coordinator"][0] == expected
 
 
 async def test_a_worker_for_root_runs_takes_nothing_else(desk: Desk):
