@@ -105,3 +105,8 @@ class MissingExtraError(MlocError):
 
     exit_code = 7
     http_status = 501
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says in one line, for logs: without help, and never nothing."""
+    return (error.message if isinstance(error, MlocError) else str(error)) or type(error).__name__

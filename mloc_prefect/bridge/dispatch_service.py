@@ -16,7 +16,7 @@ import httpx
 
 from mloc_prefect.bridge import mapping
 from mloc_prefect.bridge.states import Phase
-from mloc_prefect.errors import MlocError, StoreError
+from mloc_prefect.errors import MlocError, StoreError, reason
 from mloc_prefect.orchestrate import specs
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
@@ -110,7 +110,7 @@ class DispatchService:
             except (httpx.HTTPError, StoreError) as error:
                 self._deployment = None  # it may have been deleted meanwhile
                 level = logging.WARNING if pause == _FIRST_PAUSE else logging.DEBUG  # once, not at every try
-                _log.log(level, "%s of %s waits: %s", entry.kind, entry.submission_id, error or type(error).__name__)
+                _log.log(level, "%s of %s waits: %s", entry.kind, entry.submission_id, reason(error))
             except Exception:  # boundary: one odd entry must not stop the others; it stays in the journal
                 _log.exception("%s of %s could not be done", entry.kind, entry.submission_id)
             else:

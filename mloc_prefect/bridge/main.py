@@ -21,7 +21,7 @@ from mloc_prefect.bridge.reconcile import Reconciler
 from mloc_prefect.bridge.runs import PrefectRuns
 from mloc_prefect.bridge.service import Follower
 from mloc_prefect.bridge.stores import open_stores
-from mloc_prefect.errors import DispatchError, StoreError
+from mloc_prefect.errors import DispatchError, StoreError, reason
 from mloc_prefect.worker.directory import VariableDirectory
 from mloc_prefect.worker.reaper import reap_for_ever
 from mloc_prefect.worker.view import WorkersView
@@ -132,7 +132,7 @@ async def _patiently(do: Callable[[], Awaitable[None]]) -> None:
         try:
             await do()
         except (StoreError, httpx.HTTPError) as error:
-            _log.warning("the bridge waits: %s", error or type(error).__name__)
+            _log.warning("the bridge waits: %s", reason(error))
             await asyncio.sleep(_AGAIN_SECONDS)
         else:
             return

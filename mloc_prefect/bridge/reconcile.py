@@ -13,7 +13,7 @@ import httpx
 
 from mloc_prefect.bridge.events import STATES, RunEvent
 from mloc_prefect.bridge.states import Phase, TaskStatus
-from mloc_prefect.errors import FencedError, StoreError
+from mloc_prefect.errors import FencedError, StoreError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,7 +85,7 @@ class Reconciler:
             except FencedError:
                 raise
             except (StoreError, httpx.HTTPError) as error:
-                _log.warning("the comparison with Prefect waits: %s", error or type(error).__name__)
+                _log.warning("the comparison with Prefect waits: %s", reason(error))
             await asyncio.sleep(every)
 
     async def rebuild(self, *, quiet: bool) -> None:

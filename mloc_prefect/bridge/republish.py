@@ -21,7 +21,7 @@ from mloc_prefect.bridge.runs import PrefectRuns, Tags
 from mloc_prefect.bridge.service import Follower
 from mloc_prefect.bridge.stores import open_stores
 from mloc_prefect.bridge.watch import StoreWatch
-from mloc_prefect.errors import StoreError
+from mloc_prefect.errors import StoreError, reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -90,7 +90,7 @@ class Republished:
                 await asyncio.sleep(_LOOK_SECONDS)
             await self._reconciler.finish(submission_id)
         except (StoreError, httpx.HTTPError) as error:
-            _log.warning("the records of this run are not complete: %s", error or type(error).__name__)
+            _log.warning("the records of this run are not complete: %s", reason(error))
 
 
 @asynccontextmanager

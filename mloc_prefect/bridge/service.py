@@ -10,7 +10,7 @@ import httpx
 
 from mloc_prefect.bridge.events import Seen
 from mloc_prefect.bridge.runs import FINAL
-from mloc_prefect.errors import FencedError, StoreError
+from mloc_prefect.errors import FencedError, StoreError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class Follower:
                 except FencedError:
                     raise
                 except (StoreError, httpx.HTTPError) as error:
-                    _log.warning("events wait: %s", error or type(error).__name__)
+                    _log.warning("events wait: %s", reason(error))
                 except Exception as error:  # boundary: whatever a websocket does, it is opened again
                     _log.warning("events are interrupted: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(pause)

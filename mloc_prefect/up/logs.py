@@ -22,6 +22,7 @@ EVERY = 0.1
 
 # What Valkey says without being asked: its notices, and a hint about a setting of the kernel.
 _UNWANTED = re.compile(r"\d+:[A-Z] .{20,30} [*.-] |\d+:signal-handler|.*Memory overcommit must be enabled")
+_CHAINED = ("During handling of the above", "The above exception was")  # what stands between two tracebacks
 _ONCE = 256 << 10  # bytes of one file shown in one go
 _COLOURS = (36, 35, 32, 34, 33, 96)  # of ANSI terminals: cyan, magenta, green, blue, yellow, bright cyan
 _BOLD, _WARN = 1, 33
@@ -33,7 +34,20 @@ class _Followed:
     path: Path
     colour: int
     position: int
+    folds: bool
     rest: bytes = b""
+    folded: bool = False
+
+    def shows(self, line: str) -> bool:
+        """Return whether a line is for people: of folded tracebacks only the error at their end is."""
+        if not self.folds:
+            return True
+        if line.startswith("Traceback "):
+            self.folded = True
+        elif self.folded and line.strip() and not line.startswith((" ", *_CHAINED)):
+            self.folded = False
+            return True
+        return not self.folded and bool(line.strip()) and not line.startswith(_CHAINED)
 
 
 class LogView:
@@ -57,10 +71,10 @@ class LogView:
             copy.parent.mkdir(parents=True, exist_ok=True)
             self._copy = RotatingFileHandler(copy, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
 
-    def follow(self, name: str, path: Path) -> None:
-        """Show what is written to `path` from now on."""
+    def follow(self, name: str, path: Path, *, folds: bool = False) -> None:
+        """Show what is written to `path` from now on; with `folds` without tracebacks, which are in the file."""
         colour = _COLOURS[len(self._followed) % len(_COLOURS)]
-        self._followed.append(_Followed(name, path, colour, _size(path)))
+        self._followed.append(_Followed(name, path, colour, _size(path), folds))
         self._width = max(self._width, len(name))
 
     def say(self, text: str) -> None:
@@ -86,9 +100,8 @@ class LogView:
         """Show the new lines."""
         for followed in self._followed:
             for line in _new_lines(followed):
-                if _UNWANTED.match(line):
-                    continue
-                self._show(followed.name, line, followed.colour)
+                if followed.shows(line) and not _UNWANTED.match(line):
+                    self._show(followed.name, line, followed.colour)
 
     def close(self) -> None:
         """Close the copy."""

@@ -78,7 +78,8 @@ class _Up:
         self._force = asyncio.Event()
         groups = self._groups()
         for part in (part for group in groups for part in group):
-            self._view.follow(part.name, part.log)
+            # What Prefect cannot reach it tells with long tracebacks of its libraries.
+            self._view.follow(part.name, part.log, folds=isinstance(part, ServerPart))
         self._keeper = Keeper(groups, say=self._view.warn, changed=self._publish)
 
     async def run(self) -> None:

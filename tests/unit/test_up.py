@@ -159,6 +159,39 @@ def test_the_view_shows_new_lines_of_each_part_with_its_name(tmp_path):
     assert [line.replace("|", "│") for line in copy.read_text().splitlines()] == shown
 
 
+def test_tracebacks_of_a_part_can_be_folded_to_their_errors(tmp_path):
+    log = tmp_path / "a.log"
+    out = io.StringIO()
+    view = LogView(out)
+    view.follow("prefect", log, folds=True)
+    view.follow("bridge", log)
+    log.write_text(
+        "12:00:00 | WARNING | Redis is unavailable\n"
+        "Traceback (most recent call last):\n"
+        '  File "a.py", line 1, in a\n'
+        "    a()\n"
+        "OSError: first\n"
+        "\n"
+        "During handling of the above exception, another exception occurred:\n"
+        "\n"
+        "Traceback (most recent call last):\n"
+        '  File "b.py", line 1, in b\n'
+        "OSError: second\n"
+        "12:00:01 | WARNING | retrying\n  in a moment\n"
+    )
+    view.poll()
+    lines = [line.split("│ ") for line in out.getvalue().splitlines()]
+    shown = [text for name, text in lines if name.startswith("prefect")]
+    assert shown == [
+        "12:00:00 | WARNING | Redis is unavailable",
+        "OSError: first",
+        "OSError: second",
+        "12:00:01 | WARNING | retrying",
+        "  in a moment",
+    ]
+    assert sum(name.startswith("bridge") for name, _ in lines) == 13, "all of it"
+
+
 def test_a_closed_terminal_does_not_matter(tmp_path):
     class Closed(io.StringIO):
         def write(self, _text: str) -> int:
