@@ -5,14 +5,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mloc_prefect.execution.supervisor import process_table
+
 
 def resident_bytes(pid: int | None) -> int | None:
-    """Return the memory that a process has in use, None when it is gone."""
+    """Return the memory that a process and its descendants have in use, None when it is gone.
+
+    Engines on several devices have a process for each. What those share with others is not counted again.
+    """
+    own = _pages(pid)
+    if pid is None or own is None:
+        return None
+    table = process_table()
+    found, grew = {pid}, True
+    while grew:
+        more = {p.pid for p in table.values() if p.parent in found} - found
+        found |= more
+        grew = bool(more)
+    parts = (_pages(child) or (0, 0) for child in found - {pid})
+    return (own[0] + sum(resident - shared for resident, shared in parts)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pages(pid: int | None) -> tuple[int, int] | None:
+    """Return the pages of a process that are in memory, and how many of those are shared."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+        return int(fields[1]), int(fields[2])
     except (OSError, ValueError, IndexError):
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes() -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,20 @@ def test_real_figures() -> None:
     assert 1 << 20 < mine < 64 * GIB
     assert free > 1 << 20
     assert resident_bytes(None) is None
+
+
+def test_the_processes_of_an_engine_count_together() -> None:
+    grandchild = "x = bytearray(200 << 20); print('there', flush=True); input()"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        found = resident_bytes(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
+    assert found is not None
+    assert 200 << 20 < found < 280 << 20
+    assert resident_bytes(process.pid) is None
 
 
 @pytest.mark.parametrize(("free", "left"), [(9, []), (2.6, []), (2, ["old"]), (0.1, ["old", "new"])])
