@@ -39,6 +39,7 @@ _NOT_A_FILE = [
 ]
 
 _BLOCK = 4 << 20  # bytes that are written at once; two blocks are in memory at most
+_SYNCED = 64 << 20  # bytes that are put on disk at once while more comes in: the end then has little to wait for
 _PIECES = 512  # that one call writes; systems take 1024
 _MOST_HEADERS = 16 * 1024  # bytes before the data of a part
 _BROKEN = "There was an error parsing the body"
@@ -186,6 +187,8 @@ class _Sink:
         self._block: list[bytes] = []
         self._held = 0
         self._working: asyncio.Future[tuple[None, None]] | None = None
+        self._syncing: asyncio.Task[None] | None = None
+        self._unsynced = 0
         self.size = 0
 
     async def take(self, data: list[bytes]) -> None:
@@ -201,25 +204,45 @@ class _Sink:
         """Put the file into its place, durably, and return that."""
         await self._flush()
         await self._settled()
+        await self._synced()
         await asyncio.to_thread(self._publish)
         return self._target
 
     async def close(self) -> None:
         """Remove what was not committed."""
-        if self._working is not None:
-            await asyncio.wait([self._working])
+        busy = [work for work in (self._working, self._syncing) if work is not None]
+        if busy:
+            for work in (await asyncio.wait(busy))[0]:
+                work.exception()  # looked at: the upload has ended with another one, or with none that counts
         await asyncio.to_thread(self._discard)
 
     async def _flush(self) -> None:
         await self._settled()
+        await self._sync_some()
+        self._unsynced += self._held
         block, self._block, self._held = self._block, [], 0
         self._working = asyncio.gather(self._thread(self._write, block), self._thread(self._hash, block))
 
     async def _settled(self) -> None:
         if self._working is not None:
-            working, self._working = self._working, None
-            await asyncio.wait([working])  # to its end even when this request is cancelled
-            working.result()
+            await asyncio.wait([self._working])  # when this request is cancelled meanwhile, `close` waits for it
+            self._working.result()
+            self._working = None
+
+    async def _sync_some(self) -> None:
+        """Begin to put on disk what was written so far, when that is much and no such thing is under way."""
+        if self._file is None or self._unsynced < _SYNCED or (self._syncing is not None and not self._syncing.done()):
+            return
+        await self._synced()
+        self._unsynced = 0
+        self._syncing = asyncio.create_task(asyncio.to_thread(os.fdatasync, self._file.fileno()))
+
+    async def _synced(self) -> None:
+        # An error of the disk is told once: to this sync or to the last one.
+        if self._syncing is not None:
+            await asyncio.wait([self._syncing])
+            self._syncing.result()
+            self._syncing = None
 
     @staticmethod
     def _thread(call: Callable[[list[bytes]], None], block: list[bytes]) -> asyncio.Task[None]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from mloc_prefect.artifacts.layout import safe_task_id
 from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, survey
 from mloc_prefect.bridge.ports import TASK_EVENTS
 from mloc_prefect.bridge.states import Mark, Phase
-from mloc_prefect.server import digests
+from mloc_prefect.server import digests, upload
 from tests.support.endpoint import served
 
 if TYPE_CHECKING:
@@ -471,6 +472,40 @@ async def test_a_client_that_goes_leaves_nothing(tmp_path):
         assert [p for p in endpoint.results.rglob("*") if p.is_file()] == []
 
 
+async def test_an_upload_that_is_cancelled_closes_its_file_when_the_disk_is_done_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(upload, "_BLOCK", 1000)
+    monkeypatch.setattr(upload, "_SYNCED", 1000)
+    writing, done, errors = threading.Event(), threading.Event(), []
+    slow = {"writev": os.writev, "fdatasync": os.fdatasync}
+
+    def slowly(call: str):
+        def run(handle, *arguments):
+            writing.set()
+            done.wait(5)
+            try:
+                return slow[call](handle, *arguments)
+            except OSError as error:  # the file was closed meanwhile
+                errors.append(error)
+                raise
+
+        return run
+
+    for call in slow:
+        monkeypatch.setattr(os, call, slowly(call))
+        writing.clear()
+        done.clear()
+        async with served(tmp_path) as endpoint:
+            sending = asyncio.create_task(put(endpoint.client, "x", b"z" * 5000))
+            await asyncio.to_thread(writing.wait, 5)
+            sending.cancel()
+            await asyncio.sleep(0.05)
+            done.set()
+            await asyncio.gather(sending, return_exceptions=True)
+            assert [p for p in endpoint.results.rglob("*") if p.is_file()] == []
+        monkeypatch.setattr(os, call, slow[call])
+    assert errors == []
+
+
 async def test_an_upload_replaces_the_artifact_of_that_name(tmp_path):
     async with served(tmp_path) as endpoint:
         artifact = endpoint.results / "f1" / "artifacts" / "a.txt"
@@ -601,11 +636,13 @@ async def test_a_disk_that_takes_a_part_at_a_time(tmp_path, monkeypatch):
         assert Path(answer.json()["path"]).read_bytes() == content
 
 
-@pytest.mark.parametrize("call", ["writev", "fsync"])
+@pytest.mark.parametrize("call", ["writev", "fdatasync", "fsync"])
 async def test_a_full_disk_is_507_and_leaves_what_was_there(tmp_path, monkeypatch, call):
     def full(*_arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(upload, "_BLOCK", 100_000)
+    monkeypatch.setattr(upload, "_SYNCED", 200_000)
     async with served(tmp_path) as endpoint:
         await put(endpoint.client, "x", b"before")
         monkeypatch.setattr(os, call, full)
