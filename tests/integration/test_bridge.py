@@ -309,6 +309,7 @@ async def test_a_submission_cancelled_in_the_journal_ends_in_prefect(
     assert heard.of(record.task_id) == ["TASK_FAILED"]
 
 
+@pytest.mark.counted
 async def test_while_the_server_is_down_submissions_wait_for_it(site: Site, stores: Stores, bridge: None) -> None:
     await asyncio.to_thread(site.server.stop_now)
     sent = [await submit(site, stores, graph_text({"a": ([], {})})) for _ in range(5)]
@@ -414,11 +415,13 @@ async def test_a_killed_bridge_misses_nothing_and_says_nothing_twice(
             for bridge in reversed(kept):
                 bridge.__exit__(None, None, None)
     ends = {task: "TASK_FAILED" if index % 4 == 3 else "TASK_SUCCEEDED" for index, task in enumerate(tasks)}
-    wanted = Counter({(task, 1, kind): 1 for task in tasks for kind in ("TASK_STARTED", ends[task])})
+    wanted = Counter({(task, 1, kind): 1 for task in tasks for kind in ("tasks", "TASK_STARTED", ends[task])})
     assert Counter({fact: n for fact, n in heard.facts().items() if fact[0] in ends}) == wanted
     for task in tasks:
-        assert heard.of(task)[0] == "tasks"
-        assert [m for m in heard.of(task) if m.startswith("TASK")] == ["TASK_STARTED", ends[task]]
+        # The worker of such runs is one name for all of them, which others may keep busy.
+        *told, last = heard.of(task)
+        assert told == [*DISPATCH, ends[task]]
+        assert last in {"STATUS IDLE", "STATUS RUNNING"}
 
 
 async def test_without_redis_messaging_the_websocket_and_the_api_do(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EXAMPLES = count("fuzz", small=25, full=1000)
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 KNOWN = {"task_id": "t", "filename": "responses.json", "worker_id": "w-a"}
-ENDLESS = "/api/v1/events"  # its answer has no end; see test_endpoint_streams.py
+ENDLESS = "/api/v1/events"  # its answer has no end; see test_endpoint.py
 
 
 def make(home: Path | None = None) -> FastAPI:

@@ -7,10 +7,8 @@ import os
 import signal
 import stat
 import subprocess
-import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import redis
 
 from tests.support.counts import count
 from tests.support.up import MLOC, Up, kill, running_up
+from tests.support.up_client import curl, root_runs, submit_echo, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples"
 PORT = 27100
-ENDS = {"DONE", "FAILED", "CANCELLED"}
 
 SUBMISSIONS = count("up-kill", 20, 1000)
 
@@ -58,63 +56,6 @@ spec:
 """
 
 
-def curl(*arguments: str) -> str:
-    done = subprocess.run(
-        ["curl", "--silent", "--show-error", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def wait_ended(url: str, ids: list[str], seconds: float = 40.0, **headers: str) -> dict[str, str]:
-    """Wait until tasks have ended; returns their states."""
-    deadline = time.monotonic() + seconds
-    states: dict[str, str] = dict.fromkeys(ids, "")
-    with httpx.Client(base_url=url, headers=headers) as client:
-        while open_ones := [task_id for task_id, state in states.items() if state not in ENDS]:
-            assert time.monotonic() < deadline, states
-            time.sleep(0.1)
-            for task_id in open_ones[:20]:  # they end about in their order
-                states[task_id] = client.get(f"/api/v1/tasks/{task_id}").json()["status"]
-    return states
-
-
-def submit_echo(up: Up, *options: str) -> list[str]:
-    """Submit as the README does; returns the ids of the two tasks."""
-    answer = json.loads(
-        curl("-X", "POST", f"{up.url}/api/v1/tasks", *options, "--data-binary", f"@{ROOT}/templates/echo.yaml")
-    )
-    assert answer["ok"] is True, answer
-    return [task["task_id"] for task in answer["tasks"]]
-
-
-@contextmanager
-def subscriber(up: Up) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Collect the messages of MLOC's channels, as `redis-cli subscribe` shows them."""
-    password = (up.home / "valkey" / "password").read_text().strip()
-    client = redis.Redis(port=up.port + 2, password=password)
-    pubsub = client.pubsub()
-    pubsub.subscribe("tasks", "tasks.events", "workers.events")
-    heard: list[tuple[str, dict[str, Any]]] = []
-    stop = threading.Event()
-
-    def listen() -> None:
-        while not stop.is_set():
-            message = pubsub.get_message(timeout=0.1)
-            if message and message["type"] == "message":
-                heard.append((message["channel"].decode(), json.loads(message["data"])))
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    try:
-        yield heard
-    finally:
-        stop.set()
-        thread.join()
-        pubsub.close()
-        client.close()
-
-
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with running_up(tmp_path_factory.mktemp("up") / "home", PORT) as up:
@@ -128,39 +69,6 @@ def test_the_summary_names_the_addresses_and_a_command_that_works(up):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=up.env, timeout=60, check=False)
     assert json.loads(done.stdout)["count"] == 2, done
     assert f"export PREFECT_API_URL=http://127.0.0.1:{up.port + 1}/api" in text
-
-
-def test_curl_submits_polls_and_downloads_and_subscribers_hear_the_documented_messages(up):
-    with subscriber(up) as heard:
-        first, second = submit_echo(up)
-        assert wait_ended(up.url, [first, second]) == {first: "DONE", second: "DONE"}
-        deadline = time.monotonic() + 10
-        while sum(m.get("type") == "TASK_SUCCEEDED" for _, m in heard) < 2:
-            assert time.monotonic() < deadline, heard
-            time.sleep(0.05)
-    result = json.loads(curl(f"{up.url}/api/v1/results/{second}"))
-    assert "stage one" in json.dumps(result)
-    for task_id in (first, second):
-        mine = [(channel, m) for channel, m in heard if task_id in {m.get("task_id"), *_extra(m)}]
-        kinds = [m.get("type", channel) for channel, m in mine]
-        assert kinds[0] == "tasks", mine
-        assert [k for k in kinds if k.startswith("TASK_")] == ["TASK_STARTED", "TASK_SUCCEEDED"]
-        dispatch = mine[0][1]
-        assert {"task_id", "task", "task_type", "assigned_worker", "dispatched_at", "parent_task_id"} <= set(dispatch)
-        assert dispatch["task_type"] == "echo"
-    order = [m["task_id"] for channel, m in heard if channel == "tasks" and m["task_id"] in {first, second}]
-    assert order == [first, second]
-
-
-def _extra(message: dict[str, Any]) -> list[Any]:
-    extra = message.get("extra") or message.get("payload") or {}
-    return [extra.get("task_id"), extra.get("last_task")] if isinstance(extra, dict) else []
-
-
-def test_the_worker_is_in_the_registry(up):
-    (worker,) = json.loads(curl(f"{up.url}/workers"))
-    assert worker["stale"] is False
-    assert worker["hardware"]["cpu"]["logical_cores"] == 4
 
 
 def sample(up: Up, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -210,12 +118,6 @@ def test_the_client_commands(up, tmp_path):
     assert up.run("status", "zzz").returncode == 2
     away = up.run("list", MLOC_URL="http://127.0.0.1:9")
     assert (away.returncode, len(away.stderr.splitlines())) == (4, 2)
-
-
-def test_a_run_here_uses_its_prefect_server(up):
-    done = up.run("run", str(ROOT / "templates" / "echo.yaml"), MLOC_RUNTIME_IDLE_SECONDS="0.5")
-    assert done.returncode == 0, done.stderr
-    assert f"http://127.0.0.1:{up.port + 1}/runs/flow-run/" in done.stdout
 
 
 def test_ps_knows_it_and_a_second_one_is_refused(up):
@@ -286,17 +188,6 @@ def persistently(client: httpx.Client, key: str) -> dict[str, Any]:
         time.sleep(0.05)
 
 
-def root_runs(up: Up) -> list[dict[str, Any]]:
-    """Return the runs of `run-workflow` that Prefect knows."""
-    found: list[dict[str, Any]] = []
-    while True:
-        body = {"flows": {"name": {"any_": ["run-workflow"]}}, "limit": 200, "offset": len(found)}
-        page = httpx.post(f"{up.state().api_url}/flow_runs/filter", json=body, timeout=30).json()
-        found += page
-        if len(page) < 200:
-            return found
-
-
 def test_ctrl_c_leaves_nothing_and_the_next_one_goes_on_where_it_was(up):
     done = submit_echo(up)[1]
     wait_ended(up.url, [done])
@@ -312,6 +203,9 @@ def test_ctrl_c_leaves_nothing_and_the_next_one_goes_on_where_it_was(up):
     took = time.monotonic() - began
     up.wait_nothing_left(5)
     assert took < 20
+    _, stopping, said = up.log.read_text().rpartition("stopping; once more to end everything at once")
+    assert stopping
+    assert "Traceback" not in said, said
     assert "mloc up" not in up.run("ps").stdout
     state = up.start()
     assert (state.url, state.api_url) == (up.url, f"http://127.0.0.1:{up.port + 1}/api")

@@ -150,9 +150,19 @@ class Heard:
         return [_short(channel, message) for channel, message in self.all if _task_of(message) == task_id]
 
     def facts(self) -> Counter[tuple[str, int, str]]:
-        """Return how often each (task, attempt, what) came on `tasks.events`."""
-        events = [m for channel, m in self.all if channel == "tasks.events"]
-        return Counter((m["task_id"], m["payload"]["attempt"], m["type"]) for m in events)
+        """Return how often each (task, attempt, what) came: `tasks`, which is DISPATCHED, and the types of events.
+
+        A message on `tasks` names no attempt; it belongs to the one after the failures before it.
+        """
+        found: Counter[tuple[str, int, str]] = Counter()
+        failed: Counter[str] = Counter()
+        for channel, message in self.all:
+            if channel == "tasks":
+                found[message["task_id"], failed[message["task_id"]] + 1, "tasks"] += 1
+            elif channel == "tasks.events":
+                found[message["task_id"], message["payload"]["attempt"], message["type"]] += 1
+                failed[message["task_id"]] += message["type"] == "TASK_FAILED"
+        return found
 
 
 @asynccontextmanager
