@@ -55,6 +55,7 @@ class VllmExecutor:
             UserError: The spec, the data or the model is at fault, or more rows than `inference.max_failed_rows`
                 cannot be processed. All finished rows stay in the journal.
             EngineDeadError: The engine failed; this process is of no more use.
+            MissingExtraError: It compiles something, and there is no compiler.
             Cancelled: The client has gone.
         """
         prepare_environment()

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mloc_prefect.errors import MissingExtraError
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.vllm_loading import loading_phases
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _COUNT_SECONDS = 1.0
-_NO_ROOM = re.compile(r"less than (desired [GC]PU memory|the engine's budget)")
+_NO_ROOM = re.compile(r"less than (desired [GC]PU memory|the engine's budget|requested memory for kv)")
+_NO_COMPILER = re.compile(r"No working C\+\+ compiler|Failed to find C compiler")
 
 
 class EngineDeadError(RuntimeError):
@@ -103,6 +105,7 @@ class EngineLoop:
         Raises:
             UserError: In the future: vLLM refuses the arguments or the model.
             RuntimeError: In the future: other processes hold the memory that it needs.
+            MissingExtraError: In the future: it compiles something, and there is no compiler.
         """
 
         def action() -> Any:
@@ -118,6 +121,10 @@ class EngineLoop:
                 if _NO_ROOM.search(text):  # others hold the memory now; that may pass
                     raise RuntimeError(f"out of memory: {text}") from error
                 raise UserError(f"vLLM cannot load {arguments['model']}: {text}") from error
+            except RuntimeError as error:
+                if _NO_COMPILER.search(str(error)):
+                    raise _no_compiler() from error
+                raise
             return self._engine
 
         return self.call(action)
@@ -250,7 +257,15 @@ class EngineLoop:
             self._jobs.remove(job)
 
     def _fail(self, error: Exception) -> None:
+        lack = _NO_COMPILER.search(str(error))
         for job in self._jobs:
-            job.answers.put(EngineDeadError(error))
+            job.answers.put(_no_compiler() if lack else EngineDeadError(error))
         self._jobs.clear()
         self._engine = None
+
+
+def _no_compiler() -> MissingExtraError:
+    return MissingExtraError(
+        "vLLM compiles a part of this task at run time and finds no compiler here",
+        hint="install g++; or leave out inference.logprobs and model.vllm.enforce_eager: false",
+    )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.errors import MissingExtraError
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.vllm_engine import EngineDeadError, EngineLoop
 
@@ -47,7 +48,7 @@ class HeldEngine:
         try:
             assert self._loop is not None
             yield self._loop, self._engine, self._loads
-        except EngineDeadError:
+        except (EngineDeadError, MissingExtraError):  # the loop has given it up
             self._engine = None
             raise
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mloc_prefect.errors import MissingExtraError
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors import vllm_engine
 from mloc_prefect.executors.fields import Fields
@@ -251,6 +252,8 @@ def test_rows_in_the_engine_are_counted_before_they_end(loop: EngineLoop, monkey
 def test_memory_that_others_hold_now_is_no_mistake_of_the_user() -> None:
     busy = "Free memory on device cuda:0 (1/24 GiB) on startup is less than desired GPU memory utilization (0.9)."
     assert vllm_engine._NO_ROOM.search(busy)
+    full = "Available memory on node 0 (2/23 GiB) on kv cache allocation is less than requested memory for kv (9 GiB)"
+    assert vllm_engine._NO_ROOM.search(full)
     assert not vllm_engine._NO_ROOM.search("No available memory for the cache blocks.")
 
 
@@ -275,6 +278,21 @@ def test_cancelled_rows_leave_the_engine(loop: EngineLoop) -> None:
     assert len(engine.aborted) == 4
     with pytest.raises(queue.Empty):
         endless.answers.get(timeout=0.05)
+
+
+def test_a_missing_compiler_is_named_with_what_helps(loop: EngineLoop) -> None:
+    engine = FakeEngine()
+
+    def step() -> list[Any]:
+        raise RuntimeError("InductorError: InvalidCxxCompiler: No working C++ compiler found in cpp.cxx: (None, 'g++')")
+
+    engine.step = step  # type: ignore[method-assign]
+    start(loop, engine)
+    wanting = job(1)
+    loop.submit(wanting)
+    (found,) = answers(wanting, 1)
+    assert isinstance(found, MissingExtraError)
+    assert "g++" in str(found.hint)
 
 
 def test_a_dying_engine_fails_all_its_jobs(loop: EngineLoop) -> None:
