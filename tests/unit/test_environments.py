@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mloc_prefect.cli import doctor
 from mloc_prefect.errors import MlocError
 from mloc_prefect.execution import envbuild, envcheck
 from mloc_prefect.execution.envbuild import create, pip_sources
@@ -23,6 +24,7 @@ from mloc_prefect.execution.environments import (
     marker_of,
     python_of,
 )
+from mloc_prefect.settings import get_settings
 
 RECIPE = ENVIRONMENTS["vllm-cpu"]
 
@@ -205,3 +207,29 @@ def test_the_command_lists_what_is_there_and_what_is_old(
     assert "  out of date: mloc env create vllm, built" in listed
     assert "  MLOC_PYTHON names /mine/python" in listed
     assert commands.lines
+
+
+def test_doctor_looks_into_a_real_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual environment with the metadata of a CUDA vLLM, and of a torchvision for another torch."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    wanted = {"vllm": ("0.32.0", "torch==2.13.0"), "torchvision": ("0.29.0", "torch==2.14.0")}
+    for name in ("torch", "datasets", "pydantic", *wanted):
+        version, torch = wanted.get(name, ("2.13.0", ""))
+        folder = site / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        needs = f"Requires-Dist: {torch}\n" if torch else ""
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+    python = tmp_path / "env" / "bin" / "python"
+    monkeypatch.setattr(envcheck.shutil, "which", lambda _name: None)
+    settings = get_settings(home=tmp_path, python={"vllm": python}, inventory='{"cpus": 2}')
+    found = [f for f in doctor._environments(settings) if f.name == "vllm"]
+    told = {f.text.partition(":")[0]: (f.level, f.fix) for f in found}
+    assert told == {
+        "this vLLM is the CUDA build and the machine shows no GPU": ("bad", "mloc env create vllm-cpu"),
+        "no C++ compiler": ("note", "install g++ (apt-get install g++, dnf install gcc-c++)"),
+        "torchvision 0.29.0 was built for another torch than 2.13.0; transformers and vLLM import it and fail": (
+            "bad",
+            f"{python} -m pip uninstall --yes torchvision",
+        ),
+    }
