@@ -17,9 +17,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from mloc_prefect.artifacts.cache import check_url, fetch_folder
 from mloc_prefect.artifacts.delivery import shown_url
-from mloc_prefect.artifacts.download import DownloadError, Source, download
+from mloc_prefect.artifacts.download import DownloadError, Source, check_digest, download
 from mloc_prefect.artifacts.layout import task_dir
 from mloc_prefect.artifacts.mirrors import is_url
+from mloc_prefect.artifacts.store import FsspecArtifactStore
+from mloc_prefect.artifacts.storing import digest_key
 from mloc_prefect.artifacts.unpack import Kind, kind_of, unpack
 from mloc_prefect.errors import ArtifactError
 
@@ -95,6 +97,8 @@ def _local(path: str, load: Mapping[str, Any], places: Places, tell: Callable[[s
     subdir = _text(load, "subdir")
     if is_url(path):
         check_url(path, places.allowed)
+        if path.lower().endswith(_ARCHIVES):
+            return _stored(path, load, places, tell)
         tell("fetching checkpoint", None)
         return _inside(fetch_folder(path, places.cache), subdir)
     try:
@@ -113,21 +117,57 @@ def _local(path: str, load: Mapping[str, Any], places: Places, tell: Callable[[s
 
 
 def _remote(load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Path:
-    url, subdir = _url_of(load, places), _text(load, "subdir")
+    url = _url_of(load, places)
     near = _near(url, places)
     if near is not None:
-        return _inside(near, subdir)
-    name = _file_name(_text(load, "filename") or unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2]))
-    folder = places.task_dir / IMPORTED
+        return _inside(near, _text(load, "subdir"))
     source = _source(url, load)
-    stamp = {"url": url, "name": name, "sha256": source.sha256, "format": _text(load, "archive_format")}
+
+    def fetch(file: Path) -> None:
+        download(source, file, places.allowed, lambda fraction: tell("fetching checkpoint", fraction))
+
+    return _imported(url, load, places, fetch, tell)
+
+
+def _stored(url: str, load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Path:
+    """Return the folder in an archive behind an fsspec URL, as `artifacts/storing.py` leaves it, or anybody else."""
+    home, _, name = url.rpartition("/")
+
+    def fetch(file: Path) -> None:
+        tell("fetching checkpoint", None)
+        try:
+            store = FsspecArtifactStore(home)
+            store.get(name, file)
+            note = digest_key(name)
+            noted = store.read(note).decode(errors="replace").strip() if store.exists(note) else None
+        except ArtifactError as error:
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            raise DownloadError(error.message, hint=error.hint, retryable=not gone) from error
+        check_digest(file, _text(load, "sha256") or noted)
+
+    return _imported(url, load, places, fetch, tell)
+
+
+def _imported(
+    url: str,
+    load: Mapping[str, Any],
+    places: Places,
+    fetch: Callable[[Path], None],
+    tell: Callable[[str, float | None], None],
+) -> Path:
+    """Return the folder in what `fetch` writes to a file, or that file when it is no archive."""
+    subdir = _text(load, "subdir")
+    name = _file_name(_text(load, "filename") or unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2]))
+    stamp = {"url": url, "name": name, "sha256": _text(load, "sha256"), "format": _text(load, "archive_format")}
+    folder = places.task_dir / IMPORTED
     if (kept := _kept(folder, stamp)) is not None:
         return _inside(kept, subdir)
     folder = _emptied(folder)
     file = folder / name
     try:
-        download(source, file, places.allowed, lambda fraction: tell("fetching checkpoint", fraction))
+        fetch(file)
     except DownloadError as error:
+        file.unlink(missing_ok=True)
         text = f"Failed to download checkpoint from {shown_url(url)}: {error.message}"
         raise DownloadError(text, hint=error.hint, retryable=error.retryable) from error
     kind = _archive_kind(file, name, load)

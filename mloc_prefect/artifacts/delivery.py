@@ -136,6 +136,14 @@ class HttpDestination:
             raise DeliveryError(f"spec.output.destination.method {method!r} is not an HTTP method", retryable=False)
         return cls(url, method, _headers(destination.get("headers")), seconds)
 
+    def check(self, allowed: AllowedHosts) -> None:
+        """Refuse a URL that names a host which nobody allowed.
+
+        Raises:
+            DeliveryError: It does; the hint says how to allow it.
+        """
+        allowed.check(self.url)
+
 
 def _headers(given: Any) -> dict[str, str]:
     """Return the headers as text; those that describe the body are ours.

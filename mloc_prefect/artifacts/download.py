@@ -99,7 +99,8 @@ def download(
                     raise DownloadError(problem, retryable=True)
                 _sleep(pause)
                 pause *= 2
-            _check(file, source, progress)
+            file.flush()
+            _check(target, source, progress)
     except OSError as error:
         target.unlink(missing_ok=True)
         raise DownloadError(f"cannot write {target}: {error.strerror or error}") from error
@@ -159,17 +160,24 @@ def _receive(answer: Any, file: IO[bytes], progress: _Progress, tell: Callable[[
     return None
 
 
-def _check(file: IO[bytes], source: Source, progress: _Progress) -> None:
-    named = _SHA256.fullmatch(progress.tag or "")
-    wanted = source.sha256 or (named[1] if named else None)
+def check_digest(path: Path, wanted: str | None) -> None:
+    """Return when a file has this SHA-256, or when none is known.
+
+    Raises:
+        DownloadError: It has another one.
+        OSError: It cannot be read.
+    """
     if wanted is None:
         return
-    file.seek(0)
-    found = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        found.update(chunk)
-    if found.hexdigest() != wanted.strip().lower():
-        raise DownloadError(f"its sha256 is {found.hexdigest()}, wanted {wanted}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted.strip().lower():
+        raise DownloadError(f"its sha256 is {found}, wanted {wanted}")
+
+
+def _check(path: Path, source: Source, progress: _Progress) -> None:
+    named = _SHA256.fullmatch(progress.tag or "")
+    check_digest(path, source.sha256 or (named[1] if named else None))
 
 
 def _refused(code: int) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RESPONSES = "responses.json"
 MANIFEST = "manifest.json"
 _LONGEST_NAME = 255  # bytes of one component, on all usual file systems
+_HERE = frozenset({"file", "local"})  # schemes of this file system
 _SHOWN = 80  # characters of a refused path in messages
 _LONGEST = 180  # characters; with a hash and a suffix still below the 255 bytes of a file name for ASCII ids
 
@@ -90,7 +91,21 @@ def _expanded(path: str) -> Path:
 
 
 def destination_path(destination: Mapping[str, Any] | None) -> str | None:
-    """Return the destination's path, or None when it has none that counts (type http, blank, absent)."""
+    """Return the destination's path, or None when it has none on this file system (type http, blank, absent, a URL)."""
+    path = _path(destination)
+    scheme, mark, rest = (path or "").partition("://")
+    if not mark:
+        return path
+    return rest if scheme.lower() in _HERE else None
+
+
+def destination_url(destination: Mapping[str, Any] | None) -> str | None:
+    """Return the destination's path when it is an fsspec URL of another file system, else None."""
+    path = _path(destination)
+    return path if path is not None and destination_path(destination) is None else None
+
+
+def _path(destination: Mapping[str, Any] | None) -> str | None:
     destination = destination or {}
     if str(destination.get("type") or "local").strip().lower() == "http":
         return None

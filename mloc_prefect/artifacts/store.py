@@ -33,6 +33,9 @@ class ArtifactStore(Protocol):
     def exists(self, key: str) -> bool:
         """Return whether there is such a key."""
 
+    def url_of(self, key: str) -> str:
+        """Return the URL of a key, whether it is there or not."""
+
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys below `prefix`, sorted."""
 
@@ -58,6 +61,24 @@ class FsspecArtifactStore:
     def __repr__(self) -> str:
         return f"FsspecArtifactStore({self.url!r})"
 
+    @classmethod
+    def check_kind(cls, url: str) -> None:
+        """Return when there is a file system for this kind of URL; nothing is opened.
+
+        Raises:
+            ArtifactError: Nobody knows such a kind.
+            MissingExtraError: Its library is not installed.
+        """
+        from fsspec import get_filesystem_class
+
+        scheme = url.partition("://")[0]
+        try:
+            get_filesystem_class(scheme)
+        except ImportError as error:
+            raise _missing(scheme, error) from error
+        except ValueError as error:
+            raise ArtifactError(f"{scheme}:// is no kind of URL that is known here") from error
+
     def put(self, source: Path, key: str) -> str:
         """Store a file and return its URL."""
         return self._store(key, lambda part: self._fs.put_file(str(source), part))
@@ -81,6 +102,10 @@ class FsspecArtifactStore:
         """Return whether there is such a key."""
         return bool(self._guard(lambda: self._fs.exists(self._path(key)), "look up", key))
 
+    def url_of(self, key: str) -> str:
+        """Return the URL of a key, whether it is there or not."""
+        return f"{self.url}/{key}"
+
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys below `prefix`, sorted."""
         top = self._path(prefix) if prefix else self._base
@@ -103,7 +128,7 @@ class FsspecArtifactStore:
             self._fs.mv(part, path)
 
         self._guard(steps, "write", key)
-        return f"{self.url}/{key}"
+        return self.url_of(key)
 
     def _path(self, key: str) -> str:
         clean = posixpath.normpath(key)
@@ -117,12 +142,15 @@ class FsspecArtifactStore:
         except FileNotFoundError as error:
             raise ArtifactError(f"{self.url} has no {what!r}") from error
         except ImportError as error:
-            scheme = self.url.split("://", 1)[0]
-            extra = _EXTRAS.get(scheme)
-            hint = f"pip install 'mloc-prefect[{extra}]'" if extra else None
-            raise MissingExtraError(f"no file system for {scheme}:// is installed ({error})", hint=hint) from error
+            raise _missing(self.url.split("://", 1)[0], error) from error
         except (OSError, ValueError) as error:
             raise ArtifactError(f"cannot {verb} {what!r} at {self.url}: {error}") from error
+
+
+def _missing(scheme: str, error: ImportError) -> MissingExtraError:
+    extra = _EXTRAS.get(scheme)
+    hint = f"pip install 'mloc-prefect[{extra}]'" if extra else None
+    return MissingExtraError(f"no file system for {scheme}:// is installed ({error})", hint=hint)
 
 
 def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:

@@ -29,7 +29,7 @@ _TRIES = 4
 _PAUSE = 0.5
 _WORTH_A_RETRY = frozenset({408, 425, 429})
 _CHUNK = 1 << 20
-_READABLE = 64 << 20  # bytes; of larger results only the file is kept, without a URL
+READABLE = 64 << 20  # bytes; of larger results only the file is kept, without a URL
 _sleep = asyncio.sleep
 
 
@@ -59,13 +59,13 @@ async def upload_files(
     Raises:
         DeliveryError: The destination cannot be reached, or fails; another try may go better.
     """
-    if result.stat().st_size > _READABLE:
+    if result.stat().st_size > READABLE:
         return []
     content = await asyncio.to_thread(atomic.read_json, result)
     if not isinstance(content, dict):
         return []
     problems: list[str] = []
-    for holder, start in _named(content):
+    for holder, start in named_files(content):
         path = holder.get(f"{start}path")
         if not path or holder.get(f"{start}url") or not Path(str(path)).is_file():
             continue
@@ -134,7 +134,7 @@ async def upload(
     raise AssertionError("unreachable")
 
 
-def _named(content: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+def named_files(content: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """Return where the result names files: a mapping, and how its keys `path`, `url`, `sha256`, `error` start."""
     places = [(content, f"{name}_archive_") for name in _KEYS]
     for holder in (content, content.get("merged")):  # the latter in the result of a divided task

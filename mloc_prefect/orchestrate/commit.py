@@ -6,6 +6,7 @@ commit; whoever created it then publishes, so that a late writer changes nothing
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination, deliver
 from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs
 from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, read_manifest, supersede, survey
+from mloc_prefect.artifacts.storing import StoreDestination, store_result
 from mloc_prefect.artifacts.upload import upload_files
 from mloc_prefect.errors import ArtifactError
 
@@ -69,7 +71,7 @@ class Committer:
     task_id: str
     name: str
     required: Sequence[str]
-    destination: HttpDestination | None
+    destination: HttpDestination | StoreDestination | None
     allowed: AllowedHosts
     fence: RunFence
     stage_run: str | None = None
@@ -121,6 +123,9 @@ class Committer:
         digest: tuple[int, str] | None = None
         if computed.delivered:
             digest = atomic.digest(self.directory / RESPONSES)
+        elif isinstance(self.destination, StoreDestination):
+            await asyncio.to_thread(store_result, self.destination, self.task_id, result)
+            await self.fence.check()
         elif self.destination is not None:
             await upload_files(result, self.destination, task_id=self.task_id, allowed=self.allowed)
             self._publish(result)

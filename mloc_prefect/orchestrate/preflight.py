@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import mloc_prefect
 from mloc_prefect.artifacts import atomic
-from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError, HttpDestination
+from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
 from mloc_prefect.artifacts.layout import destination_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.artifacts.storing import StoreDestination
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
 from mloc_prefect.orchestrate.choice import choose
 from mloc_prefect.orchestrate.dispatch import interpreter
@@ -214,17 +215,17 @@ def _check_results(stages: Iterable[StagePlan], options: RunOptions) -> None:
         destination = _destination(stage)
         if "${" not in str(destination.get("path")):
             destination_dir(root, "task", destination, allow_outside=options.settings.allow_outside_results)
-        if not any("${" in str(destination.get(name)) for name in ("type", "url", "method", "headers")):
+        if not any("${" in str(destination.get(name)) for name in ("type", "path", "url", "method", "headers")):
             _check_delivery(stage, destination, options)
 
 
 def _check_delivery(stage: StagePlan, destination: dict[str, Any], options: RunOptions) -> None:
     allowed = AllowedHosts.of(options.settings, loopback=options.loopback)
     try:
-        http = HttpDestination.of(destination)
-        if http is not None:
-            allowed.check(http.url)
-    except DeliveryError as error:
+        elsewhere = HttpDestination.of(destination) or StoreDestination.of(destination)
+        if elsewhere is not None:
+            elsewhere.check(allowed)
+    except ArtifactError as error:
         raise ArtifactError(f"result of stage {stage.key!r}: {error.message}", hint=error.hint) from None
 
 

@@ -12,6 +12,7 @@ from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
 from mloc_prefect.artifacts.layout import RESPONSES, destination_dir, open_task_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.artifacts.storing import StoreDestination
 from mloc_prefect.errors import ExecutionError
 from mloc_prefect.orchestrate.dispatch import StageJob
 from mloc_prefect.plan.resolve import resolve_stage, with_result_level
@@ -49,7 +50,7 @@ class Work:
     sha256: str
     directory: Path
     job: Callable[[ExecutionRequest], StageJob]
-    destination: HttpDestination | None
+    destination: HttpDestination | StoreDestination | None
     artifacts: list[str] = field(default_factory=list)
 
 
@@ -80,9 +81,9 @@ def prepare(stage: StagePlan, options: RunOptions, task_ids: Mapping[str, str]) 
         raise ExecutionError(f"invalid once its references are filled in: {text}", retryable=False)
     output = spec.get("output") or {}
     destination = output.get("destination") or {}
-    http = HttpDestination.of(destination)
-    if http is not None:
-        AllowedHosts.of(options.settings, loopback=options.loopback).check(http.url)
+    elsewhere = HttpDestination.of(destination) or StoreDestination.of(destination)
+    if elsewhere is not None:
+        elsewhere.check(AllowedHosts.of(options.settings, loopback=options.loopback))
     task_id = task_ids[stage.key]
     target = destination_dir(options.root, task_id, destination, allow_outside=options.settings.allow_outside_results)
     needs_upstream = (spec.get("data") or {}).get("type") == "graph_template" if _is_map(spec.get("data")) else False
@@ -113,7 +114,7 @@ def prepare(stage: StagePlan, options: RunOptions, task_ids: Mapping[str, str]) 
         sha256=_digest(stage.task_type, spec, upstream),
         directory=open_task_dir(options.root, task_id, target),
         job=job,
-        destination=http,
+        destination=elsewhere,
         artifacts=[str(a) for a in output.get("artifacts") or []],
     )
 

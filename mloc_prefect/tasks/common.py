@@ -91,6 +91,9 @@ class Destination(SpecModel):
             yield Problem((*path, "type"), "unknown-destination", message, near, "warning")
         if kind == "http" and self.url:
             yield from url_problems((*path, "url"), self.url)
+        if kind != "http" and (self.path or "").strip().lower().startswith(("http://", "https://")):
+            message = "A path cannot be an http address"
+            yield Problem((*path, "path"), "invalid-url", message, "write type: http and url instead")
 
 
 class Output(SpecModel):
