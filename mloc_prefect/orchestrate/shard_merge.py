@@ -102,13 +102,17 @@ def _merge(shards: Sequence[Finished], request: ExecutionRequest, rows: int | No
         message = f"the {len(shards)} shards gave {facts.rows} of {rows} rows"
         raise ExecutionError(message, retryable=False, hint="workers of another implementation may divide data again")
     merged: dict[str, Any] = {"items": _items(shards), **facts.shown()}
+    if facts.engines:
+        merged["engine"] = facts.engines[0] if len(facts.engines) == 1 else facts.engines
     export = _export(request)
     if export is not None:
         merged["jsonl_export"] = export.write(_items(shards))
     result = {"shards": (shard.envelope() for shard in shards), "merged": merged}
     summary = {"shards": len(shards), "rows": facts.rows, **facts.shown()}
     engines = dict.fromkeys(shard.manifest.engine for shard in shards if shard.manifest.engine)
-    return write_result(Path(request.attempt_dir), result), {"engine": ", ".join(engines) or None, **summary}
+    whys = dict.fromkeys(str(engine["why"]) for engine in facts.engines if engine.get("why"))
+    chosen = {"engine": ", ".join(engines) or None, **({"why": "; ".join(whys)} if whys else {})}
+    return write_result(Path(request.attempt_dir), result), {**chosen, **summary}
 
 
 class _Facts:
@@ -117,6 +121,7 @@ class _Facts:
     def __init__(self) -> None:
         self.rows = 0
         self._usage: dict[str, float] = {}
+        self.engines: list[Mapping[str, Any]] = []
         self._models: dict[str, None] = {}
         self._has_usage = False
 
@@ -129,6 +134,9 @@ class _Facts:
             for name, value in usage.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self._usage[name] = self._usage.get(name, 0) + value
+        engine = result.get("engine")
+        if isinstance(engine, Mapping) and engine not in self.engines:
+            self.engines.append(engine)
         if result.get("model") is not None:
             self._models[str(result["model"])] = None
 

@@ -319,6 +319,20 @@ async def test_different_models_are_a_list(bench: Bench) -> None:
     assert "usage" not in merged
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+async def test_the_choice_of_the_engine_is_told(bench: Bench, mixed: bool) -> None:
+    def run(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+        first = request.spec["shard"]["index"] == 0 or not mixed
+        engine = {"name": "vllm", "why": "a GPU"} if first else {"name": "transformers", "why": "no GPU"}
+        return {**answers(request, emit), "engine": engine}
+
+    bench.run = run
+    result = await bench()
+    vllm, plain = {"name": "vllm", "why": "a GPU"}, {"name": "transformers", "why": "no GPU"}
+    assert read(result)["merged"]["engine"] == ([vllm, plain] if mixed else vllm)
+    assert result.summary["why"] == ("a GPU; no GPU" if mixed else "a GPU")
+
+
 async def test_what_shards_say_is_passed_on_under_their_names(bench: Bench) -> None:
     def run(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
         emit("phase", text="loading weights")
