@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+WAITING = "Waiting"
+"""Name of the state of an attempt that waits for a place: Prefect would make `Scheduled` `Late`, without our words."""
+
 _TAIL_SECONDS = 0.5  # how late what an executor says elsewhere is heard
 _TELL_AFTER = 1.0  # waiting for less is not worth a word
 _TELL_EVERY = 5.0
@@ -172,7 +175,7 @@ class WorkPoolDispatcher:
         attempt = Path(job.request.attempt_dir).name
         body = {
             "name": f"{job.title} ({attempt})",
-            "state": {"type": "SCHEDULED", "message": f"waiting: {self._why(job)}"},
+            "state": {"type": "SCHEDULED", "name": WAITING, "message": f"waiting: {self._why(job)}"},
             "parameters": {
                 "attempt_dir": job.request.attempt_dir,
                 "task": job.request.task_id,

@@ -44,6 +44,7 @@ AVOID_SECONDS = 10.0
 
 _LOOKED_AT = 50  # runs of one queue that are looked at in one poll
 _REMEMBERED = 5000
+_EXPECTED_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -101,11 +102,14 @@ class Claims:
         self._wake, self._user_lease, self._ahead = wake, user_lease, ahead
         self._scheduled = ScheduledRuns(pool)
         self._queues: list[Queue] = []
+        self._quiet: set[str] = set()
+        self._expected: dict[str, float] = {}
         self._first_seen: dict[UUID, float] = {}
         self._lines = Lines(here.place.dispatcher if here else None, lambda: wake(0.0))
 
     def serves(self, queue_id: str) -> bool | None:
-        """Return whether runs of a queue may be for us, or None when the queue is not known yet."""
+        """Return whether a run that an event tells of may be for us, or None when its queue is not known yet."""
+        self._expected[queue_id] = time.monotonic()
         known = next((q for q in self._queues if q.id == queue_id), None)
         return None if known is None else self._could(known)
 
@@ -126,13 +130,15 @@ class Claims:
         Args:
             client: Open client.
             busy: Runs that this worker has already.
-            settled: Whether this is an ordinary poll; queues are read anew then.
+            settled: Whether this is an ordinary poll: the list of queues is read anew then, and each queue looked into.
+                Else those are left out that were empty and of which no event has told since.
 
         Raises:
             httpx.HTTPError: No answer.
         """
         if settled or not self._queues:
             await self.refresh(client)
+            self._quiet.clear()
         names = [q.name for q in self._queues if q.name == COORDINATOR_QUEUE and self._asked(q)]
         roots = asyncio.ensure_future(self._scheduled.read(client, names, ahead=self._ahead))
         poll = _Poll()
@@ -162,7 +168,10 @@ class Claims:
 
     async def _choose_work(self, client: PrefectClient, busy: Collection[UUID], poll: _Poll, here: Here) -> None:
         queues = [q for q in self._queues if q.name != COORDINATOR_QUEUE and self._asked(q) and self._could(q)]
+        queues = [q for q in queues if q.name not in self._quiet or self._told_of(q)]
         found = await asyncio.gather(*(self._read(client, q) for q in queues))
+        self._quiet |= {q.name for q, runs in zip(queues, found, strict=True) if not runs}
+        self._quiet -= {q.name for q, runs in zip(queues, found, strict=True) if runs}
         await self._lines.only({q.name for q, runs in zip(queues, found, strict=True) if runs})
         slots = here.slots.free
         for queue, entries in zip(queues, found, strict=True):
@@ -172,6 +181,10 @@ class Claims:
                     return
                 if await self._claim(queue, entry, poll):
                     break
+
+    def _told_of(self, queue: Queue) -> bool:
+        """Return whether an event has just told of a run in a queue; it comes before the run can be read."""
+        return time.monotonic() - self._expected.get(queue.id, -_EXPECTED_SECONDS) < _EXPECTED_SECONDS
 
     async def _read(self, client: PrefectClient, queue: Queue) -> list[WorkerFlowRunResponse]:
         ahead = 0.0 if queue.needs else self._ahead

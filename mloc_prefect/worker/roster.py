@@ -41,7 +41,6 @@ class Roster:
 
     def __init__(self, client: PrefectClient) -> None:
         self._client = client
-        self._id: UUID | None = None
         self._shown = ""
 
     async def show(self, cards: Iterable[WorkerCard]) -> None:
@@ -53,17 +52,19 @@ class Roster:
         text = roster_markdown(cards)
         if text == self._shown:
             return
-        if self._id is None:
-            latest = await ask(self._client, "GET", f"/artifacts/{KEY}/latest")
-            self._id = UUID(latest["id"]) if latest else None
-        if self._id is None or not await self._change(self._id, text):
+        latest = {"artifacts": {"key": {"any_": [KEY]}}, "limit": 1}  # two that started at once made one each
+        found = await ask(self._client, "POST", "/artifacts/latest/filter", latest)
+        if not found:
             create = ArtifactCreate(key=KEY, type="markdown", description="Workers of MLOC", data=text)
-            self._id = (await self._client.create_artifact(create)).id
+            await self._client.create_artifact(create)
+        else:
+            body = ArtifactUpdate(data=text).model_dump(mode="json", exclude_unset=True)
+            await ask(self._client, "PATCH", f"/artifacts/{found[0]['latest_id']}", body)
         self._shown = text
 
-    async def _change(self, artifact_id: UUID, text: str) -> bool:
-        body = ArtifactUpdate(data=text).model_dump(mode="json", exclude_unset=True)
-        return await ask(self._client, "PATCH", f"/artifacts/{artifact_id}", body) is not None
+    def forget(self) -> None:
+        """Take what was shown last for old: others show it now."""
+        self._shown = ""
 
 
 async def show_for_ever(client: PrefectClient, view: WorkersView, name: str, every: float) -> None:
@@ -81,6 +82,8 @@ async def show_for_ever(client: PrefectClient, view: WorkersView, name: str, eve
             await asyncio.sleep(max(every, _EVERY_SECONDS))
             if view.live[0].id == name:
                 await _shown(roster, view.live)
+            else:
+                roster.forget()
     finally:
         if not view.others:
             await asyncio.shield(_shown(roster, ()))

@@ -16,6 +16,8 @@ import httpx
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter
 
+from mloc_prefect.orchestrate.pooled import WAITING
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
@@ -25,7 +27,7 @@ logger = logging.getLogger("prefect.mloc.worker")
 
 _RUN = "prefect.flow-run."
 _QUEUE, _POOL = "prefect.work-queue.", "prefect.work-pool."
-_SCHEDULED = frozenset({f"{_RUN}Scheduled", f"{_RUN}AwaitingRetry"})
+_SCHEDULED = frozenset({f"{_RUN}Scheduled", f"{_RUN}AwaitingRetry", f"{_RUN}{WAITING}"})
 _OTHERS = ("Pending", "Running", "Completed", "Failed", "Crashed", "Cancelled", "Cancelling")
 _HEARD = (*sorted(_SCHEDULED), *(f"{_RUN}{state}" for state in _OTHERS))
 _RECONNECT_SECONDS = 5.0

@@ -186,6 +186,24 @@ async def test_queues_that_fit_nowhere_here_are_not_asked_for(desk: Desk):
     assert desk.claims.serves("new") is None
 
 
+async def test_woken_by_an_event_it_looks_only_where_there_may_be_something(desk: Desk):
+    """Classes of requirements add up; a request for each of them at each event would be too many."""
+    desk.queues |= {LIGHT.name: LIGHT, ONE.name: ONE}
+    desk.add(TWO)
+    desk.add(TWO)  # waits for the first
+    assert len(await desk.poll()) == 1
+    desk.asked.clear()
+    assert await desk.poll(settled=False) == []
+    assert sorted(desk.asked) == ["coordinator", TWO.name]
+    assert desk.claims.serves(LIGHT.name) is True  # an event: it comes before the run can be read
+    assert await desk.poll(settled=False) == []
+    run = desk.add(LIGHT)
+    assert await desk.poll(settled=False) == [run]
+    assert ONE.name not in desk.asked
+    await desk.poll()
+    assert ONE.name in desk.asked  # an ordinary poll misses nothing
+
+
 async def test_root_runs_need_no_slot_others_do(desk: Desk):
     desk.limiter.total_tokens = 1
     roots = [desk.add("coordinator") for _ in range(3)]

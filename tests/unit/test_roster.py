@@ -76,9 +76,9 @@ class Server:
         if path == "/variables/filter":
             now = datetime.now(UTC).isoformat()
             return [{"name": "mloc_worker_x", "value": c.to_json(), "updated": now} for c in self.cards]
-        if method == "GET":
+        if path == "/artifacts/latest/filter":
             latest = next(reversed(self.artifacts), None)
-            return {"id": latest} if latest else None
+            return [{"id": "of the collection", "latest_id": latest}] if latest else []
         name = path.rsplit("/", 1)[-1]
         if name not in self.artifacts:
             return None
@@ -96,10 +96,22 @@ async def test_the_artifact_is_made_once_and_changed_in_place() -> None:
     assert server.steps == ["create", "change"]
     await Roster(server).show([BUSY])  # type: ignore[arg-type] # of another worker
     assert server.steps == ["create", "change", "change"]
+    roster.forget()
+    await roster.show([])
+    assert "No worker" in next(reversed(server.artifacts.values()))
     server.artifacts.clear()  # somebody deleted it
     await roster.show([card("new")])
     assert server.steps[-1] == "create"
     assert [text for text in server.artifacts.values() if "new" in text]
+
+
+async def test_of_two_artifacts_the_one_that_prefect_shows_is_changed() -> None:
+    server, late = Server(), uuid4()
+    roster = Roster(server)  # type: ignore[arg-type]
+    await roster.show([BUSY])
+    server.artifacts[str(late)] = "of another that started at the same time"
+    await roster.show([card("new")])
+    assert "new" in server.artifacts[str(late)]
 
 
 async def test_the_list_has_the_form_of_the_endpoints() -> None:
