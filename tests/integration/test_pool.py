@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.pool import Pool, ended, graph, rows, spec, until
+from tests.support.prefect_api import BIN, environment
 from tests.support.server import embedded_server
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def test_a_type_that_only_a_late_worker_has(pool: Pool, duo: Worker):
     run = pool.submit(spec("late", gpu={"count": 1, "type": "h100", "memory": "80Gi"}))
     why = "needs 1x h100 with 80 GiB; 2 workers online, largest free: 2x a100 80 GiB"
     attempt = next(iter(until(lambda: pool.runs(run)).values()))
-    assert attempt["state"]["message"] == f"waiting: {why}"
+    assert (attempt["state"]["name"], attempt["state"]["message"]) == ("Waiting", f"waiting: {why}")
     logs = {"logs": {"flow_run_id": {"any_": [stage_of(pool, run)["id"]]}}}
     until(lambda: any(why in line["message"] for line in pool.api.post("/logs/filter", logs)))
     late = pool.worker("late", gpus=["nvidia h100 80gb:80GiB"])
@@ -130,6 +133,39 @@ def test_large_tasks_do_not_starve(pool: Pool, duo: Worker):
     print(f"the task of two GPUs ended with {len(left)} of 10 small ones to go")
     assert left
     finish(pool, *small)
+
+
+def test_a_more_urgent_task_is_served_before_one_that_came_first(pool: Pool, duo: Worker):
+    busy = pool.submit(spec("busy", gpu={"count": 2, "type": "a100"}, **LONG))
+    until(lambda: duo.holders == ["busy"], 30)
+    waiting = {}
+    for name, priority in (("first", 0), ("urgent", 5)):
+        waiting[name] = pool.submit(spec(name, gpu={"count": 2, "type": "a100"}, priority=priority, **LONG))
+        until(lambda: pool.runs(waiting[name]))  # noqa: B023
+    cancel(pool, busy)
+    until(lambda: duo.holders == ["urgent"], 30, duo.text)
+    cancel(pool, *waiting.values())
+
+
+def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: Worker):
+    run = pool.submit(spec("seen", gpu={"count": 1, "type": "a100"}, **LONG))
+    until(lambda: duo.holders == ["seen"], 30)
+    page = until(lambda: "gpu:0: seen" in (text := pool.api.get("/artifacts/mloc-workers/latest")["data"]) and text)
+    row = next(line for line in page.splitlines() if line.startswith("| duo "))
+    assert "2x a100 80 GiB" in row
+    shown = subprocess.run(
+        [BIN / "mloc", "workers", "--json"],
+        env=environment(duo.home, pool.api_url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    found = {worker["worker_id"]: worker for worker in json.loads(shown.stdout)}
+    assert found["duo"]["at_work"]["leases"] == [{"holder": "seen", "devices": ["gpu:0"]}]
+    assert not found["duo"]["stale"]
+    assert run in [name for worker in found.values() for name in worker["at_work"]["runs"]]
+    cancel(pool, run)
 
 
 def test_coordinators_take_no_slots(pool: Pool, duo: Worker):

@@ -15,7 +15,7 @@ import pytest
 from mloc_prefect.execution.supervisor import MARK
 from mloc_prefect.orchestrate.embedded import EmbeddedServer
 from tests.support.counts import count
-from tests.support.pool import Pool, rows, spec, until
+from tests.support.pool import Pool, ended, rows, spec, until
 from tests.support.server import prepare_home, start
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.support.pool import Worker
 
 GPU = {"count": 1, "type": "a100"}
+GONE_SECONDS = 5.0  # within which a cancelled run has given back all that it held
 ROWS = 12
 STAGES = (rows(ROWS, 0.08),) * 3
 
@@ -96,22 +97,31 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-def test_a_cancelled_run_leaves_nothing(bench: Bench):
+@pytest.mark.counted
+def test_a_cancelled_run_leaves_nothing_but_what_was_done(bench: Bench):
     """At random moments of a job of three stages. What stays warm between stages leaves by its idle time, 1 s here."""
     one = bench.worker("brief", gpus=["b200:80GiB"], MLOC_HOST_IDLE_SECONDS="1")
     rounds, slowest = count("cancel", 3, 20), 0.0
     states = []
     for number in range(rounds):
-        run = bench.submit(spec(f"cancel-{number}", *STAGES, gpu={"count": 1, "type": "b200"}))
+        job = spec(f"cancel-{number}", *STAGES, gpu={"count": 1, "type": "b200"})
+        run = bench.submit(job, submission_id=f"cancel-{number}")
         time.sleep(random.uniform(0, 4))
         began = time.monotonic()
         bench.api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
-        states.append(bench.api.wait(run)["state"]["type"])
-        until(lambda: not one.leases and not executors(bench), 10, lambda: [p.cmdline() for p in executors(bench)])
+
+        def gone(run: str = run) -> bool:
+            return ended(bench.api.run(run)) and not one.leases and not executors(bench)
+
+        until(gone, GONE_SECONDS, lambda: [bench.story(run), *(p.cmdline() for p in executors(bench))])  # noqa: B023
         slowest = max(slowest, time.monotonic() - began)
+        states.append(bench.api.run(run)["state"]["type"])
         below = [*bench.api.stages(run).values(), *bench.runs(run).values()]
         assert {r["state"]["type"] for r in below} <= {"CANCELLED", "COMPLETED"}
-    print(f"cancelled {states.count('CANCELLED')} of {rounds}, the others had ended; slowest {slowest:.1f} s")
+        check(bench, bench.submit(job, submission_id=f"cancel-{number}"))  # goes on with what was done
+    print(
+        f"cancelled {states.count('CANCELLED')} of {rounds}, the others had ended; all was gone after {slowest:.1f} s"
+    )
     assert set(states) <= {"CANCELLED", "COMPLETED"}
     one.stop()
 
@@ -121,11 +131,11 @@ def test_a_single_stage_is_cancelled_alone(bench: Bench, one: Worker):
     stage = until(lambda: bench.api.stages(run).get("single:s2"))
     until(lambda: "single:s2" in one.holders)
     bench.api.post(f"/flow_runs/{stage['id']}/set_state", {"state": {"type": "CANCELLING"}})
-    until(lambda: not executors(bench), 5)  # its warm executor has left at once: the card is free
-    ended = bench.api.wait(run)
+    until(lambda: not executors(bench), GONE_SECONDS)  # its warm executor has left at once: the card is free
+    done = bench.api.wait(run)
     states = {name: stage["state"]["type"] for name, stage in bench.api.stages(run).items()}
     assert states == {"single:s1": "COMPLETED", "single:s2": "CANCELLED", "single:s3": "CANCELLED"}
-    assert ended["state"]["type"] == "CANCELLED"
+    assert done["state"]["type"] == "CANCELLED"
     assert one.leases == []
 
 
@@ -141,8 +151,10 @@ def test_a_queued_stage_that_is_cancelled_never_starts(bench: Bench, one: Worker
     assert (left["state"]["type"], left["run_count"]) == ("CANCELLED", 0)
 
 
+@pytest.mark.counted
 def test_killed_workers_cost_nothing_that_was_done(bench: Bench, one: Worker):
-    """At random moments of a job of three stages; a second worker finds out, and one takes the job over."""
+    """At random moments of a job of three stages; two others find out, and one of them takes the job over."""
+    watcher = bench.worker("watcher")
     rounds, again = count("kill", 3, 20), 0
     for number in range(rounds):
         victim = bench.worker(f"victim-{number}", gpus=["a100:80GiB"])
@@ -151,14 +163,16 @@ def test_killed_workers_cost_nothing_that_was_done(bench: Bench, one: Worker):
         children = psutil.Process(victim.process.pid).children(recursive=True)
         victim.kill()
         check(bench, run)
-        again += bench.api.run(run)["run_count"] > 1
+        again += (starts := bench.api.run(run)["run_count"]) > 1
+        assert bench.states(run).count("AwaitingRetry") == starts - 1, bench.story(run)
         assert psutil.wait_procs(children, timeout=5)[1] == []
         until(lambda: not one.leases)
     assert bench.active() == []
     assert [
         v["name"] for v in bench.api.post("/variables/filter") if "victim" in v["name"] and "worker" in v["name"]
     ] == []
-    print(f"killed {rounds} workers, {again} of the runs were theirs and were started again")
+    print(f"killed {rounds} workers, {again} of the runs were theirs and were started again, once each")
+    watcher.stop()
 
 
 def test_a_restarted_server_finds_its_worker_at_work(bench: Bench, one: Worker):
@@ -185,7 +199,7 @@ def test_a_worker_that_was_stopped_and_replaced_changes_nothing(bench: Bench, on
         os.kill(pid, signal.SIGCONT)
     check(bench, run)
     until(lambda: "took this worker for dead" in slow.text(), 10, slow.text)
-    history = [s["name"] for s in bench.api.get(f"/flow_run_states/?flow_run_id={run}")]
+    history = bench.states(run)
     assert history[-1] == "Completed"
     assert history.count("Completed") == 1
     other.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ from tests.support.prefect_api import BIN, Api, environment, worker_process
 from tests.support.server import embedded_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ENTRYPOINT = "mloc_prefect.orchestrate.entrypoint.run_workflow"
@@ -171,6 +172,40 @@ def test_a_bad_setting_is_one_sentence(env: dict[str, str]):
     assert done.returncode == 1
     assert done.stderr.startswith("Error: setting MLOC_INVENTORY: ")
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_short_form_started_by_a_script_lets_its_runs_end_when_interrupted(
+    api: Api, generic: str, env: dict[str, str], tmp_path: Path
+):
+    """A script's `&` has it ignore SIGINT; it drains nevertheless, takes nothing more, and says so by its status."""
+    log = tmp_path / "worker.log"
+    own = env | {"MLOC_WORK_POOL": "short-form", "MLOC_DRAIN_SECONDS": "30"}
+    script = f"{BIN}/mloc worker start > {log} 2>&1 & echo $!; wait $!; echo $?"
+    with subprocess.Popen(["bash", "-c", script], env=own, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        pid = int(shell.stdout.readline())
+        log.touch()
+        try:
+            wait_for(lambda: "started!" in log.read_text(), log.read_text)
+            deployment = api.deploy("short-form", entrypoint=ENTRYPOINT, work_pool_name="short-form")
+            ends = api.start(deployment, spec=echo("ends", delay=2))
+            wait_for(lambda: [s for s in api.stages(ends).values() if s["state"]["type"] == "RUNNING"], log.read_text)
+            os.kill(pid, signal.SIGINT)
+            late = api.start(deployment, spec=echo("late"))
+            assert shell.stdout.readline() == "0\n", log.read_text()
+        finally:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+    assert api.run(ends)["state"]["type"] == "COMPLETED"
+    assert (api.run(late)["state"]["type"], api.run(late)["run_count"]) == ("SCHEDULED", 0)
+    assert "Traceback" not in log.read_text()
+
+
+def wait_for(fact: Callable[[], Any], why: Callable[[], str], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.05)
 
 
 def test_sigterm_ends_worker_runs_and_hosts(api: Api, generic: str, env: dict[str, str], home: Path):

@@ -94,9 +94,13 @@ class Pool:
         """Return the deployment of root runs, made by the first worker."""
         return str(self.api.get("/deployments/name/run-workflow/mloc")["id"])
 
-    def submit(self, spec: str) -> str:
+    def submit(self, spec: str, **parameters: Any) -> str:
         """Start a root run; returns its id."""
-        return self.api.start(self.deployment(), spec=spec)
+        return self.api.start(self.deployment(), spec=spec, **parameters)
+
+    def states(self, run: str) -> list[str]:
+        """Return the names of all states that a run has been in."""
+        return [state["name"] for state in self.api.get(f"/flow_run_states/?flow_run_id={run}")]
 
     def runs(self, root_run: str) -> dict[str, Any]:
         """Return the runs on the pool that did the work of a root run, by name."""
