@@ -49,7 +49,7 @@ integration: envs
 	@echo "==> integration tests: real server, real processes, real small model"
 	@$(BIN)/python -m pytest tests/integration -q --durations=8
 
-# Server and workers on network namespaces; needs root and `ip netns` (iproute2).
+# Server and workers on network namespaces. They need root and `ip netns` (iproute2), and are left out without, except in CI.
 multihost: setup
 	@echo "==> several machines: network namespaces"
 	@$(BIN)/python -m pytest tests/multihost -q --durations=3
@@ -61,10 +61,12 @@ bench: envs
 	@$(BIN)/python benchmarks/inference.py --quick
 	@$(BIN)/python benchmarks/submit.py --quick
 	@$(BIN)/python benchmarks/upload.py --quick
+	@$(BIN)/python benchmarks/dispatch.py --quick
+	@$(BIN)/python benchmarks/throughput.py --quick
 
 check: lint types unit  ## Lint, types and unit tests
 
-test: check integration bench  ## Everything that CI runs
+test: check integration multihost bench  ## Everything that CI runs
 	@echo "==> all passed"
 
 soak: setup  ## The full counts of the fault tests

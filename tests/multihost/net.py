@@ -129,13 +129,14 @@ class Network:
 
 
 def require() -> None:
-    """Fail, with what is missing, where no namespaces can be made."""
+    """Say what is missing where no namespaces can be made: the tests are left out there; in CI they fail."""
+    give_up = pytest.fail if os.environ.get("CI") else pytest.skip
     if shutil.which("ip") is None:
-        pytest.fail("tests/multihost need `ip` (package iproute2), which is not there")
+        give_up("tests/multihost need `ip` (package iproute2), which is not there")
     probe = f"mloc-probe-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
     if made.returncode:
-        pytest.fail(f"tests/multihost need root and `ip netns`, which this machine refuses: {made.stderr.strip()}")
+        give_up(f"tests/multihost need root and `ip netns`, which this machine refuses: {made.stderr.strip()}")
     _ip("netns", "del", probe)
 
 

@@ -44,6 +44,10 @@ class Machines(Pool):
         """Start a worker on a machine, named after it."""
         return self.network.on(machine, lambda: self.worker(machine, gpus=["a100:80GiB"], **more))
 
+    def known(self) -> list[str]:
+        """Return the names of the cards of all workers that are there."""
+        return sorted(card["name"] for card in self.api.post("/variables/filter") if "worker" in card["name"])
+
     def rows_of(self, run: str) -> int:
         """Return how many rows of an undivided run are finished."""
         files = [
@@ -118,10 +122,7 @@ def test_machines_see_each_other_only_through_their_links(machines: Machines, ea
         assert not network.on("east", lambda: _connects(network.address("server"), 24700))
         assert network.on("west", lambda: _connects(network.address("server"), 24700))
     until(lambda: network.on("east", lambda: _connects(network.address("server"), 24700)))
-    assert {card["name"] for card in machines.api.post("/variables/filter") if "worker" in card["name"]} == {
-        "mloc_worker_east",
-        "mloc_worker_west",
-    }
+    assert machines.known() == ["mloc_worker_east", "mloc_worker_west"]
 
 
 def test_one_task_is_divided_over_both_machines(machines: Machines, east: Worker, west: Worker) -> None:
@@ -178,6 +179,8 @@ def test_a_link_that_was_cut_and_restored_costs_nothing_that_was_done(
     states = [s["name"] for s in machines.api.get(f"/flow_run_states/?flow_run_id={run}")]
     assert states.count("Completed") == 1
     until(lambda: not east.leases and not west.leases, 30, lambda: (east.leases, west.leases))
+    until(lambda: machines.known() == ["mloc_worker_east", "mloc_worker_west"], 30, lost.text)
+    time.sleep(_KNOWN_SECONDS)
     after = machines.submit(spec("after-cut", gpu=GPU, parallel={"enabled": True, "max_shards": 2}, **rows(ROWS, 0.15)))
     finish(machines, after)
     (task_id,) = machines.task_ids(after).values()
