@@ -1,0 +1,58 @@
+"""A divided task is done when its merged result was delivered, not before; no shard is delivered by itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mloc_prefect.artifacts.delivery import DeliveryError
+from mloc_prefect.orchestrate import commit, stage
+from mloc_prefect.orchestrate.shards import ShardingDispatcher
+from tests.unit.test_shards import ROWS, answers
+from tests.unit.test_stage import Bench
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_the_whole_is_done_when_the_merge_was_delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = tmp_path / "results" / "id-a" / "manifest.json"
+    sent: list[tuple[str, Any]] = []
+
+    async def deliver(destination: Any, *, task_id: str, result: Path, **_: Any) -> None:
+        assert not manifest.exists(), "done before it was delivered"
+        sent.append((task_id, json.loads(result.read_text())))
+        if len(sent) == 1:
+            raise DeliveryError("busy", retryable=True)
+
+    async def at_once(_: float) -> None: ...
+
+    async def three(_: Any) -> int:
+        return 3
+
+    monkeypatch.setattr(commit, "deliver", deliver)
+    monkeypatch.setattr(stage, "_sleep", at_once)
+    bench = Bench(tmp_path, answers)
+    inner, options = bench.dispatcher, bench.options
+    bench.dispatcher = ShardingDispatcher(  # type: ignore[assignment]
+        inner, settings=options.settings, root=options.root, capacity=three
+    )
+    outcome = await bench(
+        {
+            "a": (
+                [],
+                {
+                    "parallel": {"enabled": True},
+                    "data": {"type": "list", "items": ROWS},
+                    "output": {"destination": {"type": "http", "url": "http://127.0.0.1/x"}},
+                },
+            )
+        }
+    )
+    assert outcome.ok
+    assert manifest.exists()
+    assert [task_id for task_id, _ in sent] == ["id-a", "id-a"]
+    assert [item["output"] for item in sent[1][1]["merged"]["items"]] == [row.upper() for row in ROWS]
+    assert len(inner.requests) == 3  # what failed was the delivery only
