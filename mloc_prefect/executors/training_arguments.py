@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Arguments = dict[str, Any]
 
+_AUTO_STAGE = 2  # of ZeRO, as MLOC has it
 _FEWEST_CHECKPOINTS = 2  # the last one may be torn by whatever ends the process
 
 
@@ -259,12 +260,18 @@ def _precision(options: Options, place: Place) -> Arguments:
 def _sharding(options: Options, place: Place) -> Arguments:
     training = options.training
     fsdp, config = training.get("fsdp"), training.get("fsdp_config")
-    stage = next((s for name in ("zero_stage", "auto_deepspeed_stage") if (s := training.get(name)) is not None), None)
+    stage = training.get("zero_stage")
     deepspeed = training.get("deepspeed") or (_zero(int(stage)) if stage else None)
+    installed = importlib.util.find_spec("deepspeed") is not None
+    if not deepspeed and not fsdp and training.flag("auto_deepspeed", default=False) and place.cuda and place.world > 1:
+        if installed:
+            deepspeed = _zero(training.integer("auto_deepspeed_stage", _AUTO_STAGE))
+        else:
+            options.notes.append("auto_deepspeed needs a package that is not installed (deepspeed); DDP is used")
     if fsdp and not place.cuda:
         options.notes.append("fsdp shards over GPUs only; here whole models are trained (DDP)")
         return {}
-    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+    if deepspeed and not installed:
         raise UserError("spec.training.deepspeed needs a package that is not installed: pip install deepspeed")
     found: Arguments = {"deepspeed": deepspeed} if deepspeed else {}
     if fsdp:

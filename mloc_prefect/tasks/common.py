@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MEMORY = re.compile(r"\s*\d+\s*([KMGT]I?B?)?\s*", re.IGNORECASE)
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _CORES = re.compile(r"\s*\d+\s*(v?cpus?|v?cores?)?\s*", re.IGNORECASE)
 _DESTINATIONS = ("local", "http")
 _CHECKPOINTS = ("local", "http")
@@ -116,6 +117,7 @@ class CheckpointLoad(SpecModel):
     headers: Annotated[dict[str, Any], block()] = Field(default_factory=dict)
     timeout_sec: Positive = Field(60.0, alias="timeoutSec")
     archive_format: Text = "auto"
+    sha256: Text | None = None
     subdir: Text | None = None
     resume_from_path: Text | None = None
 
@@ -135,6 +137,9 @@ class CheckpointLoad(SpecModel):
             yield Problem((*path, "type"), "unsupported-checkpoint", message, near)
         if kind == "http" and self.url:
             yield from url_problems((*path, "url"), self.url)
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256.strip()) and not is_deferred(self.sha256):
+            message = "sha256 is not a digest of 64 hexadecimal digits"
+            yield Problem((*path, "sha256"), "invalid-type", message, "take it from sha256sum, or from manifest.json")
 
 
 class Checkpoint(SpecModel):

@@ -72,20 +72,20 @@ cliprange                    .             .           =               epsilon
 cliprange_value              .             .           =               -critic
 vf_coef                      .             .           =               -critic
 num_generations              .             .           .               =
-optimize_cuda_cache          .             .           us              us
+optimize_cuda_cache          .             .           us              -cache
 fsdp                         *sharding     *sharding   !ppo-sharding   *sharding
 fsdp_config                  *sharding     *sharding   !ppo-sharding   *sharding
 deepspeed                    *sharding     *sharding   !ppo-sharding   *sharding
-auto_deepspeed               us            us          us              us
-auto_deepspeed_stage         *sharding     *sharding   !ppo-sharding   *sharding
+auto_deepspeed               *sharding     *sharding   -ppo-sharding   *sharding
+auto_deepspeed_stage         *sharding     *sharding   -ppo-sharding   *sharding
 zero_stage                   *sharding     *sharding   !ppo-sharding   *sharding
 resume_from_path             us            us          us              us
-visible_devices              us            us          us              us
-primary_gpu                  us            us          us              us
+visible_devices              -lease        -lease      -lease          -lease
+primary_gpu                  -lease        -lease      -lease          -lease
 allow_multi_gpu              us            us          us              us
 nproc_per_node               us            us          us              us
 log_with                     *report       *report     *report         *report
-tracker_project_name         us            us          us              us
+tracker_project_name         -tracker      -tracker    -tracker        -tracker
 """
 
 GENERATION = """
@@ -132,6 +132,9 @@ REASONS = {
     "adaptive": "TRL has no adaptive KL coefficient; set kl_coef",
     "critic": "GRPO has no value model",
     "ppo-sharding": "TRL's PPO trains on one process for each GPU with whole models (DDP); use lora or dpo",
+    "lease": "the lease decides which GPUs a stage sees; ask for them in resources.hardware.gpu",
+    "tracker": "TensorBoard files know no project",
+    "cache": "GRPO keeps what it has allocated",
     "sampling": "PPO in TRL samples from the whole distribution (top_p 1, top_k 0); set the temperature instead",
     "greedy": "reinforcement learning needs sampled answers; set the temperature instead",
 }

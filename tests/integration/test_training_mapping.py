@@ -94,7 +94,7 @@ GENERATION: dict[str, dict[str, tuple[Any, str, Any]]] = {
         "stop": (["#"], "generation_kwargs", {"eos_token_id": [1, 7]}),
     },
 }
-ON_GPUS = {"fsdp", "fsdp_config", "deepspeed", "auto_deepspeed_stage", "zero_stage"}
+ON_GPUS = {"fsdp", "fsdp_config", "deepspeed", "auto_deepspeed", "auto_deepspeed_stage", "zero_stage"}
 """Rows that only a GPU shows; their arguments are tested without one."""
 
 

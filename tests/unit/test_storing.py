@@ -17,6 +17,7 @@ from mloc_prefect.artifacts.store import FsspecArtifactStore
 from mloc_prefect.artifacts.storing import StoreDestination, store_result
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.tasks.checks import check
+from mloc_prefect.tasks.keys import table_of, unknown_keys
 from mloc_prefect.tasks.registry import task_type
 
 URL = "memory://bucket/models"
@@ -146,3 +147,11 @@ def test_an_http_address_is_no_path() -> None:
     spec = {"data": {"prompts": ["x"]}, "output": {"destination": {"path": "https://h/x"}}}
     found = check(task_type("sft").model, spec).problems
     assert [(p.code, p.message) for p in found] == [("invalid-url", "A path cannot be an http address")]
+
+
+@pytest.mark.parametrize(("sha256", "found"), [("a" * 64, []), ("abc", ["invalid-type"]), ("${first.result.x}", [])])
+def test_a_digest_may_be_asked_for(sha256: str, found: list[str]) -> None:
+    spec = {"data": {"prompts": ["x"]}, "checkpoint": {"load": {"path": URL, "sha256": sha256}}}
+    model = task_type("sft").model
+    assert [p.code for p in check(model, spec).problems] == found
+    assert unknown_keys(spec, table_of(model)) == []

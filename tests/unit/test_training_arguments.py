@@ -113,8 +113,30 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="pip install deepspeed"):
         arguments("sft", Place("out", cuda=True), training={"zero_stage": 2})
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
-    found = arguments("sft", Place("out", cuda=True), training={"auto_deepspeed_stage": 3})
+    found = arguments("sft", Place("out", cuda=True), training={"zero_stage": 3})
     assert found["deepspeed"]["zero_optimization"] == {"stage": 3}
+
+
+@pytest.mark.parametrize(
+    ("training", "place", "stage"),
+    [
+        ({}, Place("out", cuda=True, world=2), 2),
+        ({"auto_deepspeed_stage": 3}, Place("out", cuda=True, world=2), 3),
+        ({"fsdp": "full_shard"}, Place("out", cuda=True, world=2), None),
+        ({"auto_deepspeed": False}, Place("out", cuda=True, world=2), None),
+        ({}, Place("out", cuda=True), None),
+        ({}, Place("out", world=2), None),
+    ],
+)
+def test_deepspeed_by_itself(
+    training: dict[str, Any], place: Place, stage: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in MLOC: for several GPUs only, and only where it is installed."""
+    wanted = {"auto_deepspeed": True, **training}
+    assert "deepspeed" not in arguments("sft", place, training=wanted)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    found = arguments("sft", place, training=wanted)
+    assert (found["deepspeed"]["zero_optimization"]["stage"] if "deepspeed" in found else None) == stage
 
 
 def test_generation() -> None:
