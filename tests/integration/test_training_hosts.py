@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,19 @@ DATA = {"rows": SUMS, "prompt_column": "question", "response_column": "answer", 
 TRAINING = {"batch_size": 4, "learning_rate": 5e-3, "gradient_checkpointing": False, "save_archive": False,
             "logging_steps": 1, "save_steps": 5}  # fmt: skip
 
+REWARD = """
+import os
+
+def letters(*, completions, **_):
+    if os.environ.get("RANK") == "1" and os.path.exists(os.environ["LAB_BROKEN"]):
+        raise LookupError("the judge has left")
+    return [sum(c.isalpha() for c in text) for text in completions]
+"""
+PROMPTS = {"prompts": [f"say {n}:" for n in range(16)]}
+ROLLOUT: dict[str, dict[str, Any]] = {
+    "ppo": {"data": PROMPTS, "rewards": [{"path": "lab_rewards:letters"}], "generation": {"max_new_tokens": 3}}
+}
+
 
 class Place:
     """Attempts on real hosts."""
@@ -46,22 +60,28 @@ class Place:
     def __init__(self, root: Path, pool: HostPool) -> None:
         self.bench = TrainingBench(root, save_tiny_model(root / "tiny", window=64))
         self.root, self.pool = root, pool
+        own = {"PYTHONPATH": str(root), "LAB_BROKEN": str(root / "broken")}
+        self.host = replace(HOST, env={**HOST.env, **own})
         self.events: list[ExecutionEvent] = []
 
     async def __call__(
-        self, task: str, on_event: Callable[[ExecutionEvent], None] = lambda _event: None, **training: Any
+        self,
+        task: str,
+        on_event: Callable[[ExecutionEvent], None] = lambda _event: None,
+        kind: str = "sft",
+        **training: Any,
     ) -> dict[str, Any]:
         """Run the next attempt of a task."""
         model = {"source": {"identifier": str(self.bench.model)}}
-        spec = {"model": model, "data": DATA, "training": {**TRAINING, **training}}
+        spec = {"model": model, "data": DATA, "training": {**TRAINING, **training}, **ROLLOUT.get(kind, {})}
         self.events.clear()
 
         def keep(event: ExecutionEvent) -> None:
             self.events.append(event)
             on_event(event)
 
-        request = self.bench.request("sft", spec, task)
-        result = await execute(request, HOST, self.pool, on_event=keep, timeout=None, stall=120.0)
+        request = self.bench.request(kind, spec, task)
+        result = await execute(request, self.host, self.pool, on_event=keep, timeout=None, stall=120.0)
         return {**read_json(result.path), "pid": result.host_pid}
 
     async def cancel_after(self, steps: int, task: str, **training: Any) -> float:
@@ -78,7 +98,7 @@ class Place:
         return time.monotonic() - began
 
     async def pid(self) -> int:
-        return (await self.pool.acquire(HOST)).pid
+        return (await self.pool.acquire(self.host)).pid
 
     def logs(self) -> list[str]:
         return [e.data["message"] for e in self.events if e.kind == "log"]
@@ -98,6 +118,7 @@ class Place:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
     root = tmp_path_factory.mktemp("training")
+    (root / "lab_rewards.py").write_text(REWARD)
     async with HostPool(run_dir_of(root), 300, 60) as pool:
         yield Place(root, pool)
 
@@ -160,6 +181,31 @@ async def test_two_processes_train_as_one(place: Place) -> None:
     assert losses(result) == pytest.approx(losses(alone), rel=1e-3)
     state = json.loads((place.root / "two" / "checkpoints" / "checkpoint-30" / "complete.json").read_text())
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(state)
+
+
+async def test_ppo_in_two_processes_stops_goes_on_and_leaves_a_policy(place: Place) -> None:
+    """Its trainer reads no flag that stops it, and saves a policy only when it finds one below the wrapper."""
+    place.bench.settings["allowed_rewards"] = "lab_rewards"
+    sizes = {"batch_size": 8, "mini_batch_size": 4, "ppo_epochs": 1, "nproc_per_node": 2}
+    two: dict[str, Any] = {"kind": "ppo", **sizes, "max_steps": 60, "save_steps": 1000}
+    assert await place.cancel_after(2, "ppo", **two) < 30  # unheard it would take a minute
+    result = await place("ppo", **two)
+    assert 2 <= result["resumed_from_step"] < 60
+    assert (result["world_size"], result["steps"]) == (2, 60)
+    model, _ = loaded(result["final_model_path"])
+    assert model.num_parameters() == loaded(place.bench.model)[0].num_parameters()
+    curve = losses(result, "objective/scores")
+    assert len(curve) == 60
+    assert sum(curve[-10:]) > sum(curve[:10])
+
+    (place.root / "broken").touch()
+    try:
+        with pytest.raises(ExecutionError, match="rank 1 of 2 failed: LookupError: the judge has left") as caught:
+            await place("unjust", **two)
+    finally:
+        (place.root / "broken").unlink()
+    assert caught.value.failure is not None
+    assert "lab_rewards.py" in (caught.value.failure.traceback or ""), "where it failed"
 
 
 async def test_no_process_outlives_its_host(place: Place) -> None:

@@ -19,6 +19,47 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parents[2] / "templates"
 PORT = 27400
 TOKEN = {"Authorization": "Bearer secret"}
+REWARD = "def letters(*, completions, **_):\n    return [sum(c.isalpha() for c in text) for text in completions]\n"
+ANSWERS = """
+apiVersion: mloc/v1
+kind: Pipeline
+metadata: {name: from-answers}
+spec:
+  taskType: inference
+  resources: {replicas: 1, hardware: {cpu: 1, memory: 1GiB}}
+  model: {source: {identifier: HuggingFaceTB/SmolLM2-135M}}
+  inference: {max_tokens: 4, temperature: 0}
+  training: {batch_size: 4, steps: 2, save_archive: false}
+  graph:
+    nodes:
+      - name: good
+        spec: {data: {type: list, items: &asked [one, two, three, four]}}
+      - name: other
+        spec: {data: {type: list, items: *asked}, inference: {temperature: 2.0, seed: 1}}
+      - name: imitate
+        dependsOn: [good]
+        spec:
+          taskType: sft
+          data: {rows: "${good.result.items}", prompt_column: prompt, response_column: output}
+      - name: prefer
+        dependsOn: [good, other]
+        spec:
+          taskType: dpo
+          data: {pairs: {chosen: "${good.result.items}", rejected: "${other.result.items}"}}
+      - name: reinforce
+        dependsOn: [good, imitate]
+        spec:
+          taskType: ppo
+          checkpoint: {load: {path: "${imitate.result.final_model_path}"}}
+          data: {rows: "${good.result.items}", prompt_column: prompt}
+          rewards: [{path: "lab_rewards:letters"}]
+          generation: {max_new_tokens: 4}
+      - name: ask
+        dependsOn: [reinforce]
+        spec:
+          model: {source: {identifier: "${reinforce.result.final_model_path}"}}
+          data: {type: list, items: [five]}
+"""
 MODELS = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -32,6 +73,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         (root / "gsm8k" / config / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mirrors = {"models": dict.fromkeys(MODELS, "tiny"), "datasets": {"openai/gsm8k": "gsm8k"}}
     (root / "mirrors.yaml").write_text(json.dumps(mirrors))
+    (root / "lab_rewards.py").write_text(REWARD)
     with running_up(
         root / "home",
         PORT,
@@ -39,13 +81,20 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         MLOC_MIRRORS=str(root / "mirrors.yaml"),
         HF_HUB_OFFLINE="1",
         OMP_NUM_THREADS="1",
+        PYTHONPATH=str(root),
+        MLOC_ALLOWED_REWARDS="lab_rewards",
     ) as up:
         yield up
 
 
 def submit(up: Up, name: str) -> list[dict[str, Any]]:
     """Submit a template as it is, but for address and token; wait for its end and return the results."""
-    text = (TEMPLATES / name).read_text().replace("127.0.0.1:8000", f"127.0.0.1:{PORT}").replace("change-me", "secret")
+    text = (TEMPLATES / name).read_text().replace("127.0.0.1:8000", f"127.0.0.1:{up.port}")
+    return finish(up, text.replace("change-me", "secret"))
+
+
+def finish(up: Up, text: str) -> list[dict[str, Any]]:
+    """Submit a spec, wait for its end and return the results."""
     with httpx.Client(base_url=up.url, headers=TOKEN) as client:
         answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"})
         assert answer.status_code == 200, answer.text
@@ -89,15 +138,27 @@ def test_train_then_ask_then_report(up: Up) -> None:
     assert prompt.endswith(ask["items"][0]["output"])
 
 
+def test_trainings_learn_from_answers_of_earlier_stages(up: Up) -> None:
+    """Inference -> sft, dpo and ppo, with a reward that the operator allows; ppo -> inference."""
+    good, other, imitate, prefer, reinforce, ask = (answer["result"] for answer in finish(up, ANSWERS))
+    assert [item["prompt"] for item in good["items"]] == ["one", "two", "three", "four"]
+    differ = [a["output"] != b["output"] for a, b in zip(good["items"], other["items"], strict=True)]
+    assert (imitate["dataset_size"], prefer["dataset_size"]) == (4, sum(differ))
+    assert (reinforce["steps"], reinforce["model_name"]) == (2, MODELS[0])
+    assert "objective/scores" in reinforce["metrics"]
+    assert ask["model"] == reinforce["final_model_path"]
+    assert len(ask["items"]) == 1
+
+
 def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:
     """Published by the runs above."""
     user, _, password = (up.home / "secrets" / "prefect-auth").read_text().strip().partition(":")
-    with httpx.Client(base_url=f"http://127.0.0.1:{PORT + 1}/api", auth=(user, password)) as api:
+    with httpx.Client(base_url=f"http://127.0.0.1:{up.port + 1}/api", auth=(user, password)) as api:
         answer = api.post("/artifacts/filter", json={"artifacts": {"key": {"like_": "mloc-training%"}}})
         assert answer.status_code == 200, answer.text
         found = answer.json()
     kinds = [artifact["type"] for artifact in found]
-    assert (kinds.count("image"), kinds.count("markdown")) == (5, 5), "one of each for each training"
+    assert (kinds.count("image"), kinds.count("markdown")) == (8, 8), "one of each for each training"
     for artifact in found:
         assert artifact["data"].startswith("data:image/png;base64," if artifact["type"] == "image" else "# ")
         assert artifact["type"] == "image" or "| train_loss | " in artifact["data"]
