@@ -61,6 +61,7 @@ bench: envs
 	@$(BIN)/python benchmarks/inference.py --quick
 	@$(BIN)/python benchmarks/submit.py --quick
 	@$(BIN)/python benchmarks/upload.py --quick
+	@$(BIN)/python benchmarks/archive.py --quick
 	@$(BIN)/python benchmarks/dispatch.py --quick
 	@$(BIN)/python benchmarks/throughput.py --quick
 
