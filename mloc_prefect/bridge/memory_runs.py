@@ -42,6 +42,16 @@ class MemoryRuns:
         self.asked += 1
         return [view for view in self.views.values() if view.tags.submission_id in submission_ids]
 
+    async def at_hand(self, submission_ids: Collection[str], run_ids: Collection[str] = ()) -> Sequence[RunView]:
+        """See `Runs`: what has a submission's tag and the tag of a stage is below its root run."""
+        self.asked += 1
+        return [
+            view
+            for view in self.views.values()
+            if view.id in {*submission_ids, *run_ids}
+            or (view.submission_id in submission_ids and (view.tags.task_id is None or view.tags.stage is not None))
+        ]
+
     async def live(self) -> Sequence[RunView]:
         """See `Runs`."""
         self.asked += 1

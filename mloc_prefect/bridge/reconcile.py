@@ -38,7 +38,7 @@ ASK_SECONDS = 20.0
 """How often kept events of one run at work are read."""
 
 UNKNOWN_SECONDS = 30.0
-"""How often runs without records are looked for."""
+"""How often runs are looked for by their tags: those without records, and those that are below no root run."""
 
 CRASH_SECONDS = 120.0
 """A crashed root run that nobody started again by then has ended."""
@@ -129,7 +129,8 @@ class Reconciler:
             FencedError: This bridge is not the active one any more.
             httpx.HTTPError: The API does not answer.
         """
-        if self._clock() - self._searched > UNKNOWN_SECONDS:
+        search = self._clock() - self._searched > UNKNOWN_SECONDS
+        if search:
             await self._unknown(await self._runs.live())
             self._searched = self._clock()
         open_ones: defaultdict[str, list[TaskRecord]] = defaultdict(list)
@@ -138,7 +139,11 @@ class Reconciler:
                 if record.submission_id:
                     open_ones[record.submission_id].append(record)
         chosen = self._chosen(sorted(open_ones))
-        found = _by_submission(await self._runs.of_submissions(chosen))
+        at_work = [record.flow_run for name in chosen for record in open_ones[name] if record.flow_run]
+        runs = {run.id: run for run in await self._runs.at_hand(chosen, at_work)}
+        if search:  # by tags, which takes the longer the more runs there were
+            runs |= {run.id: run for run in await self._runs.of_submissions(chosen)}
+        found = _by_submission(list(runs.values()))
         for submission_id in chosen:
             await self._submission(submission_id, open_ones[submission_id], found[submission_id])
 
@@ -172,7 +177,6 @@ class Reconciler:
 
     async def _submission(self, submission_id: str, records: Sequence[TaskRecord], runs: Sequence[RunView]) -> None:
         root = next((run for run in runs if run.tags.task_id is None), None)
-        root = root or (await self._runs.get([submission_id])).get(submission_id)  # it gets its tag after it has begun
         stages = {run.tags.task_id: run for run in runs if run.tags.task_id}  # the newest of each task
         if root is None and not stages:
             await self._gone(submission_id, records)

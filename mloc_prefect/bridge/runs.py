@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
 
 from mloc_prefect.bridge.events import RunEvent, parse
 from mloc_prefect.orchestrate.api import ask
@@ -19,6 +20,7 @@ FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 LIVE = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")
 _PAGE = 200
 _NAMED = 50  # submissions asked for at once
+_AT_HAND = 200  # ids asked for at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,14 @@ class Runs(Protocol):
         """Return root and stage runs of submissions, oldest first."""
         ...
 
+    async def at_hand(self, submission_ids: Collection[str], run_ids: Collection[str] = ()) -> Sequence[RunView]:
+        """Return root runs of submissions, what is below them, and the runs `run_ids`.
+
+        Found by ids, which costs the same however many runs there were; a stage run that somebody made outside of a
+        root run is found only by its id.
+        """
+        ...
+
     async def live(self) -> Sequence[RunView]:
         """Return all runs of ours that have not ended, oldest first."""
         ...
@@ -147,6 +157,20 @@ class PrefectRuns:
             tags = [f"mloc-submission:{name}" for name in names[at : at + _NAMED]]
             found += await self._filter({"tags": {"any_": tags}})
         return found
+
+    async def at_hand(self, submission_ids: Collection[str], run_ids: Collection[str] = ()) -> Sequence[RunView]:
+        """See `Runs`: a root run has the submission as its idempotency key, or is its own submission."""
+        names = list(submission_ids)
+        ids = [name for name in (*names, *run_ids) if _is_id(name)]
+        found: dict[str, RunView] = {}
+        for at in range(0, max(len(names), len(ids)), _AT_HAND):
+            some = {"id": {"any_": ids[at : at + _AT_HAND]}, "idempotency_key": {"any_": names[at : at + _AT_HAND]}}
+            found |= {run.id: run for run in await self._filter({"operator": "or_", **some})}
+        roots = [run.id for run in found.values() if run.tags.task_id is None]
+        for at in range(0, len(roots), _AT_HAND):
+            below = await self._filter({"parent_flow_run_id": {"any_": roots[at : at + _AT_HAND]}})
+            found |= {run.id: run for run in below}
+        return list(found.values())
 
     async def live(self) -> Sequence[RunView]:
         """See `Runs`."""
@@ -206,6 +230,14 @@ def view(row: Mapping[str, Any]) -> RunView:
 def seconds(text: str | None) -> float:
     """Return a time in ISO 8601 as seconds since the epoch; 0 for None."""
     return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def _is_id(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _path(url: str) -> str:

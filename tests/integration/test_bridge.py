@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from mloc_prefect.bridge.planned import planned_records
 from mloc_prefect.bridge.records import Submission
+from mloc_prefect.bridge.runs import PrefectRuns
 from mloc_prefect.bridge.states import Mark, Phase
 from mloc_prefect.bridge.stores import open_stores
 from mloc_prefect.bridge.watch import StoreWatch
@@ -226,6 +227,7 @@ async def test_a_submission_is_dispatched_run_and_republished(
     assert heard.of(a.task_id) == DISPATCH + DONE
     assert heard.of(b.task_id) == (DISPATCH + FAILED) * 4
     assert heard.of(c.task_id) == ["TASK_FAILED"]
+    assert await found_by_ids(submission.submission_id) == {None, a.task_id, b.task_id, c.task_id}
 
 
 async def test_a_run_from_python_gets_records_and_each_attempt_its_messages(
@@ -245,6 +247,18 @@ async def test_a_run_from_python_gets_records_and_each_attempt_its_messages(
     assert (record.status, record.attempts, record.retries) == ("DONE", 2, 1)
     assert (record.name, record.parsed) == ("demo:a", {})
     assert heard.of(record.task_id) == DISPATCH + FAILED + DISPATCH + DONE
+    assert await found_by_ids(outcome.flow_run_id) == {None, record.task_id}
+
+
+async def found_by_ids(submission_id: str) -> set[str | None]:
+    """Return the tasks of the runs of a submission, None for its root; by ids as by tags."""
+    async with get_client() as client:
+        runs = PrefectRuns(client)
+        at_hand, tagged = await runs.at_hand([submission_id]), await runs.of_submissions([submission_id])
+        (one, *_) = tagged
+        assert {run.id for run in await runs.at_hand(["no-id"], [one.id])} >= {one.id}
+    assert {run.id for run in at_hand} == {run.id for run in tagged}
+    return {run.tags.task_id for run in at_hand}
 
 
 async def test_a_result_from_outside_ends_the_stage_at_work(site: Site, stores: Stores, bridge: None) -> None:

@@ -192,6 +192,38 @@ async def test_unattended_runs_are_compared_by_state():
     assert ((await bench.record()).status, (await bench.record()).error) == ("FAILED", "boom")
 
 
+async def test_runs_are_looked_for_by_their_tags_only_now_and_then(monkeypatch):
+    now = [1000.0]
+    bench = BridgeBench(root(), view("RUNNING", since=900.0))
+    await bench.submitted()
+    tagged = bench.runs.of_submissions
+    asked: list[float] = []
+
+    async def by_tags(names):
+        asked.append(now[0])
+        return await tagged(names)
+
+    monkeypatch.setattr(bench.runs, "of_submissions", by_tags)
+    reconciler = Reconciler(bench.stores.tasks, bench.keeper, bench.runs, clock=lambda: now[0])
+    for _ in range(14):
+        await reconciler.look()
+        now[0] += 5.0
+    assert asked == [1000.0, 1035.0]
+
+
+async def test_an_unattended_run_below_no_root_is_found_between_the_searches():
+    now = [1000.0]
+    bench = BridgeBench(view("RUNNING", since=900.0, stage=None))
+    await bench.submitted()
+    reconciler = Reconciler(bench.stores.tasks, bench.keeper, bench.runs, clock=lambda: now[0])
+    await reconciler.look()
+    assert (await bench.record()).mark.phase is Phase.STARTED
+    bench.runs.put(view("COMPLETED", since=1001.0, stage=None))
+    now[0] += 5.0
+    await reconciler.look()
+    assert (await bench.record()).mark.phase is Phase.DONE
+
+
 async def test_a_crashed_root_run_gets_its_time():
     bench = BridgeBench(root("CRASHED", since=100, message="worker lost"))
     await bench.submitted()
