@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.shares import leased_gpus, leased_share
+from mloc_prefect.executors.cpu_dtype import slow_in_16_bits
 from mloc_prefect.executors.threads import wait_passively
 from mloc_prefect.spec.diagnostics import did_you_mean
 
@@ -92,8 +93,7 @@ def wish_of(
     arguments.setdefault("disable_log_stats", True)
     if on_cpu:
         arguments.pop("gpu_memory_utilization", None)  # a share of a GPU; the CPU's is VLLM_CPU_KVCACHE_SPACE
-        arguments.setdefault("enforce_eager", True)  # compiling takes minutes and gains little there
-        arguments["tensor_parallel_size"] = 1
+        arguments = {**_cpu_defaults(), **arguments, "tensor_parallel_size": 1}
     else:
         arguments.setdefault("gpu_memory_utilization", round(_USED * leased_share(), 4))
         arguments.setdefault("tensor_parallel_size", max(1, len(leased_gpus())))
@@ -122,6 +122,11 @@ def cpu_cache_gib() -> int:
     """Return the GiB of the key-value cache on this CPU: a sixteenth of the memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(32, round(total * _CPU_KV_SHARE / _GIB)))
+
+
+def _cpu_defaults() -> dict[str, Any]:
+    eager = {"enforce_eager": True}  # compiling takes minutes and gains little there
+    return {**eager, "dtype": "float32"} if slow_in_16_bits() else eager
 
 
 def _typed(options: Fields, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_an_engine_with_lora_serves_the_base_model_too() -> None:
     assert base.served_by(small)
     assert not small.served_by(base)
     assert not large.served_by(small)
-    assert not wish({"dtype": "float32"}).served_by(small)
+    assert not wish({"dtype": "float16"}).served_by(small)
     assert large.engine_arguments()["max_lora_rank"] == 32
     assert base.engine_arguments().get("enable_lora") is None
     assert small.served_by(wish({"enable_lora": True}))
