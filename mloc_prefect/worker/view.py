@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _READ_SECONDS = 10.0
 _WORDS_SECONDS = 1.0
+_BEATS = 3
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class WorkersView:
 
     Args:
         directory: Where the cards are.
-        ttl: Seconds without a heartbeat after which a worker counts as gone.
+        ttl: Seconds without a heartbeat after which a worker counts as gone, three of its heartbeats at least.
         own: Our own card, which needs no look, or None.
         clock: Seconds, never going back.
     """
@@ -80,7 +81,7 @@ class WorkersView:
         others = [
             s.card
             for s in self._seen.values()
-            if now - s.at < self._ttl and not s.card.process.seen_dead() and not (own and s.card.id == own.id)
+            if self._heard(s, now) and not s.card.process.seen_dead() and not (own and s.card.id == own.id)
         ]
         return tuple(sorted([*others, *([own] if own else [])], key=lambda card: card.id))
 
@@ -98,9 +99,13 @@ class WorkersView:
         return tuple(
             s.card
             for s in self._seen.values()
-            if (now - s.at >= self._ttl or s.card.process.seen_dead())
+            if (not self._heard(s, now) or s.card.process.seen_dead())
             and not (own and (s.card.id, s.card.incarnation) == (own.id, own.incarnation))
         )
+
+    def _heard(self, seen: _Seen, now: float) -> bool:
+        """Return whether a heartbeat came within the time to live; of one that beats slowly, within three beats."""
+        return now - seen.at < max(self._ttl, _BEATS * seen.card.heartbeat)
 
 
 def _beat(card: WorkerCard) -> tuple[str, int]:

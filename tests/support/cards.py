@@ -17,6 +17,5 @@ def card(name: str, *gpus: str, cpus: int = 8, tags: tuple[str, ...] = (), **fie
     devices = tuple(Gpu(index, kind, int(size) * GIB) for index, (kind, size) in enumerate(kinds))
     inventory = Inventory(cpus, 64 * GIB, devices, tags)
     process = Process(f"machine of {name}", 1, "mark")
-    return WorkerCard(
-        **{"id": name, "incarnation": "i1", "pool": "gpu", "process": process, "inventory": inventory, **fields}
-    )
+    known = {"id": name, "incarnation": "i1", "pool": "gpu", "process": process, "inventory": inventory}
+    return WorkerCard(**{**known, "heartbeat": 1.0, **fields})

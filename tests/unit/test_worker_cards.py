@@ -136,6 +136,18 @@ async def test_a_worker_lives_as_long_as_its_beat_grows():
     assert [c.id for c in view.dead] == ["two"]
 
 
+async def test_one_that_beats_slowly_is_not_taken_for_dead_between_two_beats():
+    directory, clock = MemoryDirectory(), Clock()
+    view = WorkersView(directory, 10.0, clock=clock)
+    await directory.publish(card("slow", heartbeat=30.0))
+    for _ in range(22):
+        await view.look()
+        clock.now += 4
+    assert [c.id for c in view.live] == ["slow"]
+    clock.now += 4
+    assert [c.id for c in view.dead] == ["slow"]
+
+
 async def test_nobody_dies_while_the_server_is_away():
     directory, clock = MemoryDirectory(), Clock()
     view = WorkersView(directory, 10.0, clock=clock)
