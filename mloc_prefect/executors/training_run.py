@@ -29,7 +29,7 @@ from mloc_prefect.executors.training_model import (
     window_of,
 )
 from mloc_prefect.executors.training_recipe import Group, Job
-from mloc_prefect.executors.training_saving import archive_of, paced, result_of, save_weights
+from mloc_prefect.executors.training_saving import archive_of, disk_errors, paced, result_of, save_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ def train(
         _tell(job)
         context.phase("preparing the trainer")
         trainer = recipe.trainer(job, model, config, _callbacks(job, checkpoints, metrics))
-        with _watched(job, model):
+        with _watched(job, model), disk_errors(job.context.task_dir):
             return _trained(job, recipe, trainer, checkpoints)
     finally:
         metrics.close()

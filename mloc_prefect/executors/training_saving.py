@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import shutil
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.archive import pack
+from mloc_prefect.errors import ArtifactError
 from mloc_prefect.executors.training_checkpoints import REFERENCE
 from mloc_prefect.executors.training_metrics import draw_curve, last_numbers, write_history
 from mloc_prefect.executors.training_model import ADAPTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.executors.training_recipe import Job, Recipe
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM = re.compile(r"No space left|Disk quota exceeded|File too large|unexpected pos \d+ vs|file write failed")
 _SAVE_PATIENCE = 60.0  # seconds that a cancelled save may still take
 _PHASE_SECONDS = 0.5
 _SHOWN = ("loss", "train_loss", "reward", "objective/scores", "rewards/accuracies", "objective/kl")
@@ -115,6 +121,28 @@ def result_of(job: Job, recipe: Recipe, trainer: Any, seconds: float, ended: str
             **({"curve": str(curve)} if curve else {}),
         },
     }
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say that the disk takes no more, which the libraries tell in words such as `unexpected pos 148160 vs 148052`.
+
+    Raises:
+        ArtifactError: Something could not be written; another attempt goes on from the last whole checkpoint.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())[:200]
+        if getattr(error, "errno", None) not in _FULL and not _NO_ROOM.search(text):
+            raise
+        free = shutil.disk_usage(folder).free >> 20
+        raise ArtifactError(
+            f"cannot save below {folder}, the disk takes no more ({free} MiB are free): {text}",
+            hint="free some space, or set MLOC_RESULTS_DIR; mloc gc shows what may go",
+        ) from error
 
 
 def paced(context: ExecutionContext) -> Callable[[str, float | None], None]:

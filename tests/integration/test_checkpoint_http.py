@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import signal
 import threading
 import tracemalloc
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +23,7 @@ from mloc_prefect.bridge.stores import memory_stores
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.server.app import create_app
 from mloc_prefect.settings import get_settings
+from tests.support.disk import largest_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,19 +205,6 @@ def test_headers_stay_with_their_host_and_redirects_with_allowed_ones(broken: st
         with pytest.raises(ArtifactError, match=r"is not allowed|is not an http or https URL|status 302"):
             fetch(f"{broken}/to/{away}", tmp_path / "z", headers=TOKEN)
         assert not (tmp_path / "z").exists()
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `size` bytes, as a full disk would not."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_takes_no_more(broken: str, tmp_path: Path, places: Places) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.protocol import Cancelled, UserError
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rewards import scorer_of
+from tests.support.disk import largest_file
 from tests.support.tiny_model import save_tiny_model
 from tests.support.training import (
     PAIRS,
@@ -254,6 +256,25 @@ def test_a_changed_spec_starts_anew(bench: TrainingBench) -> None:
     bench("sft", sums(), training=options)
     result = bench("sft", sums(), training={**options, "learning_rate": 1e-3})
     assert result["resumed_from_step"] is None
+
+
+@pytest.mark.parametrize(
+    ("size", "saving"), [(50_000, "steps"), (150_000, "steps"), (50_000, "no")], ids=["weights", "optimiser", "model"]
+)
+def test_a_full_disk_is_told_in_one_line_and_the_next_attempt_goes_on(
+    size: int, saving: str, bench: TrainingBench
+) -> None:
+    """No file may grow beyond `size` bytes; a file of weights has 100 thousand, the optimiser's twice as many."""
+    options = {**FAST, "max_steps": 3, "save_strategy": saving, "save_steps": 2}
+    with (
+        largest_file(size),
+        pytest.raises(ArtifactError, match=r"^cannot save below .*, the disk takes no more") as told,
+    ):
+        bench("sft", sums(), training=options)
+    assert "\n" not in told.value.message
+    assert not (bench.root / "task" / "final_model").exists()
+    result = bench("sft", sums(), training=options)
+    assert (result["steps"], result["resumed_from_step"]) == (3, None), "what is torn does not count"
 
 
 def test_what_is_cut_and_left_out_is_told(bench: TrainingBench) -> None:
