@@ -245,7 +245,7 @@ class MlocSettings(BaseSettings):
         default=30.0,
         gt=0,
         validation_alias=_names("HEARTBEAT_TTL", "HEARTBEAT_TTL_SEC"),
-        description="A worker without a heartbeat for so many seconds, three of its heartbeats at least, is gone; its runs go to others.",
+        description="Seconds without a heartbeat, three of them at least, until a worker is gone and its runs go on.",
     )
     drain_seconds: float = Field(
         default=10.0,
