@@ -42,13 +42,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for every arm: idle threa
 from mloc_prefect.artifacts.models import prepare
 from mloc_prefect.execution.envbuild import create
 from mloc_prefect.execution.environments import environment
+from mloc_prefect.executors.cpu_dtype import slow_in_16_bits
 from mloc_prefect.executors.vllm_args import cpu_cache_gib
 from mloc_prefect.settings import get_settings
 from tests.support.up import Up, running_up
 
 CACHE = Path(__file__).parents[1] / ".cache"
 # Without a prefix cache, so that no arm gains from prompts that another one brought.
-ENGINE = {"max_model_len": 1024, "max_num_seqs": 64, "enable_prefix_caching": False}
+ENGINE = {
+    "max_model_len": 1024,
+    "max_num_seqs": 64,
+    "enable_prefix_caching": False,
+    "dtype": "float32" if slow_in_16_bits() else "auto",  # as the product chooses it, for every arm
+}
 EQUAL, VARIED = "equal", "varied"
 ANSWER = {EQUAL: 64, VARIED: 128}  # most tokens of an answer; exactly so many in the equal load
 BATCH = 32  # rows of a batch of the transformers executor on a CPU

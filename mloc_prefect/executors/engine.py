@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.cpu_dtype import slow_in_16_bits
 from mloc_prefect.executors.gpu_memory import bound_memory
 from mloc_prefect.executors.models_source import FAILED, ModelPlace
 from mloc_prefect.executors.threads import usable_cores
@@ -37,7 +38,7 @@ class EngineOptions:
 
     Attributes:
         device: `auto` (spread over all GPUs), `cuda`, `cpu`, or "" (GPU when there is one).
-        dtype: Name of a torch dtype, or `auto`: as the weights were saved, which is also the default on a CPU.
+        dtype: Name of a torch dtype, or `auto`: as the weights were saved, on a CPU that is slow in 16 bits float32.
         trust_remote_code: Run Python code that comes with the model.
         low_cpu_mem_usage: Accepted; transformers 5 always loads so.
         bits: 8 or 4 for bitsandbytes quantisation, else 0.
@@ -168,7 +169,8 @@ def _device(wanted: str, gpus: int) -> str:
 
 
 def _model_arguments(options: EngineOptions, device: str) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"dtype": options.dtype}
+    widened = options.dtype == "auto" and device == "cpu" and slow_in_16_bits()
+    arguments: dict[str, Any] = {"dtype": "float32" if widened else options.dtype}
     if device == "auto":
         arguments["device_map"] = "auto"
     if options.flash_attention:

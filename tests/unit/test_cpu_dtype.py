@@ -1,4 +1,4 @@
-"""Which numbers vLLM computes with on a CPU."""
+"""Which numbers vLLM and transformers compute with on a CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mloc_prefect.executors import cpu_dtype
+from mloc_prefect.executors.engine import EngineOptions, _model_arguments
 from tests.unit.test_vllm_mapping import wish
 
 if TYPE_CHECKING:
@@ -44,3 +45,12 @@ def test_without_knowledge_of_the_cpu_vllm_decides(cpu: Path, monkeypatch: pytes
     assert cpu_dtype.slow_in_16_bits()
     monkeypatch.setattr(cpu_dtype.platform, "machine", lambda: "aarch64")
     assert not cpu_dtype.slow_in_16_bits()
+
+
+def test_transformers_too(cpu: Path) -> None:
+    cpu.write_text("flags\t: fpu avx2\n")
+    assert _model_arguments(EngineOptions(), "cpu")["dtype"] == "float32"
+    assert _model_arguments(EngineOptions(dtype="bfloat16"), "cpu")["dtype"] == "bfloat16"
+    assert _model_arguments(EngineOptions(), "cuda")["dtype"] == "auto"
+    cpu.write_text("flags\t: fpu avx2 avx512bw\n")
+    assert _model_arguments(EngineOptions(), "cpu")["dtype"] == "auto"
