@@ -27,8 +27,9 @@ _KEYS = ("final_model", "final_lora")
 _TIMEOUT = 30.0  # seconds without progress; MLOC's own for uploads
 _TRIES = 4
 _PAUSE = 0.5
-_WORTH_A_RETRY = frozenset({408, 425, 429})
+_WORTH_A_RETRY = frozenset({408, 409, 425, 429})  # 409: an earlier try of ours is still being put away
 _CHUNK = 1 << 20
+_LARGE = 16 << 20  # bytes; an upload of more goes on where it broke
 READABLE = 64 << 20  # bytes; of larger results only the file is kept, without a URL
 _sleep = asyncio.sleep
 
@@ -119,7 +120,8 @@ async def upload(
             try:
                 if sha256 and await _is_there(client, url, headers, sha256):
                     return url
-                _judge(await client.post(folder, **_form(path, headers)), path, folder)
+                if not (sha256 and await _send_rest(client, url, headers, path, sha256)):
+                    _judge(await client.post(folder, **_form(path, headers)), path, folder)
             except (httpx.HTTPError, OSError) as error:
                 text = str(error) or type(error).__name__
                 problem = DeliveryError(f"Failed to upload {path.name} to {shown_url(folder)}: {text}", retryable=True)
@@ -148,6 +150,33 @@ async def _is_there(client: httpx.AsyncClient, url: str, headers: Mapping[str, s
     return answer.status_code == 304 or answer.headers.get("etag", "").strip('"') == sha256
 
 
+async def _send_rest(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], path: Path, sha256: str) -> bool:
+    """Send what the endpoint lacks of a large file; return whether it takes pieces at all, as only ours does.
+
+    Raises:
+        DeliveryError: It refuses the file.
+    """
+    size = path.stat().st_size
+    if size < _LARGE:
+        return False
+    own = {**headers, "Upload-Length": str(size), "Upload-Digest": sha256}
+    asked = await client.patch(url, headers={**own, "Upload-Offset": "0"})
+    offset = asked.headers.get("Upload-Offset", "")
+    if asked.status_code not in {200, 409} or not offset.isdecimal():
+        return False
+    start = int(offset)
+    own |= {"Upload-Offset": offset, "Content-Length": str(size - start)}
+    _judge(await client.patch(url, headers=own, content=_pieces(path, start)), path, url)
+    return True
+
+
+async def _pieces(path: Path, start: int = 0) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            yield chunk
+
+
 def _judge(answer: httpx.Response, path: Path, url: str) -> None:
     code = answer.status_code
     if 200 <= code < 300:
@@ -171,9 +200,8 @@ def _form(path: Path, headers: Mapping[str, str]) -> dict[str, Any]:
 
     async def body() -> AsyncIterator[bytes]:
         yield head
-        with path.open("rb") as file:
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
-                yield chunk
+        async for chunk in _pieces(path):
+            yield chunk
         yield tail
 
     own = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(length)}

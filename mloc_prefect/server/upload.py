@@ -60,9 +60,9 @@ async def receive_file(request: Request, directory: Path, *, most: int) -> Path:
     """
     boundary = _boundary(request)
     if most and int(request.headers.get("content-length") or 0) > most + _MOST_HEADERS:
-        raise _too_large(most)
+        raise too_large(most)
     async with AsyncExitStack() as stack:
-        with _explained():
+        with disk_problems():
             sink = await _read(request, _Form(boundary), directory, most, stack)
             return await sink.commit()
 
@@ -78,7 +78,7 @@ async def _read(request: Request, form: _Form, directory: Path, most: int, stack
         if sink is not None:
             await sink.take(data)
             if most and sink.size > most:
-                raise _too_large(most)
+                raise too_large(most)
     form.finish()
     if sink is None:
         raise Problem(422, MISSING_FILE)
@@ -86,7 +86,7 @@ async def _read(request: Request, form: _Form, directory: Path, most: int, stack
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def disk_problems() -> Iterator[None]:
     """Turn what can go wrong with body, network and disk into answers."""
     try:
         yield
@@ -273,7 +273,7 @@ class _Sink:
         os.fsync(self._file.fileno())
         found = os.fstat(self._file.fileno())
         self._part.replace(self._target)
-        _sync_directory(self._target.parent)
+        sync_directory(self._target.parent)
         digests.remember(self._directory, self._target, found, self._sha.hexdigest())
 
     def _discard(self) -> None:
@@ -292,7 +292,8 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-def _too_large(most: int) -> Problem:
+def too_large(most: int) -> Problem:
+    """Return the answer to a file that is too large."""
     return Problem(413, f"a file may have {most} bytes at most (MLOC_MAX_UPLOAD_BYTES)")
 
 
@@ -303,7 +304,8 @@ def _text(name: bytes) -> str:
         return name.decode("latin-1")
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Put the names of a directory on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

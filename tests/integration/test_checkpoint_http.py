@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from mloc_prefect.artifacts import download as downloading
+from mloc_prefect.artifacts import upload as uploading
 from mloc_prefect.artifacts.archive import pack
 from mloc_prefect.artifacts.checkpoint import Places, load_checkpoint
 from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
@@ -26,7 +27,7 @@ from mloc_prefect.settings import get_settings
 from tests.support.disk import largest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 LOOPBACK = AllowedHosts(loopback=True)
 TOKEN = {"Authorization": "Bearer secret"}
@@ -34,8 +35,13 @@ WEIGHTS = bytes(range(256)) * 20_000
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    settings = get_settings(home=tmp_path_factory.mktemp("endpoint"), token="secret")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("endpoint")
+
+
+@pytest.fixture(scope="module")
+def endpoint(root: Path) -> Iterator[str]:
+    settings = get_settings(home=root, token="secret")
     config = uvicorn.Config(create_app(memory_stores(), settings), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -104,6 +110,73 @@ async def test_the_same_file_is_not_sent_twice(endpoint: str, tmp_path: Path) ->
     path.unlink()  # were it read, this would fail
     assert await upload(path, destination, "twice", LOOPBACK, sha256=sha) == result["final_model_archive_url"]
     assert stamp.st_size > len(WEIGHTS)
+
+
+def patch(endpoint: str, task: str, body: bytes, sha: str, *, offset: int, length: int) -> httpx.Response:
+    headers = {**TOKEN, "Upload-Offset": str(offset), "Upload-Length": str(length), "Upload-Digest": sha}
+    return httpx.patch(f"{endpoint}/api/v1/results/{task}/files/m.zip", headers=headers, content=body)
+
+
+def parts(root: Path, task: str) -> list[Path]:
+    return list((root / "results" / task).glob(".*.part"))
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A file that is large enough to go on where it broke."""
+    monkeypatch.setattr(uploading, "_LARGE", 1 << 20)
+    (tmp_path / "m.zip").write_bytes(WEIGHTS)
+    return tmp_path / "m.zip", hashlib.sha256(WEIGHTS).hexdigest()
+
+
+async def test_a_broken_upload_goes_on_where_it_broke(
+    endpoint: str, root: Path, large: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sha = large
+    starts: list[int] = []
+    pieces = uploading._pieces
+
+    async def broken(file: Path, start: int = 0) -> AsyncIterator[bytes]:
+        starts.append(start)
+        async for chunk in pieces(file, start):
+            yield chunk
+            if len(starts) < 3:
+                raise OSError("the cable was pulled")
+
+    monkeypatch.setattr(uploading, "_pieces", broken)
+    monkeypatch.setattr(uploading, "_PAUSE", 0.2)
+    destination = HttpDestination(f"{endpoint}/api/v1/results", headers=TOKEN)
+    url = await upload(path, destination, "cut", LOOPBACK, sha256=sha)
+    assert starts[0] == 0
+    assert starts == sorted(set(starts)), "each try begins where the one before ended"
+    assert len(starts) >= 3
+    assert httpx.get(url, headers=TOKEN).content == WEIGHTS
+    assert parts(root, "cut") == []
+    assert httpx.head(url, headers=TOKEN).headers["ETag"] == f'"{sha}"'
+
+
+def test_pieces_that_do_not_fit_are_refused(endpoint: str, root: Path, large: tuple[Path, str]) -> None:
+    _, sha = large
+    half, whole = len(WEIGHTS) // 2, len(WEIGHTS)
+
+    def send(body: bytes, offset: int, digest: str = sha, length: int = whole) -> httpx.Response:
+        return patch(endpoint, "odd", body, digest, offset=offset, length=length)
+
+    assert send(b"", 0).json() == {"ok": True, "offset": 0}
+    assert parts(root, "odd") == [], "asking leaves nothing"
+    assert send(WEIGHTS[:half], 0).json()["offset"] == half
+    late = send(WEIGHTS[half:], half + 1)
+    assert (late.status_code, late.headers["Upload-Offset"]) == (409, str(half))
+    assert send(WEIGHTS, half).status_code == 400, "longer than it says"
+    for bad in (("x", whole), (sha.upper(), whole), (sha, half - 1)):
+        assert send(b"", half, digest=bad[0], length=bad[1]).status_code == 400
+    assert send(bytes(whole - half), half).status_code == 422, "other bytes"
+    assert parts(root, "odd") == []
+    assert httpx.get(f"{endpoint}/api/v1/results/odd/files/m.zip", headers=TOKEN).status_code == 404
+    assert send(WEIGHTS[:half], 0).json()["offset"] == half
+    assert send(b"other", 0, digest="a" * 64, length=9).json()["offset"] == 5
+    assert len(parts(root, "odd")) == 1, "half of another file of that name goes away"
+    assert httpx.patch(f"{endpoint}/api/v1/results/odd/files/m.zip").status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mloc_prefect.server import examples
 from mloc_prefect.server.auth import Guarded
 from mloc_prefect.server.context import Here
 from mloc_prefect.server.download import file_response
+from mloc_prefect.server.pieces import OFFSET, receive_piece
 from mloc_prefect.server.places import check_name, directory_of, find_file
 from mloc_prefect.server.replies import Json, Problem
 from mloc_prefect.server.upload import FIELD, receive_file
@@ -69,3 +70,11 @@ async def download(task_id: str, filename: str, request: Request, endpoint: Here
     if response is None:
         raise Problem(404, "artifact not found")
     return response
+
+
+@router.patch("/{filename}", include_in_schema=False)
+async def go_on(task_id: str, filename: str, request: Request, endpoint: Here) -> Response:
+    """Take in the rest of a file whose upload broke off; with an empty body: tell how much of it is there."""
+    directory = directory_of(endpoint.results, task_id)
+    there = await receive_piece(request, directory, check_name(filename), most=endpoint.settings.max_upload_bytes)
+    return Json({"ok": True, "offset": there}, headers={OFFSET: str(there)})
