@@ -230,7 +230,7 @@ class Keeper:
 
     async def _crashed(self, record: TaskRecord, run: RunView, attempt: int) -> None:
         """A stage whose process ended goes on when its root run is started again; that alone decides."""
-        if record.assigned_worker is None:
+        if record.assigned_worker is None or record.flow_run not in {None, run.id}:  # it goes on in another run already
             return
         error = f"crashed: {run.message or 'its process ended'}"
         step = mapping.retried(

@@ -134,6 +134,17 @@ async def test_a_crashed_stage_waits_for_another_start_of_its_run():
     assert ((await bench.record()).status, (await bench.record()).error) == ("FAILED", "the worker is gone")
 
 
+async def test_a_crash_that_is_heard_of_late_does_not_end_the_attempt_that_followed():
+    bench = BridgeBench()
+    await bench.submitted()
+    await apply(bench, told("placed", **WORKER), told("started", **WORKER))
+    await apply(bench, told("placed", 2, run="run-2", **WORKER), told("started", 2, run="run-2", **WORKER))
+    await bench.keeper.end(view("CRASHED", message="lost"))
+    assert (await bench.record()).mark == Mark(2, Phase.STARTED)
+    await bench.keeper.end(view(run="run-2"))
+    assert ((await bench.record()).status, (await bench.record()).mark.attempt) == ("DONE", 2)
+
+
 async def test_a_root_run_that_failed_before_its_stages_fails_all_tasks():
     bench = BridgeBench(root("FAILED", message="bad.yaml:3:1 no such stage"))
     await bench.submitted("t1", "t2")

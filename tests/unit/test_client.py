@@ -228,6 +228,7 @@ def test_rows_of_tasks_and_workers():
         *["OFF", "8", "1.0 GiB", "2 x a", "x"],
         *["gpu:0,gpu:1 task-0", "model, other", "2", ""],
     ]
+    assert worker_row({**worker, "stale": True, "at_work": busy, "cached_models": ["m"]})[6:] == ["", "", "", ""]
     assert worker_row({"worker_id": "w", "at_work": {"leases": leases}})[6].endswith("task-2 and 2 more")
     assert table_lines(("A", "B"), [["1", "22"], ["333", ""]]) == ["A    B", "1    22", "333"]
     assert any(

@@ -67,11 +67,12 @@ def worker_row(worker: Mapping[str, Any], *, now: float | None = None) -> list[s
     """Return the cells of a worker in `mloc workers`; `now` is seconds since the epoch."""
     hardware = worker.get("hardware") or {}
     memory = (hardware.get("memory") or {}).get("total_bytes")
-    now_there = worker.get("at_work") or {}
-    models = now_there.get("models") or worker.get("cached_models") or []
+    gone = bool(worker.get("stale"))
+    now_there = {} if gone else worker.get("at_work") or {}
+    models = [] if gone else now_there.get("models") or worker.get("cached_models") or []
     return [
         str(worker["worker_id"]),
-        "GONE" if worker.get("stale") else "OFF" if worker.get("elastic_disabled") else str(worker.get("status")),
+        "GONE" if gone else "OFF" if worker.get("elastic_disabled") else str(worker.get("status")),
         str((hardware.get("cpu") or {}).get("logical_cores") or ""),
         size_text(memory) if isinstance(memory, int | float) else "",
         _gpus((hardware.get("gpu") or {}).get("gpus") or []),
