@@ -104,7 +104,7 @@ class EngineLoop:
 
         Raises:
             UserError: In the future: vLLM refuses the arguments or the model.
-            RuntimeError: In the future: other processes hold the memory that it needs.
+            MemoryError: In the future: other processes hold the memory that it needs.
             MissingExtraError: In the future: it compiles something, and there is no compiler.
         """
 
@@ -119,7 +119,7 @@ class EngineLoop:
             except (ValueError, TypeError, OSError, KeyError, NotImplementedError) as error:
                 text = " ".join(str(error).split())
                 if _NO_ROOM.search(text):  # others hold the memory now; that may pass
-                    raise RuntimeError(f"out of memory: {text}") from error
+                    raise MemoryError(text) from error
                 raise UserError(f"vLLM cannot load {arguments['model']}: {text}") from error
             except RuntimeError as error:
                 if _NO_COMPILER.search(str(error)):

@@ -31,7 +31,7 @@ from tests.support.tiny_model import save_tiny_model
 from tests.support.vllm_env import save_adapter, vllm_python
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from mloc_prefect.execution.protocol import ExecutionEvent
     from mloc_prefect.orchestrate.outcome import StageOutcome
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GREEDY = {"temperature": 0, "max_tokens": 16}
-ENGINE = {"max_model_len": 512, "max_num_seqs": 32}
+ENGINE = {"max_model_len": 512, "max_num_seqs": 32, "dtype": "float32"}
 COUNTRIES = ["France", "Italy", "Japan", "Peru", "Kenya", "Norway", "Chile", "India"]
 
 
@@ -73,9 +73,17 @@ class Watch(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[ExecutionEvent] = []
+        self.on_retry: Callable[[], object] = lambda: None
+        self.on_tokens: Callable[[dict[str, Any]], object] = lambda _data: None
+
+    def stage_retry(self, key: str, attempt: int, error: str, delay: float) -> None:
+        super().stage_retry(key, attempt, error, delay)
+        self.on_retry()
 
     def stage_event(self, key: str, event: ExecutionEvent) -> None:
         self.events.append(event)
+        if event.kind == "progress":
+            self.on_tokens(event.data)
         super().stage_event(key, event)
 
     def messages(self) -> list[str]:
@@ -245,11 +253,17 @@ async def test_an_unknown_engine_argument_is_one_line(place: Place) -> None:
 
 
 async def test_a_cancelled_task_leaves_the_engine_to_others(place: Place) -> None:
+    """It is cancelled while its first rows are being generated: their tokens count already."""
     watch, begun = Watch(), asyncio.Event()
-    watch.on_progress = lambda done: begun.set() if done else None
+    watch.on_tokens = lambda data: begun.set() if data["tokens_out"] > 32 else None
     task = asyncio.create_task(place(capitals(400), watch=watch, max_tokens=200, ignore_eos=True))
-    await asyncio.wait_for(begun.wait(), 120)
-    task.cancel()
+    try:
+        await asyncio.wait_for(begun.wait(), 120)
+    finally:
+        task.cancel()  # else the engine would be busy for the tests that follow, too
+    progress = [e.data for e in watch.events if e.kind == "progress"]
+    assert (progress[0]["tokens_out"], progress[-1]["done"]) == (0, 0)
+    assert progress[-1]["tokens_in"] > 32
     with pytest.raises(asyncio.CancelledError):
         await task
     pid = place.hosts.pids[-1]
@@ -294,9 +308,13 @@ open(sys.argv[1], "w").write(json.dumps([fields, methods, config, can_sleep]))
 
 
 async def test_base_and_adapter_alternate_in_one_engine(place: Place) -> None:
-    adapter = save_adapter(place.root / "adapter", prepared_home() / "models" / "smollm2")
-    lora = {"adapters": [{"type": "lora", "name": "random", "path": str(adapter)}]}
+    base_model = prepared_home() / "models" / "smollm2"
+    paths = [save_adapter(place.root / f"adapter{n}", base_model, seed=n, rank=4) for n in range(2)]
+    lora, more = ([{"type": "lora", "name": f"random{n}", "path": str(path)}] for n, path in enumerate(paths))
+    both = {"adapters": lora + more}
+    lora = {"adapters": lora}
     prompts = capitals(4)
+    together = await place(prompts, model=both)
     adapted = await place(prompts, model=lora)
     rounds = [await place(prompts, model=model) for model in ({}, lora, {})]
     base, again, base_again = rounds
@@ -305,17 +323,35 @@ async def test_base_and_adapter_alternate_in_one_engine(place: Place) -> None:
     assert base.outputs != adapted.outputs
     assert {done.pid for done in rounds} == {adapted.pid}
     assert {done.summary["loads"] for done in rounds} == {adapted.summary["loads"]}
-    assert adapted.summary["adapter"] == "random"
+    assert (adapted.summary["adapter"], together.summary["adapter"]) == ("random0", "random0+random1")
+    assert (together.pid, together.summary["loads"]) == (adapted.pid, adapted.summary["loads"])
+    assert together.outputs not in (base.outputs, adapted.outputs)
 
 
 async def test_another_model_gets_an_engine_of_its_own(place: Place) -> None:
-    tiny = save_tiny_model(place.root / "tiny", window=512, hidden=128, heads=2)
+    tiny = save_tiny_model(place.root / "tiny", window=512, hidden=128, heads=2, shard="200KB")
     before = await place(["The capital of France is"])
     other = await place(["abc"], identifier=str(tiny))
     after = await place(["The capital of France is"])
+    loaded = await place(["abc"], more={"checkpoint": {"load": {"path": str(tiny)}}})
+    assert (loaded.outputs, loaded.result["model"]) == (other.outputs, "smollm2")
+    parts = [e.data.get("fraction") for e in other.watch.events if e.data.get("text") == "loading weights"]
+    assert any(0 < part < 1 for part in parts if part is not None), parts  # of several files
     assert other.result["model"] == str(tiny)
     assert other.pid != before.pid
     assert (after.pid, after.outputs) == (before.pid, before.outputs)
+
+
+async def test_memory_that_others_hold_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine wants more than there is; before the next attempt there is enough."""
+    watch = Watch()
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")
+    watch.on_retry = lambda: monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    done = await place(["The capital of France is"], model={"vllm": {**ENGINE, "max_num_seqs": 2}}, watch=watch)
+    assert "Paris" in done.outputs[0]
+    (retry,) = [call for call in watch.calls if call[0] == "retry"]
+    assert "out of memory: Available memory on node" in retry[3]
+    assert len(set(place.hosts.pids[-2:])) == 2
 
 
 async def test_a_killed_engine_is_started_once_more_and_rows_are_kept(place: Place) -> None:

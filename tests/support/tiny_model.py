@@ -14,7 +14,14 @@ CHAT_TEMPLATE = (
 
 
 def save_tiny_model(
-    folder: Path, *, seed: int = 0, window: int = 64, chat: bool = True, hidden: int = 32, heads: int = 4
+    folder: Path,
+    *,
+    seed: int = 0,
+    window: int = 64,
+    chat: bool = True,
+    hidden: int = 32,
+    heads: int = 4,
+    shard: str = "1GB",
 ) -> Path:
     """Save a model and its tokenizer to `folder`: float32, one token a byte, `window` positions.
 
@@ -25,6 +32,7 @@ def save_tiny_model(
         chat: Whether the tokenizer has a chat template.
         hidden: Width.
         heads: Attention heads; vLLM wants at least 32 of the width for each.
+        shard: Most bytes of one file of weights.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -54,6 +62,6 @@ def save_tiny_model(
         bos_token_id=None,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shard)
     tokenizer.save_pretrained(folder)
     return folder
