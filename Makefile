@@ -60,6 +60,7 @@ bench: envs
 	@$(BIN)/python benchmarks/stage_overhead.py --quick
 	@$(BIN)/python benchmarks/inference.py --quick
 	@$(BIN)/python benchmarks/submit.py --quick
+	@$(BIN)/python benchmarks/events.py --quick
 	@$(BIN)/python benchmarks/upload.py --quick
 	@$(BIN)/python benchmarks/archive.py --quick
 	@$(BIN)/python benchmarks/dispatch.py --quick

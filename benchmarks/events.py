@@ -24,6 +24,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,7 +33,7 @@ from mloc_prefect.bridge.stores import Stores, open_stores  # noqa: E402
 from mloc_prefect.orchestrate.server_main import Private  # noqa: E402
 from tests.support.bridging import bridge_process  # noqa: E402
 from tests.support.prefect_api import environment  # noqa: E402
-from tests.support.records import submit  # noqa: E402
+from tests.support.records import record  # noqa: E402
 from tests.support.server import embedded_server  # noqa: E402
 from tests.support.valkey import embedded_valkey  # noqa: E402
 
@@ -104,7 +105,7 @@ async def change(url: str, tasks: list[str], times: Times, pause: float) -> None
             return answer.json()
 
         for task in tasks:
-            tags = ["mloc", f"mloc-task:{task}", "mloc-type:echo", f"mloc-submission:{task}"]
+            tags = ["mloc", f"mloc-task:{task}", "mloc-type:echo"]
             body = {"flow_id": flow, "tags": tags, "state": {"type": "PENDING"}}
             run = (await step(task, "Pending", "/flow_runs/", body))["id"]
             for state in ("Running", "Completed"):
@@ -126,9 +127,7 @@ async def measure(url: str, store_url: str, log: Path, runs: int, pause: float) 
         while "is active" not in log.read_text():
             await asyncio.sleep(0.05)
         warm, tasks = ([str(uuid4()) for _ in range(count)] for count in (3, runs))
-        for task in (*warm, *tasks):
-            await submit(stores.tasks, task, task)
-            await stores.tasks.dispatched(task, "elsewhere")  # else the dispatcher would run it too
+        await stores.tasks.create([record(task) for task in (*warm, *tasks)])  # of no submission: nobody runs them
         await asyncio.sleep(2)
         await change(url, warm, Times(), pause)
         await change(url, tasks, times, pause)
@@ -174,9 +173,8 @@ def main() -> None:
         with embedded_valkey(home, port=PORT + 1) as valkey:
             private = Private(messaging_url=valkey.url(1), docket_url=valkey.url(2))
             with embedded_server(home, port=PORT, private=private) as url:
-                os.environ["PREFECT_API_URL"] = url
                 more = {"REDIS_URL": valkey.url(0), "PREFECT_REDIS_MESSAGING_URL": valkey.url(1)}
-                with bridge_process(environment(home, url, **more), log):
+                with bridge_process(environment(home, url, **more), log), temporary_settings({PREFECT_API_URL: url}):
                     times = asyncio.run(measure(url, valkey.url(0), log, runs, given.pause))
     print(f"# {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; one run of this script")
     print(f"# {runs} runs, {3 * runs} state changes, {given.pause * 1e3:.0f} ms apart; milliseconds")
