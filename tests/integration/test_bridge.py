@@ -475,13 +475,16 @@ async def test_mloc_run_keeps_records_of_its_own_run(
     spec = tmp_path / "spec.yaml"
     text = graph_text({"a": ([], {}), "b": (["a"], {"who": "${param.who}"})}, name="mine")
     spec.write_text(text)
+    command, env = [sys.executable, "-m", "mloc_prefect.cli"], site.env() | {"MLOC_HOME": str(tmp_path / "home")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mloc_prefect.cli", "run", str(spec), "--param", "who=me", "--json"),
-        env=site.env() | {"MLOC_HOME": str(tmp_path / "home")},
+        *(*command, "run", str(spec), "--param", "who=me", "--json"),
+        env=env,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     out, error = await asyncio.wait_for(process.communicate(), 60)
+    down = await asyncio.create_subprocess_exec(*command, "down", env=env, stderr=asyncio.subprocess.DEVNULL)
+    assert await asyncio.wait_for(down.wait(), 30) == 0
     assert process.returncode == 0, error.decode()
     answer = json.loads(out.splitlines()[-1])
     found = await stores.tasks.page(submission_id=answer["flow_run_id"])
