@@ -140,7 +140,7 @@ def test_train_then_ask_then_report(up: Up) -> None:
 
 def test_trainings_learn_from_answers_of_earlier_stages(up: Up) -> None:
     """Inference -> sft, dpo and ppo, with a reward that the operator allows; ppo -> inference."""
-    good, other, imitate, prefer, reinforce, ask = (answer["result"] for answer in finish(up, ANSWERS))
+    good, other, imitate, prefer, reinforce, ask = finish(up, ANSWERS)
     assert [item["prompt"] for item in good["items"]] == ["one", "two", "three", "four"]
     differ = [a["output"] != b["output"] for a, b in zip(good["items"], other["items"], strict=True)]
     assert (imitate["dataset_size"], prefer["dataset_size"]) == (4, sum(differ))
