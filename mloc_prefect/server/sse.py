@@ -44,7 +44,7 @@ async def _until_stopped(stopping: asyncio.Event, events: AsyncGenerator[bytes])
     try:
         while True:
             getting = getting or asyncio.create_task(made.get())
-            waits: set[asyncio.Task[Any]] = {stopped, getting, *(() if making.done() else (making,))}
+            waits: set[asyncio.Task[Any]] = {stopped, getting, making}  # returns at once when one has ended before
             await asyncio.wait(waits, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
                 event, getting = getting.result(), None

@@ -161,7 +161,9 @@ async def test_a_client_that_goes_closes_what_it_read_whatever_that_waits_for(tm
         assert client.cancelled()
 
 
-async def test_an_error_of_what_is_read_is_not_swallowed(tmp_path):
+async def test_an_error_of_what_is_read_is_not_swallowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 3600.0)  # it ends the stream at once, not at the next sign of life
+
     async def broken():
         yield b"data: first\n\n"
         raise OSError("disk")

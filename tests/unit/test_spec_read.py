@@ -38,9 +38,19 @@ def workflow(text: str, **options: Any) -> Workflow:
     return result
 
 
+# Fields that MLOC's own specs set and that have no effect here: said, and no error.
+IGNORED = {
+    "ppo_training_llama_1b.yaml": ["71:27 ignored-value"],
+    "ppo_training_mistral.yaml": ["71:27 ignored-value"],
+    "sft_llama_3b.yaml": ["36:22 ignored-value"],
+}
+
+
 @pytest.mark.parametrize("file", sorted(SHARED.glob("*.yaml")), ids=lambda file: file.name)
-def test_real_specs_are_read_without_a_word(file: Path) -> None:
-    assert read(file.read_bytes(), file.name)[1] == ()  # what they expand to is checked in test_facts.py
+def test_real_specs_are_read(file: Path) -> None:
+    found = read(file.read_bytes(), file.name)[1]  # what they expand to is checked in test_facts.py
+    assert heads(found) == IGNORED.get(file.name, [])
+    assert {d.severity for d in found} <= {"warning"}
 
 
 def test_a_valid_spec_says_nothing() -> None:
