@@ -215,12 +215,12 @@ def test_a_users_flow_beside_ours(pool: Pool, duo: Worker, tmp_path: Path):
     )
     user = pool.api.start(deployment, target=str(tmp_path / "out"))
     pool.api.wait(user, "RUNNING", seconds=40)
-    assert [entry["devices"] for entry in duo.leases] == [["gpu:0"]]
+    ((device,),) = [entry["devices"] for entry in duo.leases]
     ours = pool.submit(spec("ours", gpu={"count": 1}))
     finish(pool, ours)
     assert pool.api.run(user)["state"]["type"] == "RUNNING"
     finish(pool, user)
-    assert (tmp_path / "out").read_text() == "0"
+    assert f"gpu:{(tmp_path / 'out').read_text()}" == device
     until(lambda: duo.leases == [])
 
 
