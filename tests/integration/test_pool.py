@@ -135,16 +135,19 @@ def test_large_tasks_do_not_starve(pool: Pool, duo: Worker):
     finish(pool, *small)
 
 
-def test_a_more_urgent_task_is_served_before_one_that_came_first(pool: Pool, duo: Worker):
+def test_a_more_urgent_task_is_served_before_one_that_came_first(pool: Pool, small: Worker, duo: Worker):
     busy = pool.submit(spec("busy", gpu={"count": 2, "type": "a100"}, **LONG))
     until(lambda: duo.holders == ["busy"], 30)
     waiting = {}
-    for name, priority in (("first", 0), ("urgent", 5)):
-        waiting[name] = pool.submit(spec(name, gpu={"count": 2, "type": "a100"}, priority=priority, **LONG))
-        until(lambda: pool.runs(waiting[name]))  # noqa: B023
-    cancel(pool, busy)
-    until(lambda: duo.holders == ["urgent"], 30, duo.text)
-    cancel(pool, *waiting.values())
+    try:
+        for name, priority in (("first", 0), ("urgent", 5)):
+            waiting[name] = pool.submit(spec(name, gpu={"count": 2, "type": "a100"}, priority=priority, **LONG))
+            said = f"Flow run '{name}' - waiting:"  # both are known before there is room
+            until(lambda: said in duo.text() + small.text(), 30)  # noqa: B023
+        cancel(pool, busy)
+        until(lambda: duo.holders == ["urgent"], 30, duo.text)
+    finally:  # else the tests that follow would find the cards taken
+        cancel(pool, *waiting.values())
 
 
 def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: Worker):

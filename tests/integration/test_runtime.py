@@ -121,7 +121,8 @@ async def test_a_host_sees_the_environment_of_the_user_who_asked(
 
 async def test_ctrl_c_of_a_run_leaves_it_alone(settings: MlocSettings):
     script = (
-        "import asyncio\n"
+        "import asyncio, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
         "from mloc_prefect.orchestrate.runtime_client import ensure_runtime\n"
         "from mloc_prefect.settings import get_settings\n"
         "async def main():\n"

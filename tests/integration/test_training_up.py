@@ -161,4 +161,4 @@ def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:
     assert (kinds.count("image"), kinds.count("markdown")) == (8, 8), "one of each for each training"
     for artifact in found:
         assert artifact["data"].startswith("data:image/png;base64," if artifact["type"] == "image" else "# ")
-        assert artifact["type"] == "image" or "| train_loss | " in artifact["data"]
+        assert artifact["type"] == "image" or "| steps | " in artifact["data"]

@@ -16,11 +16,11 @@ from mloc_prefect.server.replies import Problem
 
 router = APIRouter(prefix="/api/v1/tasks/{task_id}/logs", dependencies=[Guarded], tags=["tasks"])
 
-_LOG = "2026-01-01T10:00:30.123+00:00 attempt 1 of 4\n"
+_LOG = "2026-01-01T10:00:30.123+00:00 attempt 1 starts\n"
 _ANSWERS = examples.answers(_LOG, 400, 401, 403, 404, 422, 503, media="text/plain")
 _ANSWERS[200]["content"]["text/event-stream"] = {
     "schema": {"type": "string"},
-    "example": 'id: 49\ndata: 2026-01-01T10:00:30.123+00:00 attempt 1 of 4\n\nevent: end\ndata: {"status": "DONE"}\n\n',
+    "example": 'id: 49\ndata: 2026-01-01T10:00:30.123+00:00 attempt 1\n\nevent: end\ndata: {"status": "DONE"}\n\n',
 }
 
 
