@@ -27,6 +27,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from held_memory import hold_memory
 from upload import MIB, memory, server
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def measure(home: Path, *, size: int, rounds: int) -> dict[str, list[dict[str, f
         for _ in range(rounds):
             for arm in ARMS:
                 os.sync()
+                hold_memory(home, size * MIB)
                 command = [sys.executable, __file__, "--arm", arm, str(home), f"http://127.0.0.1:{port}"]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import uvicorn
 from fastapi import FastAPI, File, UploadFile
+from held_memory import hold_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +80,7 @@ def measure(home: Path, *, size: int, rounds: int) -> tuple[dict[str, list[float
         before = {"endpoint": memory(pid, "VmRSS"), "plain": memory(plain_pid, "VmRSS")}
         for _ in range(rounds):
             for arm in arms:
+                hold_memory(home, size * MIB)
                 seconds = run(arm, home, source, port, plain_port)
                 speeds[arm].append(size / seconds)
         after = {"endpoint": memory(pid, "VmHWM"), "plain": memory(plain_pid, "VmHWM")}
