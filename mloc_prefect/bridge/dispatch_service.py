@@ -154,6 +154,7 @@ class DispatchService:
                 "parameters": dict(submission.parameters),
                 "submission_id": submission.submission_id,
                 "file": submission.file,
+                **({"strict": True} if submission.strict else {}),
             },
             tags=["mloc", f"mloc-submission:{submission.submission_id}"],
             idempotency_key=submission.submission_id,

@@ -58,6 +58,7 @@ class Rebuilder:
             name=root.name if plan is None else plan.name,
             file=str(given.get("file") or "<submitted>"),
             parameters={str(k): str(v) for k, v in (given.get("parameters") or {}).items()},
+            strict=bool(given.get("strict")),
             flow_run=root.id,
         )
         records: tuple[TaskRecord, ...] = ()

@@ -143,6 +143,7 @@ class Submission:
         name: `metadata.name`.
         file: Name that messages about the text show.
         parameters: Values of `${param.NAME}`.
+        strict: Whether warnings of executors end its stages.
         idempotency_key: What the client sent as `Idempotency-Key`, or None.
         digest: Hash of what the client sent, compared when the key is used again.
         flow_run: Prefect flow run of the submission once there is one, or None.
@@ -156,6 +157,7 @@ class Submission:
     name: str = ""
     file: str = "<submitted>"
     parameters: dict[str, str] = field(default_factory=dict)
+    strict: bool = False
     idempotency_key: str | None = None
     digest: str | None = None
     flow_run: str | None = None

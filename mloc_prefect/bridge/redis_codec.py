@@ -34,6 +34,7 @@ SUBMISSION_FIELDS = (
     "name",
     "file",
     "parameters",
+    "strict",
     "idempotency_key",
     "digest",
     "flow_run",
@@ -133,7 +134,7 @@ def decode_submission(submission_id: str, values: Found) -> Submission | None:
     if not found:
         return None
     found["task_ids"] = tuple(found.get("task_ids", ()))
-    found["cancelled"] = "cancelled" in found
+    found |= {name: name in found for name in ("cancelled", "strict")}
     found["digest"] = found.get("digest") or None
     return Submission(submission_id=submission_id, **({"raw_yaml": ""} | found))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mloc_prefect.artifacts.checkpoint import Places as CheckpointPlaces
 from mloc_prefect.artifacts.checkpoint import load_checkpoint
 from mloc_prefect.errors import ArtifactError
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.models_source import find_model
 from mloc_prefect.executors.places import user_error
 
 if TYPE_CHECKING:
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mloc_prefect.executors.fields import Fields
+    from mloc_prefect.executors.models_source import ModelPlace
     from mloc_prefect.executors.places import Places
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def checkpoint_of(
@@ -38,6 +44,26 @@ def checkpoint_of(
     """
     load = spec.child("checkpoint").child("load")
     return load_folder(load.data, places, task_dir, tell) if load.data else None
+
+
+def find_weights(spec: Fields, identifier: str, places: Places, task_dir: Path) -> ModelPlace:
+    """Return where the weights for inference are: a checkpoint with a whole model comes before the named model.
+
+    Args:
+        spec: The resolved spec.
+        identifier: The model that it names; results show this name.
+        places: Where local paths start, and what may be called.
+        task_dir: Directory of the task.
+
+    Raises:
+        UserError: They are not there, or the checkpoint is neither a model nor an adapter.
+    """
+    loaded = checkpoint_of(spec, places, task_dir)
+    if loaded is not None and (loaded / "config.json").is_file():
+        return replace(find_model(str(loaded), None, places), identifier=identifier)
+    if loaded is not None and not (loaded / ADAPTER_CONFIG).is_file():
+        raise UserError(f"Checkpoint path {loaded} holds neither a model (config.json) nor an adapter")
+    return find_model(identifier, spec.child("model").child("source").text("revision"), places)
 
 
 def load_folder(

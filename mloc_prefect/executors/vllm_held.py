@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mloc_prefect.execution.context import ExecutionContext
-    from mloc_prefect.executors.vllm_adapters import Adapter
+    from mloc_prefect.executors.adapters import Adapter
     from mloc_prefect.executors.vllm_args import EngineWish
 
 _LOOK_SECONDS = 0.25

@@ -35,6 +35,7 @@ async def run_workflow(
     parameters: dict[str, str] | None = None,
     submission_id: str | None = None,
     file: str = "<submitted>",
+    strict: bool = False,
 ) -> Any:
     """Run an MLOC spec: each of its tasks is a subflow of this run.
 
@@ -43,6 +44,7 @@ async def run_workflow(
         parameters: Values of `${param.NAME}`.
         submission_id: Id under which finished stages are found again; default: the id of this flow run.
         file: Name that messages show.
+        strict: Treat warnings as errors, also those of executors, such as a model that will hardly fit into memory.
 
     Returns:
         `{"ok", "flow_run_id", "tasks": [...]}` as `mloc run --json` prints it. The run fails with one sentence for each
@@ -50,7 +52,9 @@ async def run_workflow(
     """
     settings = get_settings()
     async with task_watch(settings) as watch:
-        options = RunOptions(settings=settings, params=parameters or {}, submission_id=submission_id, watch=watch)
+        options = RunOptions(
+            settings=settings, params=parameters or {}, submission_id=submission_id, strict=strict, watch=watch
+        )
         try:
             plan = await asyncio.to_thread(_plan, spec, file, options)
             check_runnable(plan, options, _inventory(options), ignore_resources=False)
@@ -68,7 +72,7 @@ def _inventory(options: RunOptions) -> Inventory | None:
 
 def _plan(spec: str, file: str, options: RunOptions) -> WorkflowPlan:
     text = specs.unpack(spec, options.root)
-    plan, diagnostics = check(text, file, params=options.params)
+    plan, diagnostics = check(text, file, strict=options.strict, params=options.params)
     if plan is None or errors(diagnostics):
         raise SpecError(errors(diagnostics))
     return plan

@@ -44,7 +44,7 @@ class Order:
     Attributes:
         text: The spec; bytes are UTF-8 as far as the client knows.
         parameters: Values of `${param.NAME}`.
-        strict: Treat warnings as errors.
+        strict: Treat warnings as errors, those of executors too.
         key: `Idempotency-Key`, or None.
     """
 
@@ -123,6 +123,7 @@ async def submit(endpoint: Endpoint, order: Order) -> Accepted:
         name=plan.name,
         file=FILE,
         parameters=dict(order.parameters),
+        strict=order.strict,
         idempotency_key=order.key,
         digest=order.digest if order.key is not None else None,
     )

@@ -83,8 +83,6 @@ class InferenceSpec(CommonSpec):
     def vllm_only(self) -> list[tuple[str, ...]]:
         """Return the fields that are set and that only vLLM reads."""
         wanted = (
-            (("model", "adapters"), self.model.adapters),
-            (("checkpoint", "load"), self.checkpoint.load),
             (("inference", "response_schema"), self.inference.response_schema is not None),
             (("inference", "logprobs"), self.inference.logprobs is not None),
             (("inference", "n"), self.inference.n > 1),
@@ -92,8 +90,9 @@ class InferenceSpec(CommonSpec):
         return [path for path, is_set in wanted if is_set]
 
     def wants_vllm(self) -> bool:
-        """Return whether the spec names vLLM, or asks for what only vLLM does."""
-        return bool(self.model.vllm.model_fields_set or self.vllm_only())
+        """Return whether the spec names vLLM, or asks for what vLLM does alone, or better: adapters."""
+        weights = self.model.adapters or self.checkpoint.load
+        return bool(self.model.vllm.model_fields_set or self.vllm_only() or weights)
 
 
 _TRANSFORMERS = ExecutorRef(
@@ -101,7 +100,7 @@ _TRANSFORMERS = ExecutorRef(
     extra="transformers",
     environment="transformers",
     imports=("torch", "transformers", "datasets"),
-    options=("model", "revision", "trust_remote_code", "enforce_cpu", "transformers"),
+    options=("model", "revision", "trust_remote_code", "enforce_cpu", "transformers", "checkpoint"),
     model_variable="HF_MODEL",
 )
 _VLLM = ExecutorRef(

@@ -60,6 +60,39 @@ spec:
           model: {source: {identifier: "${reinforce.result.final_model_path}"}}
           data: {type: list, items: [five]}
 """
+ADAPTED = """
+apiVersion: mloc/v1
+kind: Pipeline
+metadata: {name: adapted}
+spec:
+  taskType: inference
+  resources: {replicas: 1, hardware: {cpu: 1, memory: 1GiB}}
+  model: {source: {identifier: HuggingFaceTB/SmolLM2-135M}}
+  stages:
+    - name: tune
+      spec:
+        taskType: lora_sft
+        data: {prompts: [one, two, three, four]}
+        training: {batch_size: 4, learning_rate: 0.5, num_train_epochs: 8, save_archive: false}
+    - name: ask
+      spec:
+        checkpoint: {load: {path: "${tune.result.final_lora_path}"}}
+        data: &asked {type: list, items: [one, two]}
+        inference: {max_tokens: 8, temperature: 0}
+    - name: before
+      spec: {data: *asked, inference: {max_tokens: 8, temperature: 0}}
+"""
+TIGHT = """
+apiVersion: mloc/v1
+kind: Task
+metadata: {name: tight}
+spec:
+  taskType: sft
+  resources: {replicas: 1, hardware: {cpu: 1, memory: 100KiB}}
+  model: {source: {identifier: HuggingFaceTB/SmolLM2-135M}}
+  data: {prompts: [one, two, three, four]}
+  training: {batch_size: 4, steps: 1, save_archive: false}
+"""
 MODELS = ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -95,19 +128,26 @@ def submit(up: Up, name: str) -> list[dict[str, Any]]:
 
 def finish(up: Up, text: str) -> list[dict[str, Any]]:
     """Submit a spec, wait for its end and return the results."""
+    tasks = ended(up, text)
+    assert all(task["status"] == "DONE" for task in tasks), tasks
     with httpx.Client(base_url=up.url, headers=TOKEN) as client:
-        answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"})
+        return [client.get(f"/api/v1/results/{task['task_id']}").json() for task in tasks]
+
+
+def ended(up: Up, text: str, **query: str) -> list[dict[str, Any]]:
+    """Submit a spec and return its tasks when one has failed or all are done."""
+    with httpx.Client(base_url=up.url, headers=TOKEN) as client:
+        answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"}, params=query)
         assert answer.status_code == 200, answer.text
         ids = [task["task_id"] for task in answer.json()["tasks"]]
         deadline = time.monotonic() + 150
         while True:
             tasks = [client.get(f"/api/v1/tasks/{task_id}").json() for task_id in ids]
-            if all(task["status"] == "DONE" for task in tasks):
-                break
-            assert not any(task["status"] in {"FAILED", "CANCELLED"} for task in tasks), tasks
-            assert time.monotonic() < deadline, [task["status"] for task in tasks]
+            states = [task["status"] for task in tasks]
+            if set(states) == {"DONE"} or {"FAILED", "CANCELLED"} & set(states):
+                return tasks
+            assert time.monotonic() < deadline, states
             time.sleep(0.2)
-        return [client.get(f"/api/v1/results/{task_id}").json() for task_id in ids]
 
 
 @pytest.mark.parametrize(
@@ -162,3 +202,20 @@ def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:
     for artifact in found:
         assert artifact["data"].startswith("data:image/png;base64," if artifact["type"] == "image" else "# ")
         assert artifact["type"] == "image" or "| steps | " in artifact["data"]
+
+
+def test_an_adapter_is_asked_where_vllm_is_not(up: Up) -> None:
+    tune, ask, before = finish(up, ADAPTED)
+    assert (Path(tune["final_lora_path"]) / "adapter_config.json").is_file()
+    assert (ask["engine"]["name"], ask["model"]) == ("transformers", MODELS[0])
+    assert [item["output"] for item in ask["items"]] != [item["output"] for item in before["items"]]
+
+
+def test_what_will_hardly_fit_is_an_error_when_warnings_are(up: Up) -> None:
+    (strict,) = ended(up, TIGHT, strict="true")
+    assert strict["status"] == "FAILED"
+    assert strict["error"].startswith("the training needs about 0.0 GiB, and there are 0.0 GiB: ")
+    (lenient,) = ended(up, TIGHT)
+    assert lenient["status"] == "DONE"
+    log = httpx.get(f"{up.url}/api/v1/tasks/{lenient['task_id']}/logs", headers=TOKEN).text
+    assert "the training needs about" in log

@@ -142,8 +142,8 @@ def test_what_only_vllm_does_is_refused_where_vllm_is_not(tmp_path: Path) -> Non
         "spec.inference.response_schema and spec.inference.n are read by vLLM only"
     )
     assert caught.value.hint == "mloc env create vllm-cpu"
-    with pytest.raises(PlanError, match=r"spec\.model\.adapters is read by vLLM only") as caught:
-        judge(tmp_path, {"a": ([], {**chat, "enforce_cpu": True, "model": {**model, "adapters": [{"path": "x"}]}})})
+    with pytest.raises(PlanError, match=r"spec\.inference\.n is read by vLLM only") as caught:
+        judge(tmp_path, {"a": ([], {**chat, "enforce_cpu": True, "inference": {"n": 2}})})
     assert "enforce_cpu" in str(caught.value.hint)
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho '[]'\n")

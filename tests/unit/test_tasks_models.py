@@ -285,7 +285,7 @@ def test_valid_specs_have_no_problems(name: str, spec: dict[str, Any]) -> None:
         ("grpo", {"data": {"prompts": ["a"]}}, "reward_model"),
         ("sft", {"data": {"dataset_name": "d", "prompt_column": "p"}}, "data.prompt_column"),
         ("echo", {"output": {"destination": {"type": "s3"}}}, "output.destination.type"),
-        ("inference", {"data": LIST, "enforce_cpu": True, "model": {"adapters": [{"path": "p"}]}}, "model.adapters"),
+        ("inference", {"data": LIST, "enforce_cpu": True, "inference": {"n": 2}}, "inference.n"),
         ("echo", {"parallel": {"max_shards": "many"}}, "parallel.max_shards"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several LoRA adapters as one: vLLM takes one a request, and the sum of low-rank changes is such a change too.
+"""Several LoRA adapters as one: engines take one a request, and the sum of low-rank changes is such a change too.
 
 With W + sum_i s_i B_i A_i (s_i the scaling of adapter i, A_i of shape (r_i, in), B_i of shape (out, r_i)) the matrices
 are put beside each other: A = [A_1; A_2; ...], B = [s_1 B_1, s_2 B_2, ...], of rank sum_i r_i and scaling 1.
@@ -18,7 +18,7 @@ from mloc_prefect.execution.protocol import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mloc_prefect.executors.vllm_adapters import Adapter
+    from mloc_prefect.executors.adapters import Adapter
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"

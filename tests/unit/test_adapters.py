@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.adapters import find_adapter
+from mloc_prefect.executors.checkpoints import checkpoint_of
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.places import Places
-from mloc_prefect.executors.vllm_adapters import checkpoint_folder, find_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -122,5 +123,5 @@ def test_adapters_that_cannot_be(places: Places, tmp_path: Path, spec: dict[str,
 def test_checkpoint_of_another_task(places: Places, tmp_path: Path) -> None:
     (tmp_path / "results" / "before" / "final_model" / "sub").mkdir(parents=True)
     spec = Fields({"checkpoint": {"load": {"task_id": "before", "subdir": "sub"}}})
-    found = checkpoint_folder(spec, places, tmp_path / "results" / "t")
+    found = checkpoint_of(spec, places, tmp_path / "results" / "t")
     assert found == tmp_path / "results" / "before" / "final_model" / "sub"

@@ -1,4 +1,4 @@
-"""`spec.model.adapters` and `spec.checkpoint.load` for vLLM: folders with weights or LoRA adapters. [protocol 4.2]."""
+"""LoRA adapters that inference asks for: `spec.model.adapters` and `spec.checkpoint.load`. [protocol 4.2, 4.9]."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.artifacts.checkpoint import TRAINED
 from mloc_prefect.artifacts.layout import task_dir as task_dir_of
 from mloc_prefect.execution.protocol import UserError
-from mloc_prefect.executors.checkpoints import checkpoint_of, load_folder
+from mloc_prefect.executors.adapter_sum import combined
+from mloc_prefect.executors.checkpoints import ADAPTER_CONFIG, checkpoint_of, load_folder
 from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.vllm_combined import combined
 
 if TYPE_CHECKING:
     from mloc_prefect.executors.places import Places
-
-_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +48,15 @@ def find_adapter(spec: Fields, places: Places, task_dir: Path, attempt_dir: Path
         attempt_dir: Where changed copies may be put.
 
     Raises:
-        UserError: One is not there, or of a kind that vLLM does not run.
+        UserError: One is not there, or is no LoRA adapter.
     """
     listed = spec.child("model").get("adapters") or []
-    loaded = checkpoint_folder(spec, places, task_dir)
-    found = [_adapter(loaded.name, loaded)] if loaded and (loaded / _CONFIG).is_file() else []
+    loaded = checkpoint_of(spec, places, task_dir)
+    found = [_adapter(loaded.name, loaded)] if loaded and (loaded / ADAPTER_CONFIG).is_file() else []
     for index, entry in enumerate(listed):
         own = attempt_dir / f"adapter-{index}"
         found.append(_listed(Fields(entry, f"spec.model.adapters[{index}]"), places, task_dir, own))
     return combined(found, attempt_dir / "adapters") if len(found) > 1 else next(iter(found), None)
-
-
-def checkpoint_folder(spec: Fields, places: Places, task_dir: Path) -> Path | None:
-    """Return the folder that `checkpoint.load` names, None without one. [protocol 4.9].
-
-    Raises:
-        UserError: It does not exist, or must not be loaded.
-    """
-    return checkpoint_of(spec, places, task_dir)
 
 
 def _listed(entry: Fields, places: Places, task_dir: Path, own: Path) -> Adapter:
@@ -84,8 +73,8 @@ def _listed(entry: Fields, places: Places, task_dir: Path, own: Path) -> Adapter
         folder = load_folder({**entry.data, **kind}, places, own)
     else:
         raise UserError(f"{entry.path} needs path, task_id, or url")
-    if folder is None or not (folder / _CONFIG).is_file():
-        raise UserError(f"{entry.path}: {folder or task} holds no {_CONFIG}, so it is not a LoRA adapter")
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{entry.path}: {folder or task} holds no {ADAPTER_CONFIG}, so it is not a LoRA adapter")
     name = entry.text("name", "id", "adapter_id") or folder.name
     scale = entry.number("scale", 1.0)
     return _adapter(name, folder if scale == 1.0 else _scaled(folder, scale, own / "scaled"))
@@ -95,7 +84,7 @@ def _adapter(name: str, folder: Path) -> Adapter:
     config = _config_of(folder)
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
-        raise UserError(f"{folder / _CONFIG} has no rank 'r', so it is not a LoRA adapter")
+        raise UserError(f"{folder / ADAPTER_CONFIG} has no rank 'r', so it is not a LoRA adapter")
     fingerprint = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for file in sorted(f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin"}):
         with file.open("rb") as stream:
@@ -109,17 +98,17 @@ def _scaled(folder: Path, scale: float, target: Path) -> Path:
     config = _config_of(folder)
     target.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        if file.name != _CONFIG and not (target / file.name).exists():
+        if file.name != ADAPTER_CONFIG and not (target / file.name).exists():
             (target / file.name).symlink_to(file.absolute())
-    (target / _CONFIG).write_text(json.dumps({**config, "lora_alpha": config.get("lora_alpha", 8) * scale}))
+    (target / ADAPTER_CONFIG).write_text(json.dumps({**config, "lora_alpha": config.get("lora_alpha", 8) * scale}))
     return target
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
+        config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_bytes())
     except ValueError as error:
-        raise UserError(f"{folder / _CONFIG} is not JSON: {error}") from None
+        raise UserError(f"{folder / ADAPTER_CONFIG} is not JSON: {error}") from None
     return config
 
 
