@@ -297,6 +297,11 @@ def _generation(options: Options, _place: Place) -> Arguments:
     return {"generation_kwargs": {"min_new_tokens": fewest}} if fewest else {}
 
 
+def _cache(options: Options, _place: Place) -> Arguments:
+    """TRL's PPO empties the cache by itself, too."""
+    return {"torch_empty_cache_steps": 1} if options.training.flag("optimize_cuda_cache", default=False) else {}
+
+
 def _stop(options: Options, place: Place) -> Arguments:
     """An answer ends at the model's end token; `generation.stop` may name one more that is a single token."""
     stop = options.generation.get("stop")
@@ -342,5 +347,6 @@ _COMPUTED: dict[str, Callable[[Options, Place], Arguments]] = {
     "sharding": _sharding,
     "report": _report,
     "generation": _generation,
+    "cache": _cache,
     "stop": _stop,
 }

@@ -72,7 +72,7 @@ cliprange                    .             .           =               epsilon
 cliprange_value              .             .           =               -critic
 vf_coef                      .             .           =               -critic
 num_generations              .             .           .               =
-optimize_cuda_cache          .             .           us              -cache
+optimize_cuda_cache          .             .           *cache          *cache
 fsdp                         *sharding     *sharding   !ppo-sharding   *sharding
 fsdp_config                  *sharding     *sharding   !ppo-sharding   *sharding
 deepspeed                    *sharding     *sharding   !ppo-sharding   *sharding
@@ -134,7 +134,6 @@ REASONS = {
     "ppo-sharding": "TRL's PPO trains on one process for each GPU with whole models (DDP); use lora or dpo",
     "lease": "the lease decides which GPUs a stage sees; ask for them in resources.hardware.gpu",
     "tracker": "TensorBoard files know no project",
-    "cache": "GRPO keeps what it has allocated",
     "sampling": "PPO in TRL samples from the whole distribution (top_p 1, top_k 0); set the temperature instead",
     "greedy": "reinforcement learning needs sampled answers; set the temperature instead",
 }

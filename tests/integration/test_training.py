@@ -161,6 +161,16 @@ def test_ppo_stops_when_the_policy_moves_too_far(bench: TrainingBench) -> None:
     assert bench("ppo", {"prompts": PROMPTS}, task="on", **spec)["ended_early"] is None
 
 
+@pytest.mark.parametrize("kind", ["dpo", "ppo", "grpo"])
+def test_prompts_are_cut_to_their_own_limit(kind: str, bench: TrainingBench) -> None:
+    data = {"preferences": SEEN_PAIRS[20:28]} if kind == "dpo" else {"prompts": PROMPTS[:8]}
+    own = {} if kind == "dpo" else {"rewards": VOWELS, "generation": {"max_new_tokens": 2}}
+    for most, told in ((2, True), (40, False)):
+        training = {**FAST, "steps": 1, "max_prompt_length": most, "save_model": False}
+        result = bench(kind, data, task=f"at-most-{most}", training=training, **own)
+        assert any(f" {most} " in note and "prompt" in note for note in result["notes"]) is told, result["notes"]
+
+
 def test_stages_go_on_where_the_one_before_ended(bench: TrainingBench) -> None:
     options = {**FAST, "max_steps": 15, "logging_steps": 1, "save_archive": False}
     first = bench("lora_sft", sums(), task="a", training={**options, "learning_rate": 2e-2})

@@ -55,6 +55,7 @@ SHARED: dict[str, tuple[Any, str, Any]] = {
     "cliprange_value": (0.4, "cliprange_value", 0.4),
     "vf_coef": (0.5, "vf_coef", 0.5),
     "num_generations": (2, "num_generations", 2),
+    "optimize_cuda_cache": (True, "torch_empty_cache_steps", 1),
     "log_with": ("tensorboard", "report_to", []),
 }
 OWN: dict[str, dict[str, tuple[Any, str, Any]]] = {

@@ -10,6 +10,7 @@ import pytest
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.training_arguments import Options, Place, config_arguments, lora_arguments, rollout_sizes
+from mloc_prefect.executors.training_launch import world_of
 
 
 def arguments(kind: Any, place: Place | None = None, **spec: Any) -> dict[str, Any]:
@@ -107,6 +108,18 @@ def test_precision_and_sharding_without_a_gpu() -> None:
                                                                   "fsdp_config": {"version": 2}})  # fmt: skip
     assert (on_gpu["fp16"], on_gpu["use_cpu"]) == (True, False)
     assert (on_gpu["fsdp"], on_gpu["fsdp_config"]) == ("full_shard auto_wrap", {"version": 2})
+
+
+def test_each_leased_gpu_has_a_process_unless_the_spec_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def processes(**training: Any) -> int:
+        return world_of(Fields({"training": training}))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert [processes(), processes(allow_multi_gpu=False), processes(nproc_per_node=1)] == [2, 1, 1]
+    with pytest.raises(UserError, match="nproc_per_node 3 is more than the 2 GPUs of the lease"):
+        processes(nproc_per_node=3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [processes(), processes(nproc_per_node=2)] == [1, 2]
 
 
 def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

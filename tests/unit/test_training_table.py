@@ -83,6 +83,8 @@ def test_names_of_trl_pass_and_near_misses_are_known() -> None:
         ("sft", {"fit_check": "maybe"}, "fit_check must be one of warn, error, ignore"),
         ("ppo", {"fsdp": "full_shard"}, "fsdp is not possible here: TRL's PPO trains on one process for each GPU with "
          "whole models (DDP); use lora or dpo"),
+        ("ppo", {"adap_kl_ctrl": True}, "adap_kl_ctrl is not possible here: TRL has no adaptive KL coefficient; set "
+         "kl_coef"),
         ("grpo", {"num_generations": 1}, "num_generations must be at least 2: answers are compared with each other"),
         ("grpo", {"batch_size": 6, "num_generations": 4},
          "batch_size x gradient_accumulation_steps = 6 is not a multiple of num_generations 4"),
