@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mloc_prefect.bridge.redis_client import RedisClient
+
+_log = logging.getLogger(__name__)
 
 JOURNAL = "mloc:journal"
 GROUP = "dispatch"
@@ -56,7 +59,7 @@ class RedisJournal:
         found = await self._in_group(
             lambda: self._client.redis.xautoclaim(JOURNAL, GROUP, consumer, min_idle_ms, "0-0", count=count)
         )
-        return _entries(found[1])
+        return await self._sound(found[1])
 
     async def depth(self) -> int:
         """Return how many entries are not acknowledged."""
@@ -67,7 +70,23 @@ class RedisJournal:
         found = await self._in_group(
             lambda: self._client.waiting.xreadgroup(GROUP, consumer, {JOURNAL: start}, count=count, block=block)
         )
-        return _entries(found[0][1]) if found else []
+        return await self._sound(found[0][1]) if found else []
+
+    async def _sound(self, rows: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> Sequence[Entry]:
+        """Return the entries that can be read, and take the others out: they would come first for ever.
+
+        Redis 6.2 shows deleted ones without fields.
+        """
+        found = []
+        for entry_id, fields in rows:
+            if not fields:
+                continue
+            try:
+                found.append(_entry(entry_id.decode(), fields))
+            except (KeyError, UnicodeDecodeError) as error:
+                _log.error("entry %s of the journal cannot be read (%s) and is dropped", entry_id.decode(), error)
+                await self.ack(Entry(entry_id.decode(), "submit", ""))
+        return found
 
     async def _in_group(self, command: Callable[[], Awaitable[Any]]) -> Any:
         """Run a command of the group; makes the group when it is not there (first use, or a flushed database)."""
@@ -86,11 +105,6 @@ class RedisJournal:
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):  # another process was first
                 raise
-
-
-def _entries(rows: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> Sequence[Entry]:
-    """Return the entries; Redis 6.2 shows deleted ones without fields."""
-    return [_entry(entry_id.decode(), fields) for entry_id, fields in rows if fields]
 
 
 def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:

@@ -162,6 +162,15 @@ async def test_nothing_but_open_entries_stays_in_the_journal(stores):
     assert (await stores.backing.redis.xpending("mloc:journal", "dispatch"))["pending"] == 0
 
 
+async def test_an_entry_that_cannot_be_read_is_dropped_and_keeps_up_nobody(stores, caplog):
+    await stores.backing.redis.xadd("mloc:journal", {"kind": "submit"})
+    await stores.backing.redis.xadd("mloc:journal", {"kind": "submit", "submission": b"\xff"})
+    await submit(stores.tasks, "s1", "a")
+    assert [entry.submission_id for entry in await stores.journal.read("one")] == ["s1"]
+    assert await stores.journal.depth() == 1
+    assert caplog.text.count("cannot be read") == 2
+
+
 async def test_a_restarted_reader_gets_first_what_it_had_taken(stores, valkey):
     for number in range(3):
         await submit(stores.tasks, f"s{number}", f"t{number}")

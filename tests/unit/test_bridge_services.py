@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mloc_prefect.bridge import active, dispatch_service, reconcile, service, watch
+from mloc_prefect.bridge import active, dispatch_service, entry_work, reconcile, service, watch
 from mloc_prefect.bridge.active import LEASE, ActiveLease
 from mloc_prefect.bridge.dispatch_service import DispatchService
 from mloc_prefect.bridge.memory import MemoryLeases
@@ -348,6 +348,11 @@ async def test_an_error_of_the_work_ends_the_bridge_but_fencing_does_not(leases)
 # --- dispatching ------------------------------------------------------------------------------------------------------
 
 
+def refused(status: int, text: str = "") -> httpx.HTTPStatusError:
+    answer = httpx.Response(status, request=httpx.Request("POST", "http://x"), text=text)
+    return httpx.HTTPStatusError(f"answer {status}", request=answer.request, response=answer)
+
+
 class FakePrefect:
     """What the dispatcher asks of Prefect's API."""
 
@@ -355,6 +360,8 @@ class FakePrefect:
         self.created: list[dict[str, Any]] = []
         self.states: list[tuple[str, str]] = []
         self.errors: list[Exception] = []
+        self.odd: dict[str, Exception] = {}
+        self.ready: list[int] = []
         self.busy = self.most = 0
 
     async def create_flow_run_from_deployment(self, deployment: Any, **fields: Any) -> Any:
@@ -364,12 +371,20 @@ class FakePrefect:
         self.busy -= 1
         if self.errors:
             raise self.errors.pop(0)
+        if (error := self.odd.get(fields["idempotency_key"])) is not None:
+            raise error
         known = {c["idempotency_key"] for c in self.created}
         if fields["idempotency_key"] not in known:
             self.created.append(fields)
         return SimpleNamespace(id=f"root-of-{fields['idempotency_key']}")
 
     async def request(self, method: str, path: str, json: Any = None) -> Any:
+        if path == "/ready":
+            if self.ready and self.ready.pop(0) != 200:
+                raise refused(503)
+            return httpx.Response(200, json={})
+        if (error := self.odd.get(path)) is not None:
+            raise error
         assert method == "POST"
         self.states.append((path.split("/")[2], json["state"]["type"]))
         return httpx.Response(200, json={})
@@ -380,7 +395,7 @@ def prefect(monkeypatch: pytest.MonkeyPatch) -> FakePrefect:
     async def ensured(*_: Any) -> str:
         return "deployment"
 
-    monkeypatch.setattr(dispatch_service, "ensure_deployment", ensured)
+    monkeypatch.setattr(entry_work, "ensure_deployment", ensured)
     return FakePrefect()
 
 
@@ -430,14 +445,92 @@ async def test_while_prefect_is_away_entries_stay(prefect, caplog, monkeypatch):
     monkeypatch.setattr(dispatch_service, "_FIRST_PAUSE", 0.001)
     bench = BridgeBench()
     await bench.submitted()
-    answer = httpx.Response(503, request=httpx.Request("POST", "http://x"))
-    prefect.errors = [
-        httpx.ConnectError("refused"),
-        httpx.HTTPStatusError("busy", request=answer.request, response=answer),
-    ]
+    prefect.errors = [httpx.ConnectError("refused"), refused(503)]
     await drain(bench, prefect)
     assert len(prefect.created) == 1
     assert caplog.text.count("submit of s1 waits") == 1
+
+
+async def test_entries_that_always_fail_stop_no_others_and_are_given_up(prefect, monkeypatch):
+    monkeypatch.setattr(dispatch_service, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(dispatch_service, "_LONGEST_PAUSE", 0.01)
+    bench = BridgeBench()
+    odd = [f"s{number}" for number in range(dispatch_service.AT_ONCE + 4)]
+    prefect.odd = dict.fromkeys(odd, KeyError("part")) | {odd[0]: refused(500), odd[1]: refused(404)}
+    for number, name in enumerate([*odd, "fine"]):
+        await bench.submitted(f"t{number}", submission=name)
+    async with running(dispatcher(bench, prefect).run()):
+        await until(lambda: prefect.created)
+        assert (await bench.record("t0")).status == "PENDING", "a submission behind all of them was not kept waiting"
+        await bench.submitted("later", submission="later")
+        await until(lambda: len(prefect.created) == 2)
+
+        async def empty() -> bool:
+            return not await bench.stores.journal.depth()
+
+        await until(empty)
+    records = [await bench.record(f"t{number}") for number in range(3)]
+    assert [r.status for r in records] == ["FAILED"] * 3
+    assert [r.error for r in records] == [f"could not be started: {e}" for e in ("answer 500", "answer 404", "'part'")]
+
+
+async def test_while_prefect_is_not_ready_its_500s_are_waited_for(prefect):
+    bench = BridgeBench()
+    await bench.submitted()
+    away = 3 * dispatch_service.MOST_FAILURES
+    prefect.errors = [refused(500) for _ in range(away)]
+    prefect.ready = [503] * away
+    await drain(bench, prefect)
+    assert len(prefect.created) == 1
+    assert (await bench.record()).status == "PENDING"
+
+
+async def test_a_cancellation_waits_for_its_submission_and_not_for_others(prefect):
+    bench = BridgeBench(root("RUNNING", run="root-2", submission="s2"))
+    await bench.submitted("t1")
+    await bench.submitted("t2", submission="s2")
+    await bench.stores.tasks.dispatched("s2", "root-2")
+    prefect.errors = [KeyError("odd")] * 3
+    await bench.stores.tasks.request_cancel("s1", "t1")
+    await bench.stores.tasks.request_cancel("s2")
+    await drain(bench, prefect)
+    assert [run["idempotency_key"] for run in prefect.created] == ["s1"], "it was made, and ended after that"
+    assert prefect.states == [("root-2", "CANCELLING")]
+    assert (await bench.record("t1")).status == "CANCELLED"
+
+
+async def test_a_cancellation_that_always_fails_is_told_in_the_record_of_what_goes_on(prefect):
+    bench = BridgeBench(root(), view("RUNNING"))
+    await bench.submitted()
+    await bench.stores.tasks.dispatched("s1", "root-1")
+    for event in started():
+        await bench.keeper.apply(event)
+    await bench.stores.tasks.request_cancel("s1", "t1")
+    prefect.odd = {"/flow_runs/run-t1/set_state": refused(405)}
+    await drain(bench, prefect)
+    record = await bench.record()
+    assert (record.status, record.error) == ("DISPATCHED", "could not be cancelled: answer 405; cancel it again")
+
+
+async def test_no_more_is_read_than_can_be_held(prefect, monkeypatch):
+    monkeypatch.setattr(dispatch_service, "_MOST_HELD", 4)
+    monkeypatch.setattr(dispatch_service, "_BATCH", 2)
+    bench = BridgeBench()
+    for number in range(20):
+        await bench.submitted(f"t{number}", submission=f"s{number}")
+    service_ = dispatcher(bench, prefect)
+    most = 0
+    take = service_._take
+
+    def noted(entries, tasks):
+        nonlocal most
+        take(entries, tasks)
+        most = max(most, len(service_._held))
+
+    monkeypatch.setattr(service_, "_take", noted)
+    async with running(service_.run()):
+        await until(lambda: len(prefect.created) == 20)
+    assert most <= 5
 
 
 async def test_an_entry_that_comes_again_runs_nothing_twice(prefect):
@@ -459,8 +552,7 @@ async def test_an_entry_that_comes_again_runs_nothing_twice(prefect):
 async def test_what_prefect_refuses_for_good_fails(prefect):
     bench = BridgeBench()
     await bench.submitted()
-    answer = httpx.Response(422, request=httpx.Request("POST", "http://x"), text="name too long")
-    prefect.errors = [httpx.HTTPStatusError("no", request=answer.request, response=answer)]
+    prefect.errors = [refused(422, "name too long")]
     await drain(bench, prefect)
     assert (await bench.record()).error == "Prefect refused its run: name too long"
 
