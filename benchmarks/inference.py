@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
     rounds, seconds = (1, 3.0) if args.quick else (args.rounds, args.seconds)
-    loads = [EQUAL] if args.quick else args.loads.split(",")
+    loads = args.loads.split(",")
     figures = measure(loads, rounds=rounds, seconds=seconds)
     if args.json:
         print(json.dumps(figures))

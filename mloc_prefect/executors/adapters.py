@@ -68,10 +68,12 @@ def _listed(entry: Fields, places: Places, task_dir: Path, own: Path) -> Adapter
         folder = places.local(path)
     elif task:
         folder = next((top for name in TRAINED if (top := _root(places, task_dir, task) / name).is_dir()), None)
-    elif url:
+    if folder is None and url:
         kind = {"type": "http"} if url.startswith(("http://", "https://")) else {"type": "local", "path": url}
-        folder = load_folder({**entry.data, **kind}, places, own)
-    else:
+        folder = load_folder({**entry.data, "task_id": None, "taskId": None, **kind}, places, own)
+    elif folder is None and task and places.endpoint:  # of a task whose results lie elsewhere
+        folder = load_folder({**entry.data, "type": "http", "filename": "final_lora.zip"}, places, own)
+    if folder is None and not task:
         raise UserError(f"{entry.path} needs path, task_id, or url")
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"{entry.path}: {folder or task} holds no {ADAPTER_CONFIG}, so it is not a LoRA adapter")

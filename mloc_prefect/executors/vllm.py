@@ -147,7 +147,7 @@ def _wish(spec: Fields, place: ModelPlace, adapter: Adapter | None, context: Exe
         )
     known = {f.name for f in fields(EngineArgs)}
     rank = adapter.rank if adapter else 0
-    return wish_of(
+    wish = wish_of(
         spec,
         place,
         lora_rank=rank,
@@ -155,6 +155,10 @@ def _wish(spec: Fields, place: ModelPlace, adapter: Adapter | None, context: Exe
         known=known,
         can_sleep=current_platform.is_sleep_mode_available(),
     )
+    asked, size = spec.child("model").child("vllm").get("tensor_parallel_size"), wish.arguments["tensor_parallel_size"]
+    if asked and int(asked) > size:
+        context.log(f"tensor_parallel_size {asked} is more than the lease has devices; it is {size}", "warning")
+    return wish
 
 
 def _note_ignored(inference: Fields, context: ExecutionContext) -> None:

@@ -96,7 +96,8 @@ def wish_of(
         arguments = {**_cpu_defaults(), **arguments, "tensor_parallel_size": 1}
     else:
         arguments.setdefault("gpu_memory_utilization", round(_USED * leased_share(), 4))
-        arguments.setdefault("tensor_parallel_size", max(1, len(leased_gpus())))
+        leased = max(1, len(leased_gpus()))
+        arguments["tensor_parallel_size"] = min(int(arguments.get("tensor_parallel_size") or leased), leased)
         arguments.setdefault("enable_sleep_mode", can_sleep)
     if arguments["tensor_parallel_size"] == 1:
         arguments.setdefault("distributed_executor_backend", "uni")

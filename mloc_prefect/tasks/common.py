@@ -193,6 +193,7 @@ class Adapter(SpecModel):
     url: Text | None = None
     task_id: Text | None = Field(None, alias="taskId")
     headers: Annotated[dict[str, Any], block()] = Field(default_factory=dict)
+    sha256: Text | None = None
     archive_format: Text = "auto"
     scale: Annotated[float, number()] = 1.0
     apply: Text = "runtime"

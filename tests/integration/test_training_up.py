@@ -59,6 +59,11 @@ spec:
         spec:
           model: {source: {identifier: "${reinforce.result.final_model_path}"}}
           data: {type: list, items: [five]}
+      - name: compare
+        dependsOn: [prefer]
+        spec:
+          model: {source: {identifier: "${prefer.result.final_model_path}"}}
+          data: {type: list, items: [five]}
 """
 ADAPTED = """
 apiVersion: mloc/v1
@@ -179,15 +184,16 @@ def test_train_then_ask_then_report(up: Up) -> None:
 
 
 def test_trainings_learn_from_answers_of_earlier_stages(up: Up) -> None:
-    """Inference -> sft, dpo and ppo, with a reward that the operator allows; ppo -> inference."""
-    good, other, imitate, prefer, reinforce, ask = finish(up, ANSWERS)
+    """Inference -> sft, dpo and ppo, with a reward that the operator allows; ppo and dpo -> inference."""
+    good, other, imitate, prefer, reinforce, ask, compare = finish(up, ANSWERS)
     assert [item["prompt"] for item in good["items"]] == ["one", "two", "three", "four"]
     differ = [a["output"] != b["output"] for a, b in zip(good["items"], other["items"], strict=True)]
     assert (imitate["dataset_size"], prefer["dataset_size"]) == (4, sum(differ))
     assert (reinforce["steps"], reinforce["model_name"]) == (2, MODELS[0])
     assert "objective/scores" in reinforce["metrics"]
     assert ask["model"] == reinforce["final_model_path"]
-    assert len(ask["items"]) == 1
+    assert compare["model"] == prefer["final_model_path"]
+    assert [len(ask["items"]), len(compare["items"])] == [1, 1]
 
 
 def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:

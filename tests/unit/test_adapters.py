@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mloc_prefect.artifacts.archive import pack
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.adapters import find_adapter
 from mloc_prefect.executors.checkpoints import checkpoint_of
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.places import Places
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -118,6 +125,35 @@ def test_adapters_that_cannot_be_combined(places: Places, tmp_path: Path, config
 def test_adapters_that_cannot_be(places: Places, tmp_path: Path, spec: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         find(spec, places, tmp_path)
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[str]:
+    """An endpoint that has the adapter of the task `far`, whose results are not on this file system."""
+    folder = tmp_path / "remote" / "api" / "v1" / "results" / "far" / "files"
+    folder.mkdir(parents=True)
+    pack(adapter_in(tmp_path / "made", r=6), folder / "final_lora.zip")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "remote"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_adapter_of_a_task_on_another_machine_is_fetched(endpoint: str, tmp_path: Path) -> None:
+    settings = {"home": str(tmp_path / "home"), "base_dir": str(tmp_path), "loopback": True}
+    known, unknown = Places.of({**settings, "base_url": endpoint}), Places.of(settings)
+    by_task = {"model": {"adapters": [{"taskId": "far"}]}}
+    assert find(by_task, known, tmp_path).rank == 6
+    with pytest.raises(UserError, match=r"model\.adapters\[0\]: far holds no adapter_config\.json"):
+        find(by_task, unknown, tmp_path)
+    url = f"{endpoint}/api/v1/results/far/files/final_lora.zip"
+    assert find({"model": {"adapters": [{"taskId": "far", "url": url}]}}, unknown, tmp_path).rank == 6
+    wrong = {"taskId": "far", "url": url, "sha256": "0" * 64}
+    with pytest.raises(UserError, match="its sha256 is"):
+        find({"model": {"adapters": [wrong]}}, unknown, tmp_path)
 
 
 def test_checkpoint_of_another_task(places: Places, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_engine_arguments_on_leased_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "enforce_eager" not in found
     assert "distributed_executor_backend" not in found
     assert wish({"tensor_parallel_size": 1}, on_cpu=False).engine_arguments()["distributed_executor_backend"] == "uni"
+    assert wish({"tensor_parallel_size": 8}, on_cpu=False).engine_arguments()["tensor_parallel_size"] == 2
 
 
 def test_a_leased_part_of_a_card_bounds_the_engine_unless_the_spec_says_how_much(
@@ -162,6 +163,9 @@ class FakeEngine:
         self.age: dict[str, int] = {}
         self.most = 0
         self.aborted: list[str] = []
+        self.steps: list[set[int]] = []  # first tokens of the rows of each step
+        self.may_step = threading.Event()
+        self.may_step.set()
         self.output_processor = SimpleNamespace(request_states={})
 
     def add_request(self, name: str, prompt: dict[str, list[int]], _parameters: Any, lora_request: Any) -> None:
@@ -181,6 +185,8 @@ class FakeEngine:
         return bool(self.rows)
 
     def step(self) -> list[Any]:
+        self.may_step.wait(5)
+        self.steps.append({row[0] for row in self.rows.values()})
         if (666,) in self.rows.values():
             raise RuntimeError("bad kernel")
         ended = []
@@ -213,12 +219,15 @@ def answers(of: Job, count: int) -> list[Answer | BaseException]:
 
 def test_rows_of_two_jobs_share_the_engine_and_find_their_way_home(loop: EngineLoop) -> None:
     engine = FakeEngine()
+    engine.may_step.clear()
     start(loop, engine)
-    first, second = job(*range(20)), job(*range(5))
+    first, second = job(*range(20)), job(*range(100, 105))
     loop.submit(first)
     loop.submit(second)
+    engine.may_step.set()
     assert sorted(a.index for a in answers(second, 5) if isinstance(a, Answer)) == list(range(5))
     assert sorted(a.index for a in answers(first, 20) if isinstance(a, Answer)) == list(range(20))
+    assert any(min(rows) < 100 <= max(rows) for rows in engine.steps), "a step computes rows of both"
     assert engine.most == 4  # twice its seats: a free one is taken at once, and no job takes them all
 
 
