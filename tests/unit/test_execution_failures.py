@@ -51,7 +51,9 @@ def test_kinds(error: BaseException, kind: str, message: str) -> None:
 
 
 def test_hints() -> None:
-    assert failure_of(ModuleNotFoundError("x", name="trl")).hint == "pip install 'mloc-prefect[train]'"
+    for name in ("trl", "matplotlib", "tensorboard.compat"):
+        assert failure_of(ModuleNotFoundError("x", name=name)).hint == "pip install 'mloc-prefect[train]'"
+    assert failure_of(ModuleNotFoundError("x", name="peft")).hint == "pip install 'mloc-prefect[transformers]'"
     assert failure_of(ModuleNotFoundError("x", name="unheard_of")).hint is None
     assert failure_of(MissingExtraError("x", hint="h")).hint == "h"
 
