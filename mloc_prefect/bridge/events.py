@@ -14,10 +14,11 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from mloc_prefect.bridge.odd import contained
 from mloc_prefect.orchestrate.tell import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from pydantic import SecretStr
 
@@ -56,6 +57,9 @@ class RunEvent:
     run_count: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"event {self.id} ({self.name}) of run {self.run_id}"
+
     @property
     def state(self) -> str:
         """Name of the state, or what the stage runner says."""
@@ -88,6 +92,15 @@ def parse(event: Mapping[str, Any]) -> RunEvent | None:
         run_count=int(resource.get("prefect.run-count") or 0),
         facts=(event.get("payload") or {}) if told else {},
     )
+
+
+def parse_all(events: Iterable[Mapping[str, Any]]) -> list[RunEvent]:
+    """Return those of the events that are about runs of ours and can be read; the log names the others."""
+    found = []
+    for event in events:
+        with contained(f"event {event.get('id')} of Prefect"):
+            found.append(parse(event))
+    return [event for event in found if event is not None]
 
 
 def wanted(name: str) -> bool:
@@ -161,7 +174,7 @@ class StreamSource:
             rows = await self._read(start)
             if start != ">":
                 start = rows[-1][0].decode() if rows else ">"
-            decoded = [(entry_id, _decode(fields)) for entry_id, fields in rows]
+            decoded = [(entry_id, _decode(entry_id, fields)) for entry_id, fields in rows]
             await self._ack(*(entry_id for entry_id, event in decoded if event is None))
             yield [Delivery(event, partial(self._ack, entry_id)) for entry_id, event in decoded if event is not None]
 
@@ -209,16 +222,15 @@ class SocketSource:
         names = EventFilter(event=EventNameFilter(prefix=[STATES, PREFIX]))
         async with get_events_subscriber(filter=names, reconnect_on_clean_close=True) as events:
             async for event in events:
-                found = parse(event.model_dump(mode="json"))
-                if found is not None:
-                    yield [Delivery(found, _nothing)]
+                yield [Delivery(found, _nothing) for found in parse_all([event.model_dump(mode="json")])]
 
 
-def _decode(fields: Mapping[bytes, bytes] | None) -> RunEvent | None:
-    """Return the event of an entry; None for others, and for entries that the server has trimmed away."""
-    if not fields or not wanted(str(json.loads(fields[b"attributes"]).get("event") or "")):
-        return None
-    return parse(json.loads(fields[b"data"]))
+def _decode(entry_id: bytes, fields: Mapping[bytes, bytes] | None) -> RunEvent | None:
+    """Return the event of an entry; None for others, for those that nobody can read or the server has trimmed away."""
+    with contained(f"entry {entry_id.decode()} of Prefect's stream of events"):
+        if fields and wanted(str(json.loads(fields[b"attributes"]).get("event") or "")):
+            return parse(json.loads(fields[b"data"]))
+    return None
 
 
 def _seconds(occurred: str) -> float:

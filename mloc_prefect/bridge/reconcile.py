@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from mloc_prefect.bridge.events import STATES, RunEvent
+from mloc_prefect.bridge.odd import contained
 from mloc_prefect.bridge.states import Phase, TaskStatus
 from mloc_prefect.errors import FencedError, StoreError, reason
 
@@ -109,17 +110,19 @@ class Reconciler:
         found = _by_submission(await self._runs.of_submissions([root.submission_id for root in roots]))
         stages = [run for runs in found.values() for run in runs if run.tags.task_id]
         for root in roots:
-            await self._keeper.know(root, [s for s in found[root.submission_id] if s.tags.task_id])
-        for event in await self._runs.facts([s.id for s in stages if s.tags.stage is not None]):
-            await self._keeper.apply(event)
+            with contained(f"run {root.id}"):
+                await self._keeper.know(root, [s for s in found[root.submission_id] if s.tags.task_id])
+        await self._apply([s.id for s in stages if s.tags.stage is not None])
         for stage in stages:
-            if stage.final:
-                await self._keeper.end(stage)
-            elif stage.tags.stage is None:
-                await self._keeper.apply(_event(stage))
+            with contained(f"run {stage.id}"):
+                if stage.final:
+                    await self._keeper.end(stage)
+                elif stage.tags.stage is None:
+                    await self._keeper.apply(_event(stage))
         for root in roots:
             if root.final:
-                await self._keeper.end_root(root, crashed=self._age(root) > CRASH_SECONDS)
+                with contained(f"the end of run {root.id}"):
+                    await self._keeper.end_root(root, crashed=self._age(root) > CRASH_SECONDS)
 
     async def look(self) -> None:
         """Compare once.
@@ -145,7 +148,8 @@ class Reconciler:
             runs |= {run.id: run for run in await self._runs.of_submissions(chosen)}
         found = _by_submission(list(runs.values()))
         for submission_id in chosen:
-            await self._submission(submission_id, open_ones[submission_id], found[submission_id])
+            with contained(f"submission {submission_id}"):
+                await self._submission(submission_id, open_ones[submission_id], found[submission_id])
 
     async def finish(self, submission_id: str) -> None:
         """End what is still open of a submission whose runs have all ended, without waiting for what may still come."""
@@ -173,7 +177,8 @@ class Reconciler:
         for root in roots:
             if self._age(root) >= self._grace and await self._tasks.submission(root.submission_id) is None:
                 stages = await self._runs.of_submissions([root.submission_id])
-                await self._keeper.know(root, [s for s in stages if s.tags.task_id])
+                with contained(f"run {root.id}"):
+                    await self._keeper.know(root, [s for s in stages if s.tags.task_id])
 
     async def _submission(self, submission_id: str, records: Sequence[TaskRecord], runs: Sequence[RunView]) -> None:
         root = next((run for run in runs if run.tags.task_id is None), None)
@@ -204,8 +209,12 @@ class Reconciler:
         now = self._clock()
         self._asked = {run: at for run, at in self._asked.items() if now - at < ASK_SECONDS}
         self._asked |= {stage.id: now for stage in stages}
-        for event in await self._runs.facts([stage.id for stage in stages]):
-            await self._keeper.apply(event)
+        await self._apply([stage.id for stage in stages])
+
+    async def _apply(self, run_ids: Sequence[str]) -> None:
+        for event in await self._runs.facts(run_ids):
+            with contained(str(event)):
+                await self._keeper.apply(event)
 
     async def _gone(self, submission_id: str, records: Sequence[TaskRecord]) -> None:
         """Fail tasks whose run was there and is not any more; those that wait for their run are left alone."""

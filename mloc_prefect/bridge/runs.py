@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from mloc_prefect.bridge.events import RunEvent, parse
+from mloc_prefect.bridge.events import RunEvent, parse_all
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.tell import ATTEMPT_LABEL, PREFIX
 
@@ -196,8 +196,7 @@ class PrefectRuns:
                 found += page["events"]
                 following = page.get("next_page")
                 page = await ask(self._client, "GET", _path(following)) if following else None
-        parsed = [parse(event) for event in found]
-        return sorted((event for event in parsed if event is not None), key=lambda e: e.at)
+        return sorted(parse_all(found), key=lambda e: e.at)
 
     async def _filter(self, flow_runs: dict[str, Any]) -> list[RunView]:
         found: list[RunView] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from mloc_prefect.bridge.events import Seen
+from mloc_prefect.bridge.odd import contained
 from mloc_prefect.bridge.runs import FINAL
 from mloc_prefect.errors import FencedError, StoreError, reason
 
@@ -101,15 +102,11 @@ class Follower:
         await delivery.ack()
 
     async def _one(self, event: RunEvent, view: RunView | None) -> None:
-        try:
+        with contained(str(event)):
             if event.type not in FINAL:
                 await self._keeper.apply(event)
             elif view is not None and view.final:
                 await self._end(view)
-        except (StoreError, FencedError, httpx.HTTPError):
-            raise
-        except Exception:  # boundary: one odd event must not keep all others from being handled
-            _log.exception("event %s (%s) of run %s could not be handled", event.id, event.name, event.run_id)
 
     async def _confirm(self, delivery: Delivery) -> None:
         """Wait until the API shows the end."""

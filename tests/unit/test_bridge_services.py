@@ -156,6 +156,34 @@ async def test_a_lost_end_is_found_with_what_led_to_it():
     assert bench.messages == HAPPY
 
 
+async def test_an_odd_event_that_was_kept_does_not_stop_the_comparison(caplog):
+    bench = BridgeBench(root(), view(since=100))
+    await bench.submitted()
+    bench.runs.told = [told("shard"), told("placed", attempt="not a number"), *started()]
+    await reconciler(bench, 100 + KEPT_SECONDS).look()
+    assert bench.messages == HAPPY
+    assert caplog.text.count("could not be handled") == 2
+    assert "Traceback" not in caplog.text
+
+
+async def test_an_odd_submission_does_not_stop_the_comparison_of_others(caplog, monkeypatch):
+    bench = BridgeBench(root(), view(since=100), root(run="root-2", submission="s2"))
+    bench.runs.put(view(run="run-t2", task="t2", submission="s2", since=100))
+    await bench.submitted("t1", submission="s1")
+    await bench.submitted("t2", submission="s2")
+    end = bench.keeper.end
+
+    async def odd(run, record=None):
+        if run.id == "run-t1":
+            raise KeyError("odd")
+        await end(run, record)
+
+    monkeypatch.setattr(bench.keeper, "end", odd)
+    await reconciler(bench, 200).look()
+    assert [(await bench.record(t)).status for t in ("t1", "t2")] == ["PENDING", "DONE"]
+    assert "submission s1 could not be handled: KeyError: 'odd'" in caplog.text
+
+
 async def test_the_end_of_a_task_known_to_run_needs_no_events():
     bench = BridgeBench(root(), view(since=100))
     await bench.submitted()
@@ -254,7 +282,7 @@ async def test_runs_at_work_without_records_get_them():
 async def test_lost_records_are_rebuilt_as_they_were(quiet):
     bench = BridgeBench(root("COMPLETED"), view(run="r1", name="n:a"), view("RUNNING", run="r2", task="t2", name="n:b"))
     bench.runs.put(replace(bench.runs.views["root-1"], type="RUNNING"))
-    bench.runs.told = started("r1") + started("r2", "t2")
+    bench.runs.told = [told("shard", run="r1"), *started("r1"), *started("r2", "t2")]  # the first lacks its facts
     await reconciler(bench, 30).rebuild(quiet=quiet)
     assert ((await bench.record()).status, (await bench.record("t2")).mark) == ("DONE", Mark(1, Phase.STARTED))
     assert bench.messages == ([] if quiet else [*HAPPY[:4] * 2, "TASK_SUCCEEDED", "STATUS RUNNING"])
