@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.plan.resources import parse_memory
 from mloc_prefect.worker.inventory import Gpu, Inventory
+
+if TYPE_CHECKING:
+    from mloc_prefect.bridge.records import WorkerRecord
 
 _UNKNOWN_CORES = 1 << 20
 _GPU_BYTES = ("memory_total_bytes", "memory_bytes", "vram_bytes", "vram")
@@ -27,6 +31,11 @@ def inventory_of(hardware: Mapping[str, Any]) -> Inventory:
         memory_bytes=total,
         gpus=tuple(_gpu(index, entry) for index, entry in enumerate(gpus if isinstance(gpus, list) else ())),
     )
+
+
+def worker_inventory(worker: WorkerRecord) -> Inventory:
+    """Return the inventory of a registered worker: what its report describes, and its tags."""
+    return replace(inventory_of(worker.hardware), tags=worker.tags)
 
 
 def _gpu(index: int, entry: Any) -> Gpu:

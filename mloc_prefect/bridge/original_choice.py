@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mloc_prefect.bridge.hardware import inventory_of
+from mloc_prefect.bridge.hardware import worker_inventory
 from mloc_prefect.plan.resources import describe
 from mloc_prefect.worker.inventory import misfit
 
@@ -57,7 +57,7 @@ def choose_worker(
     """
     original = [worker for worker in workers if worker.protocol == "original"]
     live = [worker for worker in original if not (worker.stale or worker.elastic_disabled)]
-    fitting = [worker for worker in live if misfit(resources, _inventory(worker)) is None]
+    fitting = [worker for worker in live if misfit(resources, worker_inventory(worker)) is None]
     idle = [worker for worker in fitting if worker.status == "IDLE" and worker.worker_id not in engaged]
     ready = sorted(_ordered(idle, demand), key=lambda worker: worker.worker_id in avoid)
     why = "" if ready else _why(original, live, fitting, resources)
@@ -65,19 +65,15 @@ def choose_worker(
 
 
 def _ordered(idle: Sequence[WorkerRecord], demand: int) -> list[WorkerRecord]:
-    weight = sum(GPU_WEIGHT if _inventory(worker).gpus else CPU_WEIGHT for worker in idle)
+    weight = sum(GPU_WEIGHT if worker_inventory(worker).gpus else CPU_WEIGHT for worker in idle)
     if weight / max(1, demand) <= LOW_AVAILABILITY:
         return list(idle)
-    return sorted(idle, key=lambda worker: _power(_inventory(worker)), reverse=True)
+    return sorted(idle, key=lambda worker: _power(worker_inventory(worker)), reverse=True)
 
 
 def _power(inventory: Inventory) -> tuple[bool, int, int, int]:
     memory = sum(gpu.memory_bytes or 0 for gpu in inventory.gpus)
     return bool(inventory.gpus), memory, inventory.memory_bytes or 0, inventory.cpus
-
-
-def _inventory(worker: WorkerRecord) -> Inventory:
-    return replace(inventory_of(worker.hardware), tags=worker.tags)
 
 
 def _why(
@@ -92,7 +88,7 @@ def _why(
     if not live:
         return f"{need}; {_count(original)} of the original protocol registered, none alive and switched on"
     if not fitting:
-        nearest = misfit(resources, _inventory(live[0]))
+        nearest = misfit(resources, worker_inventory(live[0]))
         return f"{need}; {_count(live)} of the original protocol online, none fits ({live[0].worker_id}: {nearest})"
     busy = ", ".join(f"{w.worker_id} is {'taken' if w.status == 'IDLE' else w.status}" for w in fitting[:3])
     return f"{need}; {_count(fitting)} of the original protocol fit{'s' if len(fitting) == 1 else ''}: {busy}"

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from mloc_prefect.bridge.hardware import inventory_of
+from mloc_prefect.bridge.hardware import worker_inventory
 from mloc_prefect.worker.inventory import misfit
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Fleet:
             if self._clock() < self._until:
                 return
             found = await self._workers.list()
-            self._known = {w.worker_id: inventory_of(w.hardware) for w in found if not (w.stale or w.elastic_disabled)}
+            self._known = {w.worker_id: worker_inventory(w) for w in found if not (w.stale or w.elastic_disabled)}
             self._until = self._clock() + _FRESH_SECONDS
 
     def reason_to_wait(self, request: ResourceRequest) -> str | None:

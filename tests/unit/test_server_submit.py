@@ -269,6 +269,17 @@ async def test_a_task_that_fits_is_pending(tmp_path):
         assert (await endpoint.submit())["tasks"][0]["status"] == "PENDING"
 
 
+@pytest.mark.parametrize(("tags", "status"), [(("Lab", "cpu"), "PENDING"), (("cpu",), "WAITING")])
+async def test_tags_are_looked_for_among_those_of_the_workers(tmp_path, tags, status):
+    async with served(tmp_path) as endpoint:
+        await add_worker(endpoint.stores, tags=tags)
+        resources = {"replicas": 1, "tags": ["lab"], "hardware": {"cpu": "2", "memory": "4Gi"}}
+        task = (await endpoint.submit(spec(resources=resources)))["tasks"][0]
+        assert task["status"] == status
+        error = (await endpoint.client.get(f"{TASKS}/{task['task_id']}")).json()["error"]
+        assert (error is None) == (status == "PENDING")
+
+
 async def test_dependencies_on_other_submissions(tmp_path):
     unknown = "11111111-2222-4333-8444-555555555555"
     async with served(tmp_path) as endpoint:
