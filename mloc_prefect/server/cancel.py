@@ -23,7 +23,7 @@ async def cancel(endpoint: Endpoint, record: TaskRecord, *, whole: bool) -> dict
     The journal entry is written first: it is durable, and whoever reads it ends what runs, Prefect being there or not.
 
     Raises:
-        Problem: 409 when there is nothing left to cancel.
+        Problem: 409 when there is nothing left to cancel, or the task is a part of another one.
         StoreError: Redis cannot be reached.
     """
     store = endpoint.stores.tasks
@@ -37,6 +37,8 @@ async def cancel(endpoint: Endpoint, record: TaskRecord, *, whole: bool) -> dict
     else:
         if record.status in {TaskStatus.DONE, TaskStatus.FAILED}:
             raise Problem(409, f"the task has ended: it is {record.status}")
+        if record.parent_task_id:  # no run of Prefect is found by the id of a part
+            raise Problem(409, f"the task is a part of {record.parent_task_id} and ends only with it: cancel that")
         meant = _with_dependants(record, siblings)
     if meant:
         await store.request_cancel(record.submission_id, None if whole else record.task_id)

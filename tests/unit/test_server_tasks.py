@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -160,6 +162,23 @@ async def test_what_has_ended_cannot_be_cancelled(tmp_path, phase):
             answer = await endpoint.client.post(f"{TASKS}/{task_id}/cancel", params=query)
             assert (answer.status_code, "ended" in answer.json()["detail"]) == (409, True)
         assert await endpoint.stores.journal.depth() == 1
+
+
+async def test_a_part_of_a_divided_task_ends_only_with_the_whole(tmp_path):
+    async with served(tmp_path) as endpoint:
+        whole = await endpoint.one()
+        parent = await endpoint.stores.tasks.get(whole)
+        assert parent is not None
+        part = replace(parent, task_id="part-1", parent_task_id=whole, shard_index=0, shard_total=2)
+        await endpoint.stores.tasks.create([part])
+        for task_id in (whole, "part-1"):
+            await endpoint.stores.tasks.transition(task_id, Mark(1, Phase.STARTED))
+        answer = await endpoint.client.post(f"{TASKS}/part-1/cancel")
+        told = f"the task is a part of {whole} and ends only with it: cancel that"
+        assert (answer.status_code, answer.json()["detail"]) == (409, told)
+        assert await endpoint.stores.journal.depth() == 1, "nobody was asked to end anything"
+        answer = await endpoint.client.post(f"{TASKS}/{whole}/cancel")
+        assert (answer.status_code, answer.json()["stopping"]) == (200, [whole])
 
 
 async def test_workers(tmp_path):
