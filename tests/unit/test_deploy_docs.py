@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import prefect.settings
@@ -109,6 +110,25 @@ def test_the_compose_file_has_results_on_nfs_secrets_required_and_redis_in_three
     assert worker["MLOC_EVENTS_REDIS_URL"].endswith("/1")
     assert prefect["PREFECT_REDIS_MESSAGING_URL"].endswith("/1")
     assert prefect["PREFECT_SERVER_DOCKET_URL"].endswith("/2")
+
+
+def test_the_image_is_built_from_all_that_the_package_links_to():
+    lines = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    links = [path.readlink() for path in (ROOT / "mloc_prefect").iterdir() if path.is_symlink()]
+    assert {str(link) for link in links} == {"../constraints", "../templates"}
+    for name in ("mloc_prefect", *(link.name for link in links)):
+        assert [name] in copied
+
+
+def test_workers_get_an_image_with_what_inference_and_training_need():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    build, others = COMPOSE["services"]["worker"]["build"], COMPOSE["services"]["bridge"]
+    named = re.fullmatch(r"\$\{WORKER_EXTRAS:-(.+)\}", build["args"]["EXTRAS"])[1].split(",")
+    assert {"server", "redis", "train"} <= set(named) <= set(extras)
+    assert "mloc-prefect[transformers]" in extras["train"]
+    assert {key: build[key] for key in ("context", "dockerfile")} == others["build"]
+    assert COMPOSE["services"]["worker"]["image"] != others["image"], "one would replace the other"
 
 
 @pytest.mark.parametrize("unit", ["mloc-up", "mloc-worker"])
