@@ -10,7 +10,7 @@ from mloc_prefect.cli.boundary import examples
 
 SERVE_EXAMPLES = examples(
     "REDIS_URL=redis://redis:6379/0 mloc serve",
-    "REDIS_URL=redis://redis:6379/0 MLOC_TOKEN=... mloc serve --host 0.0.0.0 --port 8000",
+    "REDIS_URL=redis://:PASSWORD@redis:6379/0 MLOC_TOKEN=... mloc serve --host 0.0.0.0 --port 8000",
 )
 BRIDGE_EXAMPLES = examples("REDIS_URL=redis://redis:6379/0 PREFECT_API_URL=http://prefect:4200/api mloc bridge")
 WORKER_EXAMPLES = examples(
@@ -23,7 +23,10 @@ def serve(
     *,
     host: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Listen on this address; beyond this machine with a token only."),
+        typer.Option(
+            metavar="ADDRESS",
+            help="Listen on this address; beyond this machine only with token and Redis password.",
+        ),
     ] = None,
     port: Annotated[int | None, typer.Option(metavar="PORT", help="Port; default 8000.")] = None,
 ) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from mloc_prefect.bridge.exposure import EVERYWHERE, LOOPBACK, is_loopback, refuse_open_redis
 from mloc_prefect.errors import DispatchError
 
 if TYPE_CHECKING:
     from mloc_prefect.settings import MlocSettings
 
-LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - only with a token, see `address`
 _BACKLOG = 2048
 
 
@@ -20,7 +18,7 @@ def address(settings: MlocSettings) -> str:
     """Return the address to listen on: the one asked for, else all with a token and loopback without.
 
     Raises:
-        DispatchError: It lies beyond loopback, and there is no token.
+        DispatchError: It lies beyond loopback, and there is no token, or Redis stands open beside it.
     """
     token = settings.token is not None and bool(settings.token.get_secret_value())
     host = settings.host or (EVERYWHERE if token else LOOPBACK)
@@ -29,17 +27,13 @@ def address(settings: MlocSettings) -> str:
             f"the endpoint would listen on {host}, where other machines reach it, without a token",
             hint="set ORCHESTRATOR_TOKEN, or leave out --host (MLOC_HOST) to listen on this machine only",
         )
+    if not is_loopback(host) and settings.redis_url is not None:
+        refuse_open_redis(
+            host,
+            settings.redis_url.get_secret_value(),
+            otherwise=f"listen on this machine only with --host {LOOPBACK} (MLOC_HOST)",
+        )
     return host
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address, or `localhost`, is reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

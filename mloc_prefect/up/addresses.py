@@ -1,38 +1,15 @@
-"""Ports and hosts: what is free, what is taken, what other machines can reach."""
+"""Ports and hosts: what is free, what is taken, what others call this machine."""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
-from urllib.parse import urlsplit
 
+from mloc_prefect.bridge.exposure import is_wildcard
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.orchestrate.server_main import listen
 
-LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"  # noqa: S104  # only with a token
-
 _PORTS_TRIED = 50
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches `host`, a name or an address."""
-    name = host.strip("[]").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def is_wildcard(host: str) -> bool:
-    """Return whether `host` means all addresses of this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_unspecified
-    except ValueError:
-        return not host
 
 
 def name_for_others(host: str) -> str:
@@ -70,15 +47,6 @@ def required_port(port: int, host: str) -> int:
             f"port {port} of {host} is in use by another program",
             hint="end that program, or take another port: `--port 8001`, or PORT=8001",
         ) from None
-
-
-def unprotected(url: str) -> str | None:
-    """Return the host of a Redis or Prefect URL that others reach without a password; None when it is not so."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if not host or is_loopback(host) or parts.password:
-        return None
-    return host
 
 
 def _free(host: str, port: int) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from mloc_prefect.bridge.exposure import LOOPBACK
 from mloc_prefect.bridge.valkey import EmbeddedValkey
 from mloc_prefect.errors import DispatchError
-from mloc_prefect.up.addresses import LOOPBACK
 
 if TYPE_CHECKING:
     from mloc_prefect.up.stack import Stack

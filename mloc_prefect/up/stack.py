@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from mloc_prefect.errors import DispatchError
-from mloc_prefect.execution.dirs import run_dir
-from mloc_prefect.up.addresses import (
+from mloc_prefect.bridge.exposure import (
     EVERYWHERE,
     LOOPBACK,
-    free_port,
     is_loopback,
     is_wildcard,
-    name_for_others,
-    required_port,
+    refuse_open_redis,
     unprotected,
 )
+from mloc_prefect.errors import DispatchError
+from mloc_prefect.execution.dirs import run_dir
+from mloc_prefect.up.addresses import free_port, name_for_others, required_port
 from mloc_prefect.up.secret_files import SecretFiles
 
 if TYPE_CHECKING:
@@ -209,12 +208,8 @@ def _here(host: str) -> str:
 
 def _refuse_unprotected(host: str, redis: str | None, api_url: str | None, environ: Mapping[str, str]) -> None:
     """Refuse to open a door beside which there is an open one."""
-    if redis and (name := unprotected(redis)):
-        raise DispatchError(
-            f"an endpoint on {host} needs a Redis with a password, and REDIS_URL has none for {name}: "
-            "whoever reaches that Redis could complete or change tasks",
-            hint="give Redis a password and write it as redis://:PASSWORD@HOST:PORT/0, or leave REDIS_URL out",
-        )
+    if redis:
+        refuse_open_redis(host, redis, otherwise="leave REDIS_URL out")
     if api_url and unprotected(api_url) and not _prefect_login(environ):
         raise DispatchError(
             f"an endpoint on {host} needs a Prefect API with a password, and PREFECT_API_AUTH_STRING is not set: "

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mloc_prefect.bridge.exposure import EVERYWHERE
 from mloc_prefect.orchestrate.server_main import listen
-from mloc_prefect.up.addresses import EVERYWHERE
 from mloc_prefect.up.state import UpState, running
 from tests.support.server import prepare_home
 

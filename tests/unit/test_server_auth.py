@@ -194,6 +194,26 @@ def test_it_does_not_listen_to_others_without_a_token(host):
         listen.address(get_settings(host=host))
 
 
+@pytest.mark.parametrize(
+    ("redis", "settings", "refused"),
+    [
+        ("redis://r.lab:6379/0", {"token": "t"}, True),
+        ("redis://r.lab:6379/0", {"token": "t", "host": "10.0.0.5"}, True),
+        ("redis://r.lab:6379/0", {}, False),
+        ("redis://r.lab:6379/0", {"token": "t", "host": "127.0.0.1"}, False),
+        ("redis://:pw@r.lab:6379/0", {"token": "t"}, False),
+        ("redis://127.0.0.1:6379/0", {"token": "t"}, False),
+    ],
+)
+def test_it_does_not_listen_to_others_beside_an_open_redis(redis, settings, refused):
+    in_force = get_settings(redis_url=redis, **settings)
+    if refused:
+        with pytest.raises(DispatchError, match=r"needs a Redis with a password, and REDIS_URL has none for r.lab"):
+            listen.address(in_force)
+    else:
+        assert listen.address(in_force)
+
+
 def test_a_port_in_use_is_one_line():
     with listen.bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mloc_prefect.bridge.exposure import is_loopback, is_wildcard, unprotected
 from mloc_prefect.errors import DispatchError, MlocError
 from mloc_prefect.settings import get_settings
-from mloc_prefect.up.addresses import is_loopback, is_wildcard, unprotected
 from mloc_prefect.up.keeper import Backoff, Keeper
 from mloc_prefect.up.logs import LogView, tail
 from mloc_prefect.up.secret_files import SecretFiles
@@ -275,6 +275,7 @@ def test_which_addresses_others_reach(host, loopback, wildcard):
         ("redis://:pw@r:6379/0", None),
         ("redis://r:6379/0", "r"),
         ("redis://localhost/0", None),
+        ("redis://r/0?password=pw", None),
         ("http://prefect:4200/api", "prefect"),
         ("http://127.0.0.1:4200/api", None),
         ("unix:///run/redis.sock", None),
