@@ -22,6 +22,7 @@ from mloc_prefect.orchestrate.cancelling import on_board
 from mloc_prefect.orchestrate.dispatch import current_dispatcher, local_dispatcher
 from mloc_prefect.orchestrate.engine import RunIdentity, run_as
 from mloc_prefect.orchestrate.fence import ApiFence, NoFence, RunFence
+from mloc_prefect.orchestrate.lost import stopped_starts
 from mloc_prefect.orchestrate.observer import NullObserver
 from mloc_prefect.orchestrate.outcome import StageOutcome, Status, WorkflowOutcome
 from mloc_prefect.orchestrate.shards import ShardingDispatcher
@@ -75,13 +76,15 @@ class _Coordinator:
         self.plan, self.options, self.run_, self.client = plan, options, run, client
         self.submission = options.submission_id or str(run.id)
         self.task_ids = options.ids(plan, str(run.id))
+        stopped = stopped_starts(run.labels)
         self.scope = RunScope(
             options=options,
-            dispatcher=ShardingDispatcher(dispatcher, settings=options.settings, root=options.root),
+            dispatcher=ShardingDispatcher(dispatcher, settings=options.settings, root=options.root, stopped=stopped),
             observer=options.observer or NullObserver(),
             fence=_fence(client, run),
             run_count=max(run.run_count, 1),
             task_ids=self.task_ids,
+            stopped=stopped,
         )
         self.tasks: dict[str, asyncio.Task[StageOutcome]] = {}
         self.stage_runs: dict[str, UUID] = {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mloc_prefect.errors import DispatchError, ExecutionError
 from mloc_prefect.execution.hosttypes import engine_key
 from mloc_prefect.execution.protocol import ExecutionEvent
-from mloc_prefect.orchestrate.pooled import WorkerLostError
+from mloc_prefect.orchestrate.lost import WorkerLostError, WorkerStoppedError
 from mloc_prefect.worker.gpus import matching_gpus, wanted_gpus
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class PlacingDispatcher:
             return await self._place(job, where)
         except ExecutionError as error:
             lost = error.worker if isinstance(error, WorkerLostError) else where.worker
-            if error.retryable and lost:
+            if error.retryable and lost and not isinstance(error, WorkerStoppedError):  # that may well be back by then
                 self._failed[task] = tuple(dict.fromkeys((*self._failed.pop(task, ()), lost)))
                 while len(self._failed) > _REMEMBERED:
                     del self._failed[next(iter(self._failed))]

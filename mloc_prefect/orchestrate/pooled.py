@@ -22,6 +22,7 @@ from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_STAGE, ensure_deployment
 from mloc_prefect.orchestrate.follow import GONE
 from mloc_prefect.orchestrate.jobfile import EventReader, read_outcome, write_job
+from mloc_prefect.orchestrate.lost import STOPPED, WorkerLostError, WorkerStoppedError
 from mloc_prefect.worker.queues import RequirementClass, ensure_queue
 
 if TYPE_CHECKING:
@@ -44,18 +45,6 @@ _TELL_AFTER = 1.0  # waiting for less is not worth a word
 _TELL_EVERY = 5.0
 _TELLS_A_SECOND, _TELLS_AT_ONCE = 2.0, 20
 _SETTLE_SECONDS = 10.0  # how long a file of another machine may take to show here, or a cancelled run to end
-
-
-class WorkerLostError(ExecutionError):
-    """The worker of an attempt ended before the attempt did.
-
-    Attributes:
-        worker: Its id, or None when nobody knows.
-    """
-
-    def __init__(self, message: str, worker: str | None) -> None:
-        super().__init__(message, retryable=True, failure=ExecutionFailure(message, kind="killed"))
-        self.worker = worker
 
 
 @dataclass(slots=True)
@@ -145,7 +134,7 @@ class WorkPoolDispatcher:
             avoid: Workers on which it failed before.
 
         Raises:
-            WorkerLostError: Its worker ended; another attempt may go better.
+            WorkerLostError: Its worker ended; another attempt may go better. `WorkerStoppedError` if it was stopped.
         """
         directory = await asyncio.to_thread(write_job, job)
         creating = asyncio.ensure_future(self._create(job, prefer, avoid))
@@ -243,6 +232,8 @@ class WorkPoolDispatcher:
                 raise ExecutionError("cancelled", retryable=False, failure=failure)
             if followed.state in {"CRASHED", GONE} or time.monotonic() > end:
                 where = attempt.worker or "its worker"
+                if followed.state == "CRASHED" and followed.message == STOPPED:
+                    raise WorkerStoppedError(f"{where} was stopped", attempt.worker)
                 raise WorkerLostError(f"{where} was lost: {followed.message or followed.state.lower()}", attempt.worker)
             await asyncio.sleep(_TAIL_SECONDS)  # the files of another machine may show later than its messages
         return await self._outcome(attempt, followed)

@@ -19,6 +19,7 @@ from mloc_prefect.errors import DispatchError, ExecutionError
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionResult
 from mloc_prefect.orchestrate.commit import Committer, Computed
 from mloc_prefect.orchestrate.fence import NoFence
+from mloc_prefect.orchestrate.lost import WorkerStoppedError
 from mloc_prefect.orchestrate.shard_merge import Finished, check_mergeable, merge
 from mloc_prefect.orchestrate.shard_plan import begun_whole, digest_of, make_plan, read_plan
 from mloc_prefect.orchestrate.shard_progress import ShardProgress
@@ -53,12 +54,19 @@ class ShardingDispatcher:
         settings: Budget of retries, and the default of `parallel.max_shards`.
         root: Results root.
         capacity: How many attempts like one could start now; default: what `inner` says, else 1.
+        stopped: Earlier starts of the root run that cost no attempt, see `RunScope`.
     """
 
     def __init__(
-        self, inner: StageDispatcher, *, settings: MlocSettings, root: Path, capacity: Capacity | None = None
+        self,
+        inner: StageDispatcher,
+        *,
+        settings: MlocSettings,
+        root: Path,
+        capacity: Capacity | None = None,
+        stopped: frozenset[int] = frozenset(),
     ) -> None:
-        self._inner, self._settings, self._root = inner, settings, root
+        self._inner, self._settings, self._root, self._stopped = inner, settings, root, stopped
         self._capacity = capacity or (inner.capacity if isinstance(inner, HasCapacity) else _one)
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
@@ -66,7 +74,8 @@ class ShardingDispatcher:
         plan = await self._plan(job)
         if plan is None:
             return await self._inner.dispatch(job, on_event=on_event)
-        return await _Divided(self._inner, self._settings, self._root, job, plan, on_event).run()
+        divided = _Divided(self._inner, self._settings, self._root, job, plan, on_event, stopped=self._stopped)
+        return await divided.run()
 
     async def _plan(self, job: StageJob) -> ShardPlan | None:
         """Return how the task is divided, or None when it is done in one piece."""
@@ -109,8 +118,10 @@ class _Divided:
         job: StageJob,
         plan: ShardPlan,
         on_event: Callable[[ExecutionEvent], None],
+        *,
+        stopped: frozenset[int],
     ) -> None:
-        self._inner, self._settings, self._root = inner, settings, root
+        self._inner, self._settings, self._root, self._stopped = inner, settings, root, stopped
         self._job, self._plan, self._on_event = job, plan, on_event
         self._progress = ShardProgress(len(plan.task_ids), plan.rows)
 
@@ -162,6 +173,8 @@ class _Divided:
         while True:
             try:
                 return await self._attempt(part)
+            except WorkerStoppedError as error:
+                self._failed(part, error, 0.0)
             except (ExecutionError, DispatchError) as error:
                 final = spent >= limit or (isinstance(error, ExecutionError) and not error.retryable)
                 spent += 1
@@ -196,8 +209,8 @@ class _Divided:
         return Finished(part.task_id, part.committer.directory, manifest)
 
     def _spent(self, part: _Part) -> int:
-        """Return how many earlier starts of the root run ended while this shard was at work: one attempt each."""
-        starts = {attempt_number(path)[0] for path in attempt_dirs(part.committer.directory)}
+        """Return how many earlier starts of the root run were lost while this shard was at work: one attempt each."""
+        starts = {attempt_number(path)[0] for path in attempt_dirs(part.committer.directory)} - self._stopped
         return min(sum(0 < start < self._job.request.run_count for start in starts), self._settings.max_retries)
 
     def _digest(self, part: _Part) -> str:

@@ -16,6 +16,7 @@ from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs, attempt_numbe
 from mloc_prefect.errors import ArtifactError, DispatchError, ExecutionError, MlocError
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.commit import Committer, Computed
+from mloc_prefect.orchestrate.lost import WorkerStoppedError
 from mloc_prefect.orchestrate.outcome import StageOutcome
 from mloc_prefect.orchestrate.prepare import Work, prepare
 from mloc_prefect.orchestrate.stagelog import StageLog
@@ -51,6 +52,7 @@ class RunScope:
         fence: Says whether this start of the run is current.
         run_count: Number of this start, from 1.
         task_ids: Task id of each stage key.
+        stopped: Earlier starts that ended because their worker was stopped: they cost no attempt.
     """
 
     options: RunOptions
@@ -59,6 +61,7 @@ class RunScope:
     fence: RunFence
     run_count: int
     task_ids: Mapping[str, str]
+    stopped: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +165,24 @@ class _Runner:
             self._say(f"attempt {attempt} starts")
             try:
                 return await self._attempt(attempt)
+            except WorkerStoppedError as error:
+                self._again(attempt, error, 0.0)
             except (ExecutionError, DispatchError, ArtifactError) as error:
-                self._note_failure(attempt, error)
                 final = not _worth_a_retry(error) or retries >= settings.max_retries
                 delay = min(settings.retry_base_delay * 2 ** (retries + 1), settings.retry_max_delay)
-                self._tell_failure(error, None if final else delay)
+                self._again(attempt, error, None if final else delay)
                 if final:
                     raise
                 retries += 1
-                self.scope.observer.stage_retry(self.stage.key, attempt, str(error), delay)
-                self._say(f"next attempt in {delay:g} s")
                 await _sleep(delay)
+
+    def _again(self, attempt: int, error: MlocError, delay: float | None) -> None:
+        """Tell of a failed attempt, and of the seconds to the next one; None for none."""
+        self._note_failure(attempt, error)
+        self._tell_failure(error, delay)
+        if delay is not None:
+            self.scope.observer.stage_retry(self.stage.key, attempt, str(error), delay)
+            self._say(f"next attempt in {delay:g} s")
 
     async def _attempt(self, attempt: int) -> Manifest:
         computed = self.committer.kept(self.work.sha256)
@@ -286,8 +296,8 @@ class _Runner:
         )
 
     def _spent(self) -> int:
-        """Return how many earlier starts of the root run ended while this stage was at work: one attempt each."""
-        return len({start for start, _ in self._earlier()})
+        """Return how many earlier starts of the root run were lost while this stage was at work: one attempt each."""
+        return len({start for start, _ in self._earlier()} - self.scope.stopped)
 
     def _begun(self) -> int:
         """Return how many attempts earlier starts have begun, so that the numbers go on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow_engine
@@ -15,13 +16,28 @@ from prefect._flow_run_suspension import register_flow_run_suspension_request
 from prefect.exceptions import Abort
 from prefect.flow_engine import AsyncFlowRunEngine
 
+from mloc_prefect.orchestrate.lost import STOPPED
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
+    from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.flows import Flow
+    from prefect.workers.base import BaseWorker
 
-__all__ = ["CancelSwitch", "WarmEngine", "run_warm", "signals_left_alone"]
+    Worker = BaseWorker[Any, Any, Any]
+
+__all__ = [
+    "CancelSwitch",
+    "WarmEngine",
+    "being_submitted",
+    "is_synced",
+    "note_poll",
+    "run_warm",
+    "signals_left_alone",
+    "without_limit",
+]
 
 
 @dataclass(slots=True)
@@ -31,12 +47,14 @@ class CancelSwitch:
     Attributes:
         requested: Its end was asked for and is no crash.
         abandoned: It was given to another worker: it ends without a word.
+        stopped: Its worker ends on purpose: it ends as crashed, and says why.
         ended: Its end was reported.
         run_count: Start of the run that this is; 0 before it began.
     """
 
     requested: bool = False
     abandoned: bool = False
+    stopped: bool = False
     ended: bool = False
     run_count: int = 0
 
@@ -76,6 +94,8 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
         """Propose a state; see the class."""
         if self.switch.abandoned or (state.is_final() and not await self._is_ours()):
             raise Abort("it was started again elsewhere")
+        if self.switch.stopped and state.is_crashed():  # else whoever waits for it takes its worker for lost
+            state = state.model_copy(update={"message": STOPPED})
         new = await super().set_state(state, force)
         self.switch.ended = new.is_final()
         return new
@@ -122,3 +142,28 @@ async def run_warm(flow: Flow[..., Any], flow_run: FlowRun, switch: CancelSwitch
                 switch.run_count = engine.flow_run.run_count if engine.flow_run else 0  # as read after it began
                 await engine.call_flow_fn()  # type: ignore[unused-coroutine] # its annotation is a Coroutine too many
     return engine.flow_run is not None and engine.flow_run.state is not None and engine.flow_run.state.is_final()
+
+
+def is_synced(worker: Worker) -> bool:
+    """Return whether a worker knows its pool by now."""
+    return worker._has_successfully_synced
+
+
+def being_submitted(worker: Worker) -> Collection[UUID]:
+    """Return the runs that a worker has taken from a poll and not started yet: a view that moves."""
+    return worker._submitting_flow_run_ids
+
+
+def note_poll(worker: Worker) -> None:
+    """Tell the health check of a worker that it polls."""
+    worker._last_polled_time = datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def without_limit(worker: Worker) -> Iterator[None]:
+    """Let a worker submit runs that take no slot of its limit; for the length of a block without a pause."""
+    limiter, worker._limiter = worker._limiter, None
+    try:
+        yield
+    finally:
+        worker._limiter = limiter

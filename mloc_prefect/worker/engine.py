@@ -75,7 +75,10 @@ class WarmRuns:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         """End what still runs, as crashed, so that it may be started again elsewhere (`ended_early`)."""
-        self.ended_early = tuple(run_id for run_id, (_, switch) in self._runs.items() if not switch.requested)
+        early = {run_id: switch for run_id, (_, switch) in self._runs.items() if not switch.requested}
+        for switch in early.values():
+            switch.stopped = True
+        self.ended_early = tuple(early)
         await self._end_all()
         self._stack.close()
 

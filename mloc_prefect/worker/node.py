@@ -297,16 +297,23 @@ class Node:
             self._heartbeat.update(self.card())
 
     async def _hand_back(self) -> None:
-        """Schedule root runs again that ended because this worker does."""
-        recovery = Recovery(self._client, self._settings.max_retries)
+        """Schedule runs again that ended because this worker does, or had not begun.
+
+        A run of one attempt that had begun is left to its stage, which begins another one.
+        """
+        recovery, why = Recovery(self._client, self._settings.max_retries), f"worker {self._name} was stopped"
         for run_id in self._warm.ended_early:
             try:
                 run = await ask(self._client, "GET", f"/flow_runs/{run_id}")
                 flow = await ask(self._client, "GET", f"/flows/{run['flow_id']}") if run else None
                 if flow and flow["name"] == RUN_WORKFLOW.flow and run["state"]["type"] == "CRASHED":
-                    await recovery.start_again(run, f"worker {self._name} was stopped")
+                    await recovery.start_again(run, why, stopped=True)
             except httpx.HTTPError as error:
                 logger.warning("run %s is not scheduled again: %s", run_id, str(error) or type(error).__name__)
+        try:
+            await recovery.put_back(self.card(), why)
+        except httpx.HTTPError as error:
+            logger.warning("what had not begun stays Pending: %s", str(error) or type(error).__name__)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_STAGE, RUN_WORKFLOW
+from mloc_prefect.orchestrate.lost import stopped_starts, with_stop
 from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.leases import start_mark
 
@@ -34,7 +35,7 @@ class Recovery:
 
     Args:
         client: Open client.
-        max_retries: How often a root run is started again.
+        max_retries: How often a root run is started again after its worker was lost.
     """
 
     def __init__(self, client: PrefectClient, max_retries: int) -> None:
@@ -64,7 +65,20 @@ class Recovery:
             else:  # a process of its own, which may well go on without the worker
                 logger.warning("run %s of a flow that is not ours is left as it is: %s", run["name"], lost)
 
-    async def start_again(self, run: Mapping[str, Any], why: str) -> None:
+    async def put_back(self, card: WorkerCard, why: str) -> None:
+        """Schedule again what a worker that is being stopped has taken and not begun.
+
+        Raises:
+            httpx.HTTPError: The server does not answer.
+        """
+        for run in await self._active({"work_pools": {"name": {"any_": [card.pool]}}}):
+            if run["state"]["type"] != "PENDING" or not _is_of(run, card):
+                continue
+            ours = await self._flow(run["flow_id"]) in {RUN_WORKFLOW.flow, RUN_STAGE.flow}
+            if ours or not run.get("infrastructure_pid"):  # a process of its own ends after this, and says so
+                await self._put_back(run, why)
+
+    async def start_again(self, run: Mapping[str, Any], why: str, *, stopped: bool = False) -> None:
         """Mark a root run as crashed, with all below it, and schedule it anew within the budget.
 
         Its finished stages are found again; each stage that was at work has lost one attempt.
@@ -72,6 +86,7 @@ class Recovery:
         Args:
             run: The run, as the API gave it.
             why: Message of its states.
+            stopped: Its worker was stopped on purpose: that costs neither the run a start nor its stages an attempt.
         """
         if run["state"]["type"] == "PENDING":
             await self._put_back(run, why)
@@ -84,10 +99,16 @@ class Recovery:
             await self._end(run["id"], why, cancelled=cancelled)
         if cancelled:
             return
-        if run["run_count"] > self._max_retries:
-            logger.warning("run %s was started %d times, it stays crashed", run["name"], run["run_count"])
+        if stopped:
+            label = with_stop(run["labels"], run["run_count"])
+            await ask(self._client, "PATCH", f"/flow_runs/{run['id']}/labels", label)
+            await self._schedule(run["id"], why)
             return
-        await self._schedule(run["id"], f"{why}; start {run['run_count'] + 1} of {self._max_retries + 1}")
+        lost = run["run_count"] - len(stopped_starts(run["labels"]))
+        if lost > self._max_retries:
+            logger.warning("run %s was lost %d times, it stays crashed", run["name"], lost)
+            return
+        await self._schedule(run["id"], f"{why}; start {lost + 1} of {self._max_retries + 1}")
 
     async def _stage_lost(self, run: Mapping[str, Any], why: str) -> None:
         if run["state"]["type"] == "PENDING":

@@ -10,7 +10,6 @@ import asyncio
 import os
 import socket
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from mloc_prefect.worker.node import Node
 
 _DRAIN_LOOK = 0.1
+_SETTLE_SECONDS = 10.0  # for a server that is slow
 
 
 class MlocJobConfiguration(ProcessJobConfiguration):
@@ -171,9 +171,20 @@ class MlocGpuWorker(ProcessWorker):
     async def teardown(self, *exc_info: Any) -> None:
         """End warm runs and hosts first, while the API can still be told."""
         if self._node is not None:
+            await self._settle(self._node)
             await self._node.__aexit__(None, None, None)
         self._node = None
         await super().teardown(*exc_info)
+
+    async def _settle(self, node: Node) -> None:
+        """Take nothing more, and wait for what is just being taken: it would stay Pending, ours for ever."""
+        from mloc_prefect.worker._prefect import being_submitted
+
+        node.draining = True
+        end = asyncio.get_running_loop().time() + _SETTLE_SECONDS
+        async with self._poll_turn:
+            while being_submitted(self) and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(_DRAIN_LOOK)
 
     def _begin_drain(self, stop: Callable[[], None]) -> None:
         """Take no further runs; stop when those that are here have ended, or after `drain_seconds`."""
@@ -229,19 +240,18 @@ class MlocGpuWorker(ProcessWorker):
 
     async def _claim(self, *, settled: bool) -> list[FlowRun]:
         """Take what is scheduled and fits, and start it; root runs whatever the limit."""
-        if self._node is None or not self._has_successfully_synced:
+        from mloc_prefect.worker._prefect import being_submitted, is_synced, note_poll, without_limit
+
+        if self._node is None or not is_synced(self):
             return []
         async with self._poll_turn:
-            claims = await self._node.claim(self.client, self._submitting_flow_run_ids, settled=settled)
-            self._last_polled_time = datetime.now(UTC)
-            limiter, self._limiter = self._limiter, None
-            try:
+            claims = await self._node.claim(self.client, being_submitted(self), settled=settled)
+            note_poll(self)
+            with without_limit(self):
                 started = await self._submit_scheduled_flow_runs([c.entry for c in claims if not c.slot])
-            finally:
-                self._limiter = limiter
             started += await self._submit_scheduled_flow_runs([c.entry for c in claims if c.slot])
             for flow_run in [c.entry.flow_run for c in claims]:
-                if flow_run.id not in self._submitting_flow_run_ids:
+                if flow_run.id not in being_submitted(self):
                     await self._node.drop(flow_run.id)
             return started
 

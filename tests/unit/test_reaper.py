@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from mloc_prefect.errors import DispatchError
+from mloc_prefect.orchestrate.lost import stopped_starts
 from mloc_prefect.worker.card import WorkerCard
 from mloc_prefect.worker.directory import MemoryDirectory
 from mloc_prefect.worker.heartbeat import lock_name
@@ -212,7 +213,9 @@ class Server:
         name = rest.split("/")[0]
         if kind == "flows":
             return {"name": name}
-        if method == "PATCH":
+        if rest.endswith("/labels"):
+            self.runs[name]["labels"] |= body
+        elif method == "PATCH":
             assert body == {"infrastructure_pid": None}
         else:
             state = body["state"]
@@ -254,6 +257,33 @@ async def test_a_root_run_starts_again_with_all_below_it_ended():
 async def test_the_budget_of_starts_ends():
     server = Server(run("root", "run-workflow", "RUNNING", run_count=4))
     assert await server.recover() == ["root Crashed"]
+
+
+async def test_stops_on_purpose_are_not_in_the_budget():
+    server = Server(run("root", "run-workflow", "RUNNING"))
+    recovery = Recovery(server, 1)  # type: ignore[arg-type]
+    for start in range(1, 6):
+        server.runs["root"] |= {"state": {"type": "CRASHED", "message": None}, "run_count": start}
+        await recovery.start_again(server.runs["root"], "worker w was stopped", stopped=True)
+        assert server.runs["root"]["state"] == {"type": "SCHEDULED", "message": "worker w was stopped"}
+    assert stopped_starts(server.runs["root"]["labels"]) == {1, 2, 3, 4, 5}
+    for start, state in ((6, "SCHEDULED"), (7, "CRASHED")):  # of losses one is in the budget
+        server.runs["root"] |= {"state": {"type": "RUNNING", "message": None}, "run_count": start}
+        await server.recover(retries=1)
+        assert server.runs["root"]["state"]["type"] == state
+
+
+async def test_what_a_stopped_worker_has_not_begun_goes_back():
+    server = Server(
+        run("root", "run-workflow", "PENDING", infrastructure_pid="host:1"),
+        run("stage", "run-stage", "PENDING"),
+        run("user", "user", "PENDING"),
+        run("starting", "user", "PENDING", infrastructure_pid="host:2"),
+        run("running", "run-workflow", "RUNNING"),
+        run("other", "run-stage", "PENDING", worker="other"),
+    )
+    await Recovery(server, 3).put_back(DEAD, "stopped")  # type: ignore[arg-type]
+    assert server.steps == ["root AwaitingRetry", "stage AwaitingRetry", "user AwaitingRetry"]
 
 
 async def test_a_stage_run_is_lost_for_whoever_waits_for_it():

@@ -15,6 +15,7 @@ from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionRequest, Us
 from mloc_prefect.executors.own_rows import own_rows
 from mloc_prefect.orchestrate import shards
 from mloc_prefect.orchestrate.dispatch import MemoryDispatcher, StageJob
+from mloc_prefect.orchestrate.lost import WorkerStoppedError
 from mloc_prefect.orchestrate.shard_progress import ShardProgress
 from mloc_prefect.orchestrate.shards import ShardingDispatcher
 from mloc_prefect.plan.model import ResourceRequest
@@ -50,6 +51,7 @@ class Bench:
     events: list[ExecutionEvent] = field(default_factory=list)
     run_count: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
+    stopped: frozenset[int] = frozenset()
 
     async def __call__(self, spec: dict[str, Any] | None = None, task_type: str = "inference") -> ExecutionResult:
         self.inner = MemoryDispatcher(self.run)
@@ -72,7 +74,9 @@ class Bench:
             run_count=self.run_count,
         )
         job = StageJob(request=request, executor=ExecutorRef("x:Y"), resources=ResourceRequest(), holder="demo")
-        dispatcher = ShardingDispatcher(self.inner, settings=settings, root=self.root, capacity=capacity)
+        dispatcher = ShardingDispatcher(
+            self.inner, settings=settings, root=self.root, capacity=capacity, stopped=self.stopped
+        )
         return await dispatcher.dispatch(job, on_event=self.events.append)
 
     def told(self, what: str) -> list[dict[str, Any]]:
@@ -211,6 +215,33 @@ async def test_a_shard_out_of_retries_fails_the_attempt_for_good(bench: Bench, r
     assert not caught.value.retryable
     assert len([r for r in bench.inner.requests if r.spec["shard"]["index"] == 1]) == attempts
     assert bench.told("failed")[-1]["final"]
+
+
+async def test_stops_of_workers_cost_a_shard_no_retry(bench: Bench) -> None:
+    """Neither within one start of the run, nor those that ended a start."""
+    left = [5]
+
+    def run(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+        if request.spec["shard"]["index"] == 1 and left[0]:
+            left[0] -= 1
+            raise WorkerStoppedError("w was stopped", "w")
+        return answers(request, emit)
+
+    def lost(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+        if request.spec["shard"]["index"] == 1:
+            raise ExecutionError("no luck")
+        return answers(request, emit)
+
+    bench.run, bench.settings = lost, {"max_retries": 1}
+    with pytest.raises(ExecutionError, match="no luck"):
+        await bench()
+    bench.run_count, bench.stopped = 2, frozenset({1})
+    with pytest.raises(ExecutionError, match="no luck"):
+        await bench()
+    assert len([r for r in bench.inner.requests if r.spec["shard"]["index"] == 1]) == 2, "the first start is forgiven"
+    bench.run, bench.run_count = run, 3
+    await bench()
+    assert len([r for r in bench.inner.requests if r.spec["shard"]["index"] == 1]) == 6
 
 
 async def test_finished_shards_are_not_repeated_and_the_division_stays(bench: Bench) -> None:

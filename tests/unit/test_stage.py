@@ -17,6 +17,7 @@ from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, Us
 from mloc_prefect.orchestrate import commit, stage
 from mloc_prefect.orchestrate.dispatch import MemoryDispatcher
 from mloc_prefect.orchestrate.fence import NoFence, StaleRunError
+from mloc_prefect.orchestrate.lost import WorkerStoppedError
 from mloc_prefect.orchestrate.options import RunOptions
 from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
 from mloc_prefect.settings import get_settings
@@ -71,6 +72,7 @@ class Bench:
         self.ids: dict[str, str] = {}
         self.run_count = 1
         self.begun = 0
+        self.stopped: frozenset[int] = frozenset()
         self.teller = Told()
         self.cancel = asyncio.Event()
 
@@ -83,6 +85,7 @@ class Bench:
             fence=self.fence,
             run_count=self.run_count,
             task_ids={s.key: self.ids.get(s.key, f"id-{s.key}") for s in plan.stages},
+            stopped=self.stopped,
         )
         run = StageRun(log=logging.getLogger("test"), teller=self.teller, cancel=self.cancel, begun=self.begun)
         return await run_stage(plan.stage(key), scope, run)
@@ -221,6 +224,24 @@ async def test_a_later_start_of_the_run_has_its_own_attempts_and_one_retry_less(
     with pytest.raises(ExecutionError):
         await bench({"a": ([], {})})
     assert bench.attempts[5:] == ["9-1"], "one attempt is left, however often the run was started"
+
+
+async def test_starts_that_ended_by_a_stop_cost_no_retry(tmp_path: Path, waits: list[float]) -> None:
+    bench = Bench(tmp_path, failing(9, killed), max_retries=2)
+    for start in range(1, 6):
+        (tmp_path / "results" / "id-a" / "attempts" / f"{start}-1").mkdir(parents=True)
+    bench.run_count, bench.stopped = 6, frozenset({1, 2, 3, 5})
+    with pytest.raises(ExecutionError):
+        await bench({"a": ([], {})})
+    assert bench.attempts == ["6-1", "6-2"], "only the fourth start was lost"
+
+
+async def test_an_attempt_whose_worker_was_stopped_costs_no_retry(tmp_path: Path, waits: list[float]) -> None:
+    bench = Bench(tmp_path, failing(5, lambda: WorkerStoppedError("w was stopped", "w")), max_retries=1)
+    assert (await bench({"a": ([], {})})).status == "DONE"
+    assert (len(bench.attempts), waits) == (6, [])
+    failed = [facts for what, _, facts in bench.teller.facts if what == "failed"]
+    assert [(f["error"], f["final"]) for f in failed] == [("w was stopped", False)] * 5
 
 
 async def test_a_finished_stage_is_not_run_again_for_the_same_spec_only(tmp_path: Path) -> None:
