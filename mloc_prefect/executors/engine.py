@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.cpu_dtype import slow_in_16_bits
 from mloc_prefect.executors.gpu_memory import bound_memory
-from mloc_prefect.executors.models_source import FAILED, ModelPlace
+from mloc_prefect.executors.load_errors import load_errors
 from mloc_prefect.executors.threads import usable_cores
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.executors.adapters import Adapter
     from mloc_prefect.executors.fields import Fields
+    from mloc_prefect.executors.models_source import ModelPlace
 
 _DTYPES = {
     "auto": "auto",
@@ -129,14 +130,12 @@ def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[s
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": place.local_only}
     if place.commit:
         common["revision"] = place.commit
-    try:
+    with load_errors(place.path):
         on_phase("loading tokenizer", None)
         tokenizer = AutoTokenizer.from_pretrained(place.path, **common)
         on_phase("loading weights", 0.0)
         with weights_progress(on_phase):
             model = AutoModelForCausalLM.from_pretrained(place.path, **common, **_model_arguments(options, device))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(FAILED.format(" ".join(str(error).split()))) from error
     if device != "auto" and not options.bits:
         model.to(device)
     model.eval()
@@ -157,11 +156,12 @@ def adapt(engine: Engine, adapter: Adapter | None) -> None:
         return
     _need("peft", "adapters", "peft", parent="spec.model")
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     base = engine.model
     try:
         engine.model = PeftModel.from_pretrained(base, adapter.path).eval()
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"LoRA adapter {adapter.name!r} ({adapter.path}) does not fit the model: {first}") from error
     engine.adapter = adapter.fingerprint

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.load_errors import load_errors
 from mloc_prefect.executors.models_source import find_model
 
 if TYPE_CHECKING:
@@ -61,11 +62,9 @@ class ModelReward:
             "local_files_only": place.local_only,
         }
         common |= {"revision": place.commit} if place.commit else {}
-        try:
+        with load_errors(place.path, "Failed to load reward model: {}"):
             tokenizer = AutoTokenizer.from_pretrained(place.path, **common)
             model = AutoModelForSequenceClassification.from_pretrained(place.path, **common)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise UserError(f"Failed to load reward model: {' '.join(str(error).split())}") from error
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

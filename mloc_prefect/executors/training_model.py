@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.engine import EngineOptions, weights_progress
-from mloc_prefect.executors.models_source import FAILED, find_model
+from mloc_prefect.executors.load_errors import load_errors
+from mloc_prefect.executors.models_source import find_model
 from mloc_prefect.executors.training_arguments import lora_arguments
 from mloc_prefect.tasks.training_table import DEFAULT_MODELS
 
@@ -78,10 +79,8 @@ def load_tokenizer(weights: Weights, spec: Fields) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with load_errors(weights.tokenizer_folder):
         tokenizer = AutoTokenizer.from_pretrained(weights.tokenizer_folder, **_common(weights, spec))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(FAILED.format(" ".join(str(error).split()))) from error
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer of {weights.name} has no end token, so trained answers could not end")
     if tokenizer.pad_token is None:
@@ -105,11 +104,8 @@ def load_model(
     with_lora = wants_lora(options, spec)
     arguments = _model_arguments(options, spec, with_lora=with_lora, cuda=cuda)
     on_phase("loading weights", 0.0)
-    try:
-        with weights_progress(on_phase):
-            model = AutoModelForCausalLM.from_pretrained(weights.base.path, **_common(weights, spec), **arguments)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(FAILED.format(" ".join(str(error).split()))) from error
+    with load_errors(weights.base.path), weights_progress(on_phase):
+        model = AutoModelForCausalLM.from_pretrained(weights.base.path, **_common(weights, spec), **arguments)
     model.config.use_cache = False  # of no use while training, and at odds with gradient checkpointing
     if weights.adapter is not None:
         return _with_adapter(model, weights.adapter, options, trainable=with_lora)
@@ -145,10 +141,8 @@ def load_config(weights: Weights, spec: Fields) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
+    with load_errors(weights.base.path):
         return AutoConfig.from_pretrained(weights.base.path, **_common(weights, spec))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(FAILED.format(" ".join(str(error).split()))) from error
 
 
 def window_of(config: Any, tokenizer: Any) -> int | None:
@@ -198,10 +192,11 @@ def _model_arguments(options: Options, spec: Fields, *, with_lora: bool, cuda: b
 
 def _with_adapter(model: Any, folder: Path, options: Options, *, trainable: bool) -> Any:
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"the adapter in {folder} does not fit the model: {' '.join(str(error).split())}") from error
     if trainable:
         return loaded

@@ -16,7 +16,7 @@ from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.rewards import scorer_of
 from tests.support.disk import largest_file
-from tests.support.tiny_model import save_tiny_model
+from tests.support.tiny_model import cut_short, reshaped, save_tiny_model
 from tests.support.training import (
     PAIRS,
     SUMS,
@@ -354,6 +354,18 @@ def test_mistakes_cost_no_model_load(kind: str, spec: dict[str, Any], message: s
         bench.run(kind, whole)
     if kind != "lora_sft" and "packing" not in training:
         assert "loading weights" not in bench.texts("phase")
+
+
+def test_damaged_weights_are_one_line(bench: TrainingBench) -> None:
+    said = {"torn/model.safetensors is damaged or cut short: ": cut_short, "other: its weights have other sh": reshaped}
+    places = Places.of({"home": "/x", "base_dir": str(bench.root)})
+    for text, spoil in said.items():
+        folder = spoil(bench.model, bench.root / text.partition("/")[0].partition(":")[0])
+        with pytest.raises(UserError, match=rf"^Failed to load model/tokenizer: {bench.root}/{text}") as caught:
+            bench.run("sft", {"model": {"source": {"identifier": str(folder)}}, "data": sums(), "training": FAST})
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=rf"^Failed to load reward model: {bench.root}/torn/model.safetensors is dam"):
+        scorer_of(Fields({"reward_model": {"identifier": "torn"}}), places, ())
 
 
 def test_the_number_of_threads_is_that_of_the_machine(bench: TrainingBench) -> None:

@@ -14,7 +14,7 @@ from mloc_prefect.executors import decoding
 from mloc_prefect.executors.batching import Work
 from mloc_prefect.executors.sampling import Sampling
 from tests.support.bench import Bench, outputs
-from tests.support.tiny_model import save_tiny_model
+from tests.support.tiny_model import cut_short, reshaped, save_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,6 +281,14 @@ def test_ignored_penalties_are_said(bench: Bench) -> None:
         ({"source": {"identifier": "empty"}}, "Failed to load model/tokenizer: {root}/empty holds no config.json"),
         ({"source": {"identifier": "broken"}}, "Failed to load model/tokenizer: "),
         (
+            {"source": {"identifier": "torn"}},
+            "Failed to load model/tokenizer: {root}/torn/model.safetensors is damaged or cut short: ",
+        ),
+        (
+            {"source": {"identifier": "other"}},
+            "Failed to load model/tokenizer: {root}/other: its weights have other shapes than its config.json says",
+        ),
+        (
             {"source": {"identifier": "mirrored"}},
             "mirror of 'mirrored' ({root}/home/mirrors.yaml:1) names /none, which",
         ),
@@ -298,6 +306,8 @@ def test_faults_of_the_model_are_one_line(
     (bench.root / "empty").mkdir()
     (bench.root / "broken").mkdir()
     (bench.root / "broken" / "config.json").write_text("{}")
+    cut_short(tiny, bench.root / "torn")
+    reshaped(tiny, bench.root / "other")
     (bench.root / "home").mkdir()
     (bench.root / "home" / "mirrors.yaml").write_text("models: {mirrored: /none}")
     named = {"source": {"identifier": str(tiny)}, **model} if model else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,4 +66,20 @@ def save_tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shard)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def cut_short(model: Path, folder: Path) -> Path:
+    """Copy a model to `folder` as a copy leaves it that ended in the middle of its weights."""
+    shutil.copytree(model, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20_000])
+    return folder
+
+
+def reshaped(model: Path, folder: Path) -> Path:
+    """Copy a model to `folder`, with a configuration that says twice the width of its weights."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] * 2}))
     return folder
