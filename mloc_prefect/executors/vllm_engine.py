@@ -7,6 +7,7 @@ import queue
 import re
 import threading
 import time
+import traceback
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mloc_prefect.errors import MissingExtraError
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.load_errors import damaged, fault_of
 from mloc_prefect.executors.vllm_loading import loading_phases
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _COUNT_SECONDS = 1.0
 _NO_ROOM = re.compile(r"less than (desired [GC]PU memory|the engine's budget|requested memory for kv)")
+_NOT_STARTED = re.compile(r"initialization failed")  # what is wrong stands in the log of another process
 _NO_COMPILER = re.compile(r"No working C\+\+ compiler|Failed to find C compiler")
 
 
@@ -113,18 +116,18 @@ class EngineLoop:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.llm_engine import LLMEngine
 
+            if self._engine is not None:  # of a task that was cancelled while it loaded
+                self._release()
             try:
                 with loading_phases(on_phase):
                     self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), UsageContext.LLM_CLASS)
-            except (ValueError, TypeError, OSError, KeyError, NotImplementedError) as error:
-                text = " ".join(str(error).split())
-                if _NO_ROOM.search(text):  # others hold the memory now; that may pass
-                    raise MemoryError(text) from error
-                raise UserError(f"vLLM cannot load {arguments['model']}: {text}") from error
-            except RuntimeError as error:
-                if _NO_COMPILER.search(str(error)):
-                    raise _no_compiler() from error
-                raise
+            except Exception as error:
+                _let_go(error)
+                self._release()
+                told = _told(error, str(arguments["model"]))
+                if told is None:
+                    raise
+                raise told from error
             return self._engine
 
         return self.call(action)
@@ -133,14 +136,8 @@ class EngineLoop:
         """Give the engine's memory back."""
 
         def action() -> None:
-            if self._engine is None:
-                return
-            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-            self._engine.engine_core.shutdown()
-            self._engine = None
-            gc.collect()
-            cleanup_dist_env_and_memory()
+            if self._engine is not None:
+                self._release()
 
         return self.call(action)
 
@@ -181,6 +178,17 @@ class EngineLoop:
             self._ended = True
 
         self.call(action)
+
+    def _release(self) -> None:
+        """Give back what the engine holds, or what one that failed to load has left behind."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.engine_core.shutdown()
+        del engine
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
     def _run(self) -> None:
         while not self._ended:
@@ -261,7 +269,32 @@ class EngineLoop:
         for job in self._jobs:
             job.answers.put(_no_compiler() if lack else EngineDeadError(error))
         self._jobs.clear()
+        if lack:  # a mistake of the machine, with which the process goes on
+            self._release()
         self._engine = None
+
+
+def _told(error: Exception, model: str) -> Exception | None:
+    """Return what to raise in place of an error of the start, None when it is to be seen as it is."""
+    text = " ".join(str(error).split())
+    if _NO_ROOM.search(text):  # others hold the memory now; that may pass
+        return MemoryError(text)
+    if _NO_COMPILER.search(text):
+        return _no_compiler()
+    reason = fault_of(error, model)
+    if reason is None and _NOT_STARTED.search(text):
+        reason = damaged(model)
+    if reason is None and isinstance(error, (TypeError, NotImplementedError)):
+        reason = text
+    return None if reason is None else UserError(f"vLLM cannot load {model}: {reason}")
+
+
+def _let_go(error: BaseException) -> None:
+    """Drop what the frames of an error hold: the weights, as long as anybody keeps the error for its traceback."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _no_compiler() -> MissingExtraError:

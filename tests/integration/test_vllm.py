@@ -27,7 +27,7 @@ from mloc_prefect.worker.leases import MemoryLeaseBook
 from tests.support.flows import Killable, Recorder, lines
 from tests.support.server import embedded_server
 from tests.support.smollm import prepared_home
-from tests.support.tiny_model import save_tiny_model
+from tests.support.tiny_model import cut_short, save_tiny_model
 from tests.support.vllm_env import save_adapter, vllm_python
 
 if TYPE_CHECKING:
@@ -251,6 +251,22 @@ async def test_an_unknown_engine_argument_is_one_line(place: Place) -> None:
         "did you mean 'enable_prefix_caching'?"
     )
     assert [call for call in watch.calls if call[0] == "started"] == [("started", "answers", 1)]
+
+
+async def test_damaged_weights_are_one_line_and_the_host_goes_on(place: Place) -> None:
+    whole = save_tiny_model(place.root / "whole", window=512, hidden=64, heads=2)
+    folder = cut_short(whole, place.root / "torn")
+    watch = Watch()
+    with pytest.raises(WorkflowFailedError):
+        await place(["x"], identifier=str(folder), watch=watch)
+    error = watch.outcomes["answers"].error
+    assert error is not None
+    assert error.startswith(f"vLLM cannot load {folder}: {folder}/model.safetensors is damaged or cut short: ")
+    assert [call for call in watch.calls if call[0] == "started"] == [("started", "answers", 1)]
+    pid = place.hosts.pids[-1]
+    (folder / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes())
+    repaired = await place(["x"], identifier=str(folder))
+    assert (repaired.pid, repaired.summary["loads"]) == (pid, 1)
 
 
 async def test_a_cancelled_task_leaves_the_engine_to_others(place: Place) -> None:
