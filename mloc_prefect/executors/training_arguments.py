@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.tasks.training_batches import SIZES, UnevenBatchesError, batches_of
 from mloc_prefect.tasks.training_table import DEFAULTS, SHARED_DEFAULTS, cells, config_fields, is_neutral, passed_on
 
 if TYPE_CHECKING:
@@ -143,30 +144,16 @@ def lora_arguments(lora: Fields) -> Arguments:
 
 
 def rollout_sizes(options: Options) -> tuple[int, int, int]:
-    """Return answers of one batch, mini-batches that it is cut into, and how many of these one optimiser step takes.
-
-    All are for one process. As in MLOC, `batch_size` answers are given, then learnt from in mini-batches;
-    `gradient_accumulation_steps` of them make one step of the optimiser.
+    """Return what `tasks.training_batches.batches_of` makes of the sizes.
 
     Raises:
         UserError: They do not divide.
     """
     training = options.training
-    steps = training.integer("gradient_accumulation_steps", 1, minimum=1)
-    batch = training.integer("batch_size", 4, minimum=1)
-    if "per_device_train_batch_size" in options.given and "batch_size" not in options.given:
-        batch = training.integer("per_device_train_batch_size", 1, minimum=1) * steps
-    if training.get("num_mini_batches") is not None:
-        parts = training.integer("num_mini_batches", 1, minimum=1) * steps
-    else:
-        size = training.integer("mini_batch_size", 1, minimum=1)
-        parts = batch // size if batch % size == 0 else 0
-    if not parts or batch % parts or parts % steps:
-        raise UserError(
-            f"spec.training: batch_size {batch} cannot be cut into mini-batches of "
-            f"{training.get('mini_batch_size')} with {steps} of them for each step; choose sizes that divide"
-        )
-    return batch, parts, steps
+    try:
+        return batches_of({name: training.integer(name, 1, minimum=1) for name in sorted(SIZES & options.given)})
+    except UnevenBatchesError as error:
+        raise UserError(f"spec.training.{error.field}: {error}; choose sizes that divide") from None
 
 
 def _steps(options: Options, _place: Place) -> Arguments:

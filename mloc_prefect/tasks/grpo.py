@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_OWN_SIZES = frozenset({"generation_batch_size", "steps_per_generation"})
+"""With one of these TRL counts in another way."""
+
+
 class GrpoTraining(RolloutTraining):
     """`training` of grpo; `num_generations` answers are compared for each prompt."""
 
@@ -36,16 +40,21 @@ class GrpoSpec(RolloutSpec):
         yield from super().problems()
         training = self.training
         yield from training_problems("grpo", training, self.generation)
-        answers = (training.per_device_train_batch_size or training.batch_size) * training.gradient_accumulation_steps
         if training.num_generations < 2:
             message = "num_generations must be at least 2: answers are compared with each other"
             yield Problem(("training", "num_generations"), "trainer-refuses", message)
-        elif answers % training.num_generations and "generation_batch_size" not in (training.model_extra or {}):
-            message = (
-                f"batch_size x gradient_accumulation_steps = {answers} is not a multiple of num_generations "
-                f"{training.num_generations}"
-            )
-            yield Problem(("training", "num_generations"), "uneven-batches", message, "choose sizes that divide")
+        elif training.sizes() is not None and not _OWN_SIZES & set(training.model_extra or {}):
+            yield from _group_problems(training)
+
+
+def _group_problems(training: GrpoTraining) -> Iterator[Problem]:
+    answers = (training.per_device_train_batch_size or training.batch_size) * training.gradient_accumulation_steps
+    if answers % training.num_generations:
+        message = (
+            f"batch_size x gradient_accumulation_steps = {answers} is not a multiple of num_generations "
+            f"{training.num_generations}"
+        )
+        yield Problem(("training", "num_generations"), "uneven-batches", message, "choose sizes that divide")
 
 
 GRPO = TaskType(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
 from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Texts, block, is_deferred, number, whole
@@ -17,6 +19,7 @@ from mloc_prefect.tasks.training import (
     train_executor,
     train_model,
 )
+from mloc_prefect.tasks.training_batches import SIZES, UnevenBatchesError, batches_of
 from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
@@ -54,7 +57,11 @@ class Generation(SpecModel):
 
 
 class RolloutTraining(TrainingOptions):
-    """Fields of `training` that ppo and grpo have."""
+    """Fields of `training` that ppo and grpo have.
+
+    A field that is null, or comes from an earlier stage, reads as its default. Which these are is kept, so that no
+    default is held against what the spec does say.
+    """
 
     mini_batch_size: Count | None = None
     num_mini_batches: Count | None = None
@@ -72,6 +79,23 @@ class RolloutTraining(TrainingOptions):
     vf_coef: Annotated[float | None, number(ge=0)] = None
     early_stopping: Any = None
     optimize_cuda_cache: Flag | None = None
+    _absent: frozenset[str] = PrivateAttr(frozenset())
+    _later: frozenset[str] = PrivateAttr(frozenset())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _note_what_is_open(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        found = handler(data)
+        if isinstance(data, dict):
+            found._absent = frozenset(name for name, value in data.items() if value is None)
+            found._later = frozenset(name for name, value in data.items() if is_deferred(value))
+        return found
+
+    def sizes(self) -> dict[str, int] | None:
+        """Return the sizes of batches that are set; None when one of them comes from an earlier stage."""
+        if SIZES & self._later:
+            return None
+        return {name: getattr(self, name) for name in (SIZES & self.model_fields_set) - self._absent}
 
 
 class PpoTraining(RolloutTraining):
@@ -120,14 +144,10 @@ class PpoSpec(RolloutSpec):
 
 def _batch_problems(training: PpoTraining) -> Iterator[Problem]:
     """Yield sizes that do not divide: each step of the optimiser takes whole mini-batches of one batch of answers."""
-    mini, steps = training.mini_batch_size or 1, training.gradient_accumulation_steps
-    if training.num_mini_batches is not None:
-        name, size, text = "num_mini_batches", training.num_mini_batches * steps, "num_mini_batches"
-    else:
-        name, size, text = "mini_batch_size", mini * steps, "mini_batch_size x gradient_accumulation_steps"
-    if training.batch_size % size:
-        message = f"batch_size {training.batch_size} is not a multiple of {text} = {size}"
-        yield Problem(("training", name), "uneven-batches", message, "choose sizes that divide")
+    try:
+        batches_of(training.sizes() or {})
+    except UnevenBatchesError as error:
+        yield Problem(("training", error.field), "uneven-batches", str(error), "choose sizes that divide")
 
 
 PPO = TaskType(

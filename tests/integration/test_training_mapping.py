@@ -11,6 +11,8 @@ import pytest
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.training_arguments import Options, Place, config_arguments, lora_arguments
 from mloc_prefect.tasks import trl_fields
+from mloc_prefect.tasks.checks import check
+from mloc_prefect.tasks.registry import task_type
 from mloc_prefect.tasks.training_table import KINDS, cells, config_fields, lora_fields, passed_on
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +137,15 @@ def test_the_value_shows(kind: str, block: str, name: str, tmp_path: Path, monke
     assert getattr(found, "value", found) == wanted
     if name not in {"fp16", "log_with"} and not (kind == "sft" and name == "gradient_checkpointing"):
         assert without != found, "the default would pass for it"
+
+
+@pytest.mark.parametrize(("kind", "block", "name"), CASES)
+def test_planning_takes_what_the_executor_takes(kind: str, block: str, name: str) -> None:
+    value = (rows(kind) if block == "training" else GENERATION[kind])[name][0]
+    data = {"preferences": [{"prompt": "a", "chosen": "b", "rejected": "c"}]} if kind == "dpo" else {"prompts": ["a"]}
+    rewards = {"rewards": [{"name": "json"}]} if kind in {"ppo", "grpo"} else {}
+    found = check(task_type(kind).model, {"data": data, **rewards, block: {name: value}}).problems
+    assert found == ()
 
 
 def test_both_seeds() -> None:

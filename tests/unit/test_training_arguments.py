@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -11,6 +12,8 @@ from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.training_arguments import Options, Place, config_arguments, lora_arguments, rollout_sizes
 from mloc_prefect.executors.training_launch import world_of
+from mloc_prefect.tasks.checks import check
+from mloc_prefect.tasks.registry import task_type
 
 
 def arguments(kind: Any, place: Place | None = None, **spec: Any) -> dict[str, Any]:
@@ -73,25 +76,64 @@ def test_fields_that_are_set(kind: str, training: dict[str, Any], wanted: dict[s
     assert "group_by" not in found
 
 
-@pytest.mark.parametrize(
-    ("training", "sizes"),
-    [
-        ({}, (4, 4, 1)),  # MLOC's defaults: four answers, each a mini-batch
-        ({"batch_size": 4, "mini_batch_size": 1, "gradient_accumulation_steps": 4}, (4, 4, 4)),  # as in its examples
-        ({"batch_size": 8, "mini_batch_size": 4}, (8, 2, 1)),
-        ({"batch_size": 8, "num_mini_batches": 2, "gradient_accumulation_steps": 2}, (8, 4, 2)),
-        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "mini_batch_size": 2}, (6, 3, 3)),
-    ],
-)
+BATCHES = [
+    ({}, (4, 4, 1)),  # MLOC's defaults: four answers, each a mini-batch
+    ({"batch_size": 4, "mini_batch_size": 1, "gradient_accumulation_steps": 4}, (4, 4, 4)),  # as in its examples
+    ({"batch_size": 8, "mini_batch_size": 4}, (8, 2, 1)),
+    ({"batch_size": 8, "num_mini_batches": 2, "gradient_accumulation_steps": 2}, (8, 4, 2)),
+    ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "mini_batch_size": 2}, (6, 3, 3)),
+    ({"per_device_train_batch_size": 8, "mini_batch_size": 8}, (8, 1, 1)),
+    ({"per_device_train_batch_size": 8, "batch_size": None, "mini_batch_size": "8"}, (8, 1, 1)),
+    ({"per_device_train_batch_size": 3, "batch_size": 8, "mini_batch_size": 8}, (8, 1, 1)),
+    ({"batch_size": 6, "mini_batch_size": 5, "num_mini_batches": 2}, (6, 2, 1)),
+    ({"batch_size": 6, "mini_batch_size": 3, "num_mini_batches": None}, (6, 2, 1)),
+]
+
+
+def planned(kind: str, training: dict[str, Any], **more: Any) -> list[str]:
+    """Return the errors of planning."""
+    spec = {"data": {"prompts": ["x"]}, "rewards": [{"name": "json"}], "training": training, **more}
+    return [p.message for p in check(task_type(kind).model, spec).problems if p.severity == "error"]
+
+
+@pytest.mark.parametrize(("training", "sizes"), BATCHES)
 def test_batches_of_ppo(training: dict[str, Any], sizes: tuple[int, int, int]) -> None:
     options = Options.of("ppo", Fields({"training": training}))
     assert rollout_sizes(options) == sizes
+    assert planned("ppo", training) == []
     found = config_arguments(options, Place("out"))
     batch, parts, steps = sizes
     # What TRL makes of it: answers of a batch, and slices that go through the model at once.
     assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == batch
     assert batch // found["num_mini_batches"] == batch // parts <= found["per_device_train_batch_size"]
     assert parts % steps == 0
+
+
+def test_planning_and_executor_refuse_the_same_batches() -> None:
+    choices = (None, 1, 2, 3, 4)
+    names = ("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "mini_batch_size",
+             "num_mini_batches")  # fmt: skip
+    refused = 0
+    for values in itertools.product(choices, repeat=len(names)):
+        training = dict(zip(names, values, strict=True))
+        told = planned("ppo", training)
+        try:
+            rollout_sizes(Options.of("ppo", Fields({"training": training})))
+        except UserError as error:
+            refused += 1
+            assert len(told) == 1, training
+            assert told[0] in str(error)
+        else:
+            assert told == [], training
+    assert 0 < refused < len(choices) ** len(names)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_batches_that_come_from_an_earlier_stage_are_not_judged_by_their_defaults(name: str) -> None:
+    later = {name: "${tune.result.size}"}
+    assert planned("ppo", {"mini_batch_size": 3, **later}) == []
+    assert planned("grpo", {"num_generations": 3, **later}) == []
+    assert len(planned("ppo", {"mini_batch_size": 3})) == len(planned("grpo", {"num_generations": 3})) == 1
 
 
 def test_steps_of_ppo_count_answers_of_all_processes() -> None:
@@ -169,7 +211,7 @@ def test_generation() -> None:
         ("ppo", {"generation": {"do_sample": False}}, "spec.generation.do_sample is not possible here"),
         ("ppo", {"generation": {"stop": ["#", "\n"]}}, "PPO in TRL stops at one token"),
         ("grpo", {"generation": {"stop": "two words"}}, "'two words' is more than one token of this model"),
-        ("ppo", {"training": {"batch_size": 5, "mini_batch_size": 2}}, "batch_size 5 cannot be cut"),
+        ("ppo", {"training": {"batch_size": 5, "mini_batch_size": 2}}, "batch_size 5 is not a multiple of"),
         ("sft", {"training": {"batch_size": 0}}, "spec.training.batch_size must be a whole number >= 1"),
         ("sft", {"training": {"dataloader_num_workers": 1.5}}, "must be a whole number"),
         ("sft", {"training": {"completion_only_loss": "maybe"}}, "must be true or false"),

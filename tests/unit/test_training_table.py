@@ -88,7 +88,11 @@ def test_names_of_trl_pass_and_near_misses_are_known() -> None:
         ("grpo", {"num_generations": 1}, "num_generations must be at least 2: answers are compared with each other"),
         ("grpo", {"batch_size": 6, "num_generations": 4},
          "batch_size x gradient_accumulation_steps = 6 is not a multiple of num_generations 4"),
-        ("ppo", {"batch_size": 4, "num_mini_batches": 3}, "batch_size 4 is not a multiple of num_mini_batches = 3"),
+        ("ppo", {"batch_size": 4, "num_mini_batches": 3},
+         "batch_size 4 is not a multiple of num_mini_batches x gradient_accumulation_steps = 3"),
+        ("ppo", {"per_device_train_batch_size": 2, "mini_batch_size": 3, "gradient_accumulation_steps": 2},
+         "per_device_train_batch_size x gradient_accumulation_steps = 4 is not a multiple of mini_batch_size x "
+         "gradient_accumulation_steps = 6"),
         ("ppo", {"batch_size": 8, "mini_batch_size": 2, "gradient_accumulation_steps": 8},
          "batch_size 8 is not a multiple of mini_batch_size x gradient_accumulation_steps = 16"),
     ],
