@@ -13,12 +13,13 @@ from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.owners import kill_left_over
 from mloc_prefect.orchestrate.embedded import EmbeddedServer
 from mloc_prefect.orchestrate.server_main import Private
+from mloc_prefect.up.join import join_file
 from mloc_prefect.up.keeper import Keeper
 from mloc_prefect.up.logs import LogView
 from mloc_prefect.up.notify import tell_ready
 from mloc_prefect.up.parts import CommandPart, ServerPart
 from mloc_prefect.up.redis import RedisPart, databases
-from mloc_prefect.up.stack import child_environment, command, decide, join_file
+from mloc_prefect.up.stack import child_environment, command, decide
 from mloc_prefect.up.state import UpFiles, UpState, refuse_second
 from mloc_prefect.up.summary import summary
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.settings import MlocSettings
 
+_TOKENS = ("MLOC_TOKEN", "ORCHESTRATOR_TOKEN", "PREFECT_INTEGRATIONS_MLOC_TOKEN")  # as the settings read them
 _DROPPED = ("NOTIFY_SOCKET", "LOG_FILE", "MLOC_LOG_FILE", "PREFECT_SERVER_API_AUTH_STRING")
 
 
@@ -46,6 +47,7 @@ class Stack:
         api_url: `PREFECT_API_URL` of the parts.
         token: Token of the endpoint, or None for an open one.
         token_file: File of that token if we made it.
+        token_variable: Variable in which the user set it, if any.
         auth: `user:password` of the embedded server's API, or None for an open one.
         results: Root of results.
         fsync: When Valkey's log goes to disk.
@@ -63,6 +65,7 @@ class Stack:
     api_url: str
     token: str | None
     token_file: Path | None
+    token_variable: str | None
     auth: str | None
     results: Path
     fsync: Literal["everysec", "always"]
@@ -112,7 +115,7 @@ def decide(settings: MlocSettings, ports: Mapping[str, int], environ: Mapping[st
     Args:
         settings: The settings in force, options of the command included.
         ports: Ports of the last time, by part.
-        environ: For `PREFECT_API_URL`.
+        environ: For `PREFECT_API_URL`, and for the name of the variable that has the token.
 
     Raises:
         DispatchError: The endpoint's port is in use, the address is none of this machine, or a service named by the
@@ -142,6 +145,7 @@ def decide(settings: MlocSettings, ports: Mapping[str, int], environ: Mapping[st
         api_url=api_url or f"http://{_here(host)}:{prefect_port}/api",
         token=files.read_or_make(files.token) if made else token,
         token_file=files.token if made else None,
+        token_variable=next((name for name in _TOKENS if environ.get(name)), None),
         auth=files.read_or_make(files.prefect_auth, "mloc:") if beyond and not api_url else None,
         results=settings.results_root,
         fsync=settings.redis_fsync,
@@ -184,21 +188,6 @@ def child_environment(
 def command(*arguments: str) -> list[str]:
     """Return the command line of `mloc ARGUMENTS` in this interpreter, whatever the working directory holds."""
     return [sys.executable, "-P", "-m", "mloc_prefect.cli", *arguments]
-
-
-def join_file(stack: Stack, redis_url: str) -> str:
-    """Return the shell variables with which a worker or client on another machine joins."""
-    name = name_for_others(stack.host)
-    there = f"http://{name}:{stack.port}"
-    lines = {
-        "REDIS_URL": redis_url if stack.external_redis else redis_url.replace(f"@{LOOPBACK}:", f"@{name}:"),
-        "PREFECT_API_URL": f"http://{name}:{stack.prefect_port}/api" if stack.prefect_port else stack.api_url,
-        "PREFECT_API_AUTH_STRING": stack.auth,
-        "MLOC_URL": there,
-        "MLOC_BASE_URL": there,
-        "MLOC_TOKEN": stack.token,
-    }
-    return "\n".join(f"export {key}='{value}'" for key, value in lines.items() if value)
 
 
 def _here(host: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from mloc_prefect.up.join import warnings
+
 if TYPE_CHECKING:
     from mloc_prefect.up.stack import Stack
 
@@ -32,7 +34,8 @@ def summary(stack: Stack, *, worker: bool, show_token: bool) -> list[str]:
     ]
     if not stack.beyond_loopback:
         return lines
-    return [*lines, f"on another machine, with a copy of {stack.secrets.join}", "  . join.env && mloc worker start"]
+    lines += [f"on another machine, with a copy of {stack.secrets.join}", "  . join.env && mloc worker start"]
+    return [*lines, *(f"  warning: {warning}" for warning in warnings(stack))]
 
 
 def _secret_lines(stack: Stack, *, show_token: bool) -> list[str]:
@@ -51,5 +54,9 @@ def _secret_lines(stack: Stack, *, show_token: bool) -> list[str]:
 def _header(stack: Stack) -> str:
     if not stack.token:
         return ""
-    source = f"$(cat {shlex.quote(str(stack.token_file))})" if stack.token_file else "$MLOC_TOKEN"
+    source = (
+        f"$(cat {shlex.quote(str(stack.token_file))})"
+        if stack.token_file
+        else f"${stack.token_variable or 'MLOC_TOKEN'}"
+    )
     return f' -H "Authorization: Bearer {source}"'

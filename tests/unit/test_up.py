@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import stat
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +14,11 @@ import pytest
 from mloc_prefect.bridge.exposure import is_loopback, is_wildcard, unprotected
 from mloc_prefect.errors import DispatchError, MlocError
 from mloc_prefect.settings import get_settings
+from mloc_prefect.up.join import join_file
 from mloc_prefect.up.keeper import Backoff, Keeper
 from mloc_prefect.up.logs import LogView, tail
 from mloc_prefect.up.secret_files import SecretFiles
-from mloc_prefect.up.stack import Stack, child_environment, decide, join_file
+from mloc_prefect.up.stack import Stack, child_environment, decide
 from mloc_prefect.up.state import UpFiles, UpState, running
 from mloc_prefect.up.summary import summary
 
@@ -298,6 +300,7 @@ def stack(home: Path, **more: object) -> Stack:
         "api_url": "http://127.0.0.1:4200/api",
         "token": None,
         "token_file": None,
+        "token_variable": None,
         "auth": None,
         "results": home / "results",
         "fsync": "everysec",
@@ -339,13 +342,42 @@ def test_what_another_machine_needs_to_join(tmp_path):
     opened = stack(tmp_path, host="10.0.0.5", endpoint_host="10.0.0.5", token="t", auth="mloc:p")
     lines = join_file(opened, "redis://:pw@127.0.0.1:6379/0").splitlines()
     assert dict(line.removeprefix("export ").split("=", 1) for line in lines) == {
-        "REDIS_URL": "'redis://:pw@10.0.0.5:6379/0'",
-        "PREFECT_API_URL": "'http://10.0.0.5:4200/api'",
-        "PREFECT_API_AUTH_STRING": "'mloc:p'",
-        "MLOC_URL": "'http://10.0.0.5:8000'",
-        "MLOC_BASE_URL": "'http://10.0.0.5:8000'",
-        "MLOC_TOKEN": "'t'",
+        "REDIS_URL": "redis://:pw@10.0.0.5:6379/0",
+        "PREFECT_API_URL": "http://10.0.0.5:4200/api",
+        "PREFECT_API_AUTH_STRING": "mloc:p",
+        "MLOC_URL": "http://10.0.0.5:8000",
+        "MLOC_BASE_URL": "http://10.0.0.5:8000",
+        "MLOC_TOKEN": "t",
     }
+
+
+def test_a_shell_reads_any_token_from_the_file_to_join(tmp_path):
+    token = "it's; $HOME `id`"
+    text = join_file(stack(tmp_path, host="10.0.0.5", token=token), "redis://:pw@127.0.0.1:6379/0")
+    shown = subprocess.run(["sh", "-c", f'{text}\nprintf %s "$MLOC_TOKEN"'], capture_output=True, text=True, check=True)
+    assert shown.stdout == token
+
+
+@pytest.mark.parametrize("redis", ["redis://localhost:6379/0", "unix:///run/redis.sock"])
+def test_the_file_to_join_and_the_summary_warn_of_services_that_only_this_machine_reaches(tmp_path, redis):
+    mine = stack(
+        tmp_path,
+        host="10.0.0.5",
+        token="t",
+        external_redis=redis,
+        redis_port=None,
+        api_url="http://127.0.0.1:4200/api",
+        prefect_port=None,
+    )
+    shown = [line for line in summary(mine, worker=True, show_token=False) if "warning" in line]
+    notes = [line for line in join_file(mine, redis).splitlines() if line.startswith("# ")]
+    assert (
+        [line.split()[1] for line in shown] == [line.split()[1] for line in notes] == ["REDIS_URL", "PREFECT_API_URL"]
+    )
+    assert "which only this machine reaches" in shown[0]
+    others = stack(tmp_path, host="10.0.0.5", external_redis="redis://:pw@r.lab/0", redis_port=None)
+    assert "warning" not in "\n".join(summary(others, worker=True, show_token=False))
+    assert "#" not in join_file(others, "redis://:pw@r.lab/0")
 
 
 def test_databases_of_a_redis_of_the_user(tmp_path):
@@ -381,9 +413,18 @@ def test_a_token_alone_opens_the_endpoint_as_mloc_does(tmp_path):
     found = decide(get_settings(home=tmp_path, token="t"), {}, {})
     assert (found.host, found.endpoint_host, found.token) == ("127.0.0.1", "0.0.0.0", "t")
     assert found.url == "http://127.0.0.1:8000"
-    assert found.token_file is None
+    assert (found.token_file, found.token_variable) == (None, None)
     assert found.auth is not None
     assert found.auth.startswith("mloc:")
+
+
+@pytest.mark.usefixtures("ports")
+@pytest.mark.parametrize("variable", ["MLOC_TOKEN", "ORCHESTRATOR_TOKEN"])
+def test_the_command_to_copy_names_the_variable_that_has_the_token(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "t")
+    found = decide(get_settings(home=tmp_path), {}, {variable: "t"})
+    text = "\n".join(summary(found, worker=True, show_token=False))
+    assert f'-H "Authorization: Bearer ${variable}"' in text
 
 
 @pytest.mark.usefixtures("ports")
