@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.rewards import scorer_of
 from mloc_prefect.executors.rollouts import RolloutRecipe
+from mloc_prefect.executors.training_columns import check_columns
 from mloc_prefect.executors.training_model import load_reference
 from mloc_prefect.executors.training_recipe import built, configured
 
@@ -27,6 +28,11 @@ class GrpoRecipe(RolloutRecipe):
     """Answers to one prompt are compared with each other."""
 
     kind: Kind = "grpo"
+
+    def fit(self, job: Job) -> None:
+        """Check the columns too, which the trainer hands to the rewards."""
+        check_columns(_columns(job.rows.rows))
+        super().fit(job)
 
     def config(self, job: Job, arguments: Arguments) -> Any:
         """Return a `GRPOConfig`."""

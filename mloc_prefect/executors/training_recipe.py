@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.training_columns import check_columns
 from mloc_prefect.executors.training_lengths import row_lengths
 
 if TYPE_CHECKING:
@@ -103,7 +104,12 @@ class Recipe:
         raise NotImplementedError
 
     def fit(self, job: Job) -> None:
-        """Measure or cut the rows by the tokens that fit; the tokenizer is there, the model is not."""
+        """Measure or cut the rows by the tokens that fit; the tokenizer is there, the model is not.
+
+        Raises:
+            UserError: Nothing would be left of the rows, or they make no data set.
+        """
+        check_columns(job.rows.rows)
         limit = self.token_limit(job)
         job.lengths = row_lengths(job.tokenizer, job.rows.rows, limit, job.context.check)
         note = job.lengths.note("training.max_seq_length")

@@ -344,6 +344,11 @@ def test_a_classifier_rates_answers(bench: TrainingBench, tmp_path: Path) -> Non
         ("grpo", {"data": {"prompts": ["x"]}, "generation": {"max_new_tokens": 64}}, "leaves no room for a prompt"),
         ("grpo", {"data": {"prompts": ["x"]}, "rewards": [{"name": "exact"}], "generation": {"max_new_tokens": 4}},
          "needs the column 'answer'"),
+        ("grpo", {"data": {"rows": [{"prompt": "a", "level": "x"}, {"prompt": "b", "level": 1}]}},
+         r"column 'level' needs values of one type: row 0 holds str \('x'\) and row 1 holds int \('1'\)$"),
+        ("grpo", {"data": {"rows": [{"prompt": "a", "completion": "x"}]}}, r"rename the columns \['completion'\]"),
+        ("sft", {"data": {"rows": [{"text": [{"role": "user", "content": c}]} for c in ("x", 1)]}},
+         "column 'messages' needs values of one type: "),
         ("sft", {"training": {"nproc_per_node": 0}}, "nproc_per_node must be a whole number >= 1"),
     ],
 )  # fmt: skip
