@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,12 +73,19 @@ def test_no_request_breaks_it(schema, method, path):
     ask()
 
 
+PATCHED = "/api/v1/results/t/files/rest.zip"
 BODIES = (
     "/api/v1/tasks",
     "/api/v1/tasks/validate",
     "/api/v1/results",
     "/api/v1/results/t/files",
+    PATCHED,
     "/workers/w-a/elastic",
+)
+NUMBERS = st.sampled_from(["0", "1", "7", "-1", "x", "9" * 18, "9" * 30, ""])
+DIGESTS = st.sampled_from([hashlib.sha256(b"").hexdigest(), "0" * 64, "x"])
+UPLOAD = st.fixed_dictionaries(
+    {"upload-offset": st.just("0") | NUMBERS, "upload-length": NUMBERS}, optional={"upload-digest": DIGESTS}
 )
 KINDS = st.sampled_from(
     [
@@ -100,11 +108,15 @@ PIECES = st.sampled_from([*WORDS.split(), *LINES, FIELD])
 @pytest.mark.parametrize("path", BODIES)
 def test_no_bytes_break_it(schema, path):
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(pieces=st.lists(PIECES | st.binary(max_size=8), max_size=12), kind=KINDS, key=st.text(max_size=5))
-    def post(pieces, kind, key):
+    @given(
+        pieces=st.lists(PIECES | st.binary(max_size=8), max_size=12), kind=KINDS, key=st.text(max_size=5), upload=UPLOAD
+    )
+    def post(pieces, kind, key, upload):
         headers = {"content-type": kind.encode("latin-1"), "idempotency-key": key.encode()}
+        headers |= {name: value.encode() for name, value in upload.items()} if path == PATCHED else {}
         with TestClient(schema.app, raise_server_exceptions=False) as client:
-            answer = client.post(path, content=b"".join(pieces), headers=headers)
+            method = "PATCH" if path == PATCHED else "POST"
+            answer = client.request(method, path, content=b"".join(pieces), headers=headers)
         assert answer.status_code < 500, answer.text
         assert answer.status_code < 400 or "detail" in answer.json()
 

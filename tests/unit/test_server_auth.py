@@ -30,6 +30,7 @@ GUARDED = [
     ("GET", "/api/v1/results/x"),
     ("POST", "/api/v1/results/x/files"),
     ("GET", "/api/v1/results/x/files/f"),
+    ("PATCH", "/api/v1/results/x/files/f"),
     ("GET", "/metrics"),
 ]
 

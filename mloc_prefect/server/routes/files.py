@@ -12,7 +12,7 @@ from mloc_prefect.server import examples
 from mloc_prefect.server.auth import Guarded
 from mloc_prefect.server.context import Here
 from mloc_prefect.server.download import file_response
-from mloc_prefect.server.pieces import OFFSET, receive_piece
+from mloc_prefect.server.pieces import DIGEST, LENGTH, OFFSET, receive_piece
 from mloc_prefect.server.places import check_name, directory_of, find_file
 from mloc_prefect.server.replies import Json, Problem
 from mloc_prefect.server.upload import FIELD, receive_file
@@ -32,6 +32,29 @@ _FORM: dict[str, Any] = {
             }
         },
     }
+}
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_OFFSET: dict[str, Any] = {
+    OFFSET: {"description": "Bytes that are there now", "schema": {"type": "integer"}, "example": 4194304}
+}
+
+
+def _header(name: str, text: str, schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": True, "description": text, "schema": schema, "example": example}
+
+
+_SIZE: dict[str, Any] = {"type": "integer", "minimum": 0}
+_REST: dict[str, Any] = {
+    "parameters": [
+        _header(OFFSET, "Bytes that are there already: the body goes on behind them.", _SIZE, 4194304),
+        _header(LENGTH, "Bytes of the whole file.", _SIZE, 8388608),
+        _header(DIGEST, "SHA-256 of the whole file.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}, _SHA256),
+    ],
+    "requestBody": {
+        "required": False,
+        "description": "The rest of the file, or as much of it as gets through; empty to ask how much is there.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
 }
 _BYTES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
@@ -72,7 +95,16 @@ async def download(task_id: str, filename: str, request: Request, endpoint: Here
     return response
 
 
-@router.patch("/{filename}", include_in_schema=False)
+_GONE_ON = examples.answers({"ok": True, "offset": 8388608}, 400, 401, 403, 409, 413, 422, 507)
+_GONE_ON[200]["headers"] = _OFFSET
+_GONE_ON[409] = {
+    "description": f"Another number of bytes is there, which `{OFFSET}` names, or somebody else is sending the file",
+    "headers": _OFFSET,
+    "content": {"application/json": {"example": {"detail": "4194304 bytes are there"}}},
+}
+
+
+@router.patch("/{filename}", summary="Go on with an upload that broke off", responses=_GONE_ON, openapi_extra=_REST)
 async def go_on(task_id: str, filename: str, request: Request, endpoint: Here) -> Response:
     """Take in the rest of a file whose upload broke off; with an empty body: tell how much of it is there."""
     directory = directory_of(endpoint.results, task_id)
