@@ -1,8 +1,14 @@
-"""Rewrite `mloc_prefect/tasks/trl_fields.py` from the installed TRL: which fields its config classes have."""
+"""Rewrite `mloc_prefect/tasks/trl_fields.py` from the installed TRL: which fields its config classes have.
+
+And which words some of them take. Losses are read off the comparisons in the source of the trainers: their configs take
+any word, and the trainers stumble over it at the first step.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -13,7 +19,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parents[1] / "mloc_prefect" / "tasks" / "trl_fields.py"
 _WORDS: dict[object, str] = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict"}
-_HEAD = '''"""Fields of TRL's config classes, with the types of their values. Made by docs/trl_fields.py."""
+_HEAD = '''"""Fields of TRL's config classes, with types and words of their values. Made by docs/trl_fields.py."""
 
 VERSIONS = {versions}
 
@@ -36,7 +42,30 @@ def text() -> str:
     for name, config in (("SFT", SFTConfig), ("DPO", DPOConfig), ("PPO", PPOConfig), ("GRPO", GRPOConfig)):
         own = {field: word for field, word in _fields(config).items() if field not in common}
         parts.append(f"{name} = {_table(own)}\n\n")
-    return "".join(parts).rstrip() + "\n"
+    parts.append(f"# Words that fields of transformers.TrainingArguments take.\nCHOICES = {_words(_choices())}\n\n")
+    losses = {name: _losses(name.lower()) for name in ("SFT", "DPO", "GRPO")}
+    parts.append(f"# Words of `loss_type`.\nLOSSES = {_words(losses)}\n")
+    return "".join(parts)
+
+
+def _choices() -> dict[str, list[str]]:
+    from transformers.trainer_utils import SaveStrategy, SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    enums = {"lr_scheduler_type": SchedulerType, "optim": OptimizerNames, "save_strategy": SaveStrategy}
+    return {name: [member.value for member in enum] for name, enum in enums.items()}
+
+
+def _losses(trainer: str) -> list[str]:
+    """Return the texts that the trainer compares `loss_type` with."""
+    spec = importlib.util.find_spec(f"trl.trainer.{trainer}_trainer")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(trainer)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(Path(spec.origin).read_text())):
+        if isinstance(node, ast.Compare) and ast.unparse(node.left).rpartition(".")[2] == "loss_type":
+            found |= {str(part.value) for part in ast.walk(node.comparators[0]) if isinstance(part, ast.Constant)}
+    return sorted(found)
 
 
 def _fields(config: type) -> dict[str, str]:
@@ -64,6 +93,12 @@ def _table(fields: dict[str, str]) -> str:
     return (
         "{\n" + "".join(f"    {json.dumps(name)}: {json.dumps(word)},\n" for name, word in sorted(fields.items())) + "}"
     )
+
+
+def _words(words: dict[str, list[str]]) -> str:
+    rows = [f"    {json.dumps(name)}: (\n" + "".join(f"        {json.dumps(word)},\n" for word in listed) + "    ),\n"
+            for name, listed in words.items()]  # fmt: skip
+    return "{\n" + "".join(rows) + "}"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import Problem
 from mloc_prefect.tasks.fields import is_deferred
-from mloc_prefect.tasks.training_table import OURS, cells, is_neutral, passed_on
+from mloc_prefect.tasks.training_table import OURS, cells, config_fields, is_neutral, passed_on, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mloc_prefect.tasks.base import SpecModel
     from mloc_prefect.tasks.training_table import Kind
@@ -26,6 +27,7 @@ _WANTED = {
 }
 _FITS = ("warn", "error", "ignore")
 _TRACKERS = ("tensorboard", "none")
+_MOST_WORDS = 15  # that a message lists; there are forty optimisers
 
 
 def training_problems(kind: Kind, training: SpecModel, generation: SpecModel | None = None) -> Iterator[Problem]:
@@ -40,6 +42,7 @@ def training_problems(kind: Kind, training: SpecModel, generation: SpecModel | N
     if generation is not None:
         yield from _without_effect(kind, "generation", generation)
     yield from _extra_problems(kind, training.model_extra or {})
+    yield from _word_problems(kind, training)
     yield from _precision_problems(training)
     fit = str(getattr(training, "fit_check", "warn")).strip().lower()
     if fit not in _FITS and not is_deferred(fit):
@@ -70,6 +73,30 @@ def _extra_problems(kind: Kind, extra: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(path, "ignored-value", f"{name} is not read: {OURS[name]}", None, "warning")
         elif name in known and not is_deferred(value) and value is not None and not _fits(value, known[name]):
             yield Problem(path, "invalid-type", f"{name} must be {_WANTED[known[name]]}")
+
+
+def _word_problems(kind: Kind, training: SpecModel) -> Iterator[Problem]:
+    """Yield words that TRL does not know: it would say so only after the model was loaded."""
+    for name, known in words(kind).items():
+        value: Any = getattr(training, name, None)
+        several = isinstance(value, list) and config_fields(kind)[name] == "list"
+        for place, word in enumerate(value) if several else [(None, value)]:
+            # As the executor reads them: it takes the strategy in capitals, too.
+            text = str(word).strip().lower() if name == "save_strategy" else str(word)
+            path: tuple[str | int, ...] = ("training", name) if place is None else ("training", name, place)
+            if word is None or is_deferred(text):
+                continue
+            if text not in known:
+                fix = did_you_mean(text, known) or f"use one of: {_listed(known)}"
+                yield Problem(path, "trainer-refuses", f"TRL knows no {name} '{text}'", fix)
+            elif (name, text) == ("save_strategy", "best"):
+                message = "save_strategy 'best' is not possible here: no rows are held out to tell which is best"
+                yield Problem(path, "trainer-refuses", message, "use steps or epoch")
+
+
+def _listed(known: Sequence[str]) -> str:
+    shown = ", ".join(known[:_MOST_WORDS])
+    return f"{shown}, ..." if len(known) > _MOST_WORDS else shown
 
 
 def _fits(value: Any, word: str) -> bool:

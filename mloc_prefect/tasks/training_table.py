@@ -161,7 +161,10 @@ OURS = {
     **dict.fromkeys(("max_completion_length", "response_length"), "use generation.max_new_tokens"),
     **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"), "use generation"),
     **dict.fromkeys(("generation_kwargs", "stop_token", "stop_token_id"), "use generation.stop"),
-    **dict.fromkeys(("use_vllm",), "answers come from the model in training itself"),
+    **dict.fromkeys(
+        ("use_vllm", *(name for name in trl_fields.GRPO if name.startswith("vllm_"))),
+        "answers come from the model in training itself",
+    ),
 }
 """Fields of TRL's configs that a spec cannot set under `training`, and what takes their place."""
 
@@ -266,6 +269,12 @@ def config_fields(kind: Kind) -> dict[str, str]:
     """Return the fields of TRL's config class for `kind`, each with one word for the type of its value."""
     own = {"sft": trl_fields.SFT, "lora_sft": trl_fields.SFT, "dpo": trl_fields.DPO, "ppo": trl_fields.PPO}
     return {**trl_fields.COMMON, **own.get(kind, trl_fields.GRPO)}
+
+
+def words(kind: Kind) -> dict[str, tuple[str, ...]]:
+    """Return the fields of TRL's config class for `kind` that take certain words only, with these."""
+    own = {"sft": "SFT", "lora_sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}
+    return {**trl_fields.CHOICES, **({"loss_type": trl_fields.LOSSES[own[kind]]} if kind in own else {})}
 
 
 def passed_on(kind: Kind) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Fields of TRL's config classes, with the types of their values. Made by docs/trl_fields.py."""
+"""Fields of TRL's config classes, with types and words of their values. Made by docs/trl_fields.py."""
 
 VERSIONS = {"trl": "1.12.0", "transformers": "5.19.0"}
 
@@ -282,4 +282,107 @@ GRPO = {
     "vllm_server_timeout": "float",
     "vllm_structured_outputs_regex": "str",
     "vllm_tensor_parallel_size": "int",
+}
+
+# Words that fields of transformers.TrainingArguments take.
+CHOICES = {
+    "lr_scheduler_type": (
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "reduce_lr_on_plateau",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "warmup_stable_decay",
+        "greedy",
+    ),
+    "optim": (
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adamw_torch_xla",
+        "adamw_torch_npu_fused",
+        "adafactor",
+        "adamw_anyprecision",
+        "adamw_torch_4bit",
+        "adamw_torch_8bit",
+        "ademamix",
+        "sgd",
+        "adagrad",
+        "adamw_bnb_8bit",
+        "adamw_8bit",
+        "ademamix_8bit",
+        "lion_8bit",
+        "lion_32bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "paged_ademamix_32bit",
+        "paged_ademamix_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "rmsprop",
+        "rmsprop_bnb",
+        "rmsprop_bnb_8bit",
+        "rmsprop_bnb_32bit",
+        "galore_adamw",
+        "galore_adamw_8bit",
+        "galore_adafactor",
+        "galore_adamw_layerwise",
+        "galore_adamw_8bit_layerwise",
+        "galore_adafactor_layerwise",
+        "lomo",
+        "adalomo",
+        "grokadamw",
+        "schedule_free_radam",
+        "schedule_free_adamw",
+        "schedule_free_sgd",
+        "apollo_adamw",
+        "apollo_adamw_layerwise",
+        "stable_adamw",
+    ),
+    "save_strategy": (
+        "no",
+        "steps",
+        "epoch",
+        "best",
+    ),
+}
+
+# Words of `loss_type`.
+LOSSES = {
+    "SFT": (
+        "chunked_nll",
+        "dft",
+        "nll",
+    ),
+    "DPO": (
+        "aot",
+        "aot_unpaired",
+        "apo_down",
+        "apo_zero",
+        "bco_pair",
+        "discopop",
+        "exo_pair",
+        "hinge",
+        "ipo",
+        "nca_pair",
+        "robust",
+        "sft",
+        "sigmoid",
+        "sigmoid_norm",
+        "sppo_hard",
+    ),
+    "GRPO": (
+        "bnpo",
+        "cispo",
+        "dapo",
+        "dr_grpo",
+        "grpo",
+        "luspo",
+        "sapo",
+        "vespo",
+    ),
 }

@@ -14,10 +14,18 @@ from mloc_prefect.tasks.ppo import Generation
 from mloc_prefect.tasks.registry import task_type
 
 KINDS = table.KINDS
+RATED = ("ppo", "grpo")
 
 
 def training_model(kind: str) -> Any:
     return task_type(kind).model.model_fields["training"].default
+
+
+def problems_of(kind: str, **blocks: Any) -> tuple[Any, ...]:
+    """Return what planning says of a spec that is in order but for `blocks`."""
+    preferences = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    spec = {"data": {"preferences": preferences} if kind == "dpo" else {"prompts": ["x"]}, **blocks}
+    return check(task_type(kind).model, spec | ({"rewards": [{"name": "json"}]} if kind in RATED else {})).problems
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,6 +125,57 @@ def test_what_is_refused_when_planned(kind: str, training: dict[str, Any], messa
 def test_rewards_that_say_nothing(reward: dict[str, Any], message: str) -> None:
     found = check(task_type("grpo").model, {"data": {"prompts": ["x"]}, "rewards": [reward]}).problems
     assert message in [p.message for p in found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "message", "fix"),
+    [
+        ("sft", {"lr_scheduler_type": "cosin"}, "TRL knows no lr_scheduler_type 'cosin'", "did you mean 'cosine'?"),
+        ("lora_sft", {"optim": "AdamW_torch"}, "TRL knows no optim 'AdamW_torch'", "did you mean 'adamw_torch'?"),
+        ("ppo", {"save_strategy": "stepz"}, "TRL knows no save_strategy 'stepz'", "did you mean 'steps'?"),
+        ("dpo", {"loss_type": "hinges"}, "TRL knows no loss_type 'hinges'", "did you mean 'hinge'?"),
+        ("dpo", {"loss_type": ["sigmoid", "typo"]}, "TRL knows no loss_type 'typo'", "use one of: aot, aot_unpaired, "
+         "apo_down, apo_zero, bco_pair, discopop, exo_pair, hinge, ipo, nca_pair, robust, sft, sigmoid, sigmoid_norm, "
+         "sppo_hard"),
+        ("grpo", {"loss_type": "sigmoid"}, "TRL knows no loss_type 'sigmoid'",
+         "use one of: bnpo, cispo, dapo, dr_grpo, grpo, luspo, sapo, vespo"),
+        ("grpo", {"loss_type": ["grpo"]}, "TRL knows no loss_type '['grpo']'",
+         "use one of: bnpo, cispo, dapo, dr_grpo, grpo, luspo, sapo, vespo"),
+        ("sft", {"loss_type": "nlll"}, "TRL knows no loss_type 'nlll'", "did you mean 'nll'?"),
+        ("sft", {"save_strategy": "best"}, "save_strategy 'best' is not possible here: no rows are held out to tell "
+         "which is best", "use steps or epoch"),
+    ],
+)  # fmt: skip
+def test_words_that_trl_does_not_know(kind: str, training: dict[str, Any], message: str, fix: str) -> None:
+    (found,) = problems_of(kind, training=training)
+    assert (found.severity, found.path[:2], found.message, found.suggestion) == (
+        "error", ("training", next(iter(training))), message, fix)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_word_of_trl_and_words_that_come_later_pass(kind: Any) -> None:
+    assert {"lr_scheduler_type", "optim", "save_strategy"} <= set(table.words(kind))
+    assert ("loss_type" in table.words(kind)) is (kind != "ppo")
+    for name, known in table.words(kind).items():
+        for word in (*known, "${tune.result.word}"):
+            if word != "best":
+                assert problems_of(kind, training={name: word}) == (), word
+    assert problems_of(kind, training={"save_strategy": " Epoch "}) == ()
+
+
+def test_a_long_list_of_words_is_cut() -> None:
+    (found,) = problems_of("sft", training={"optim": "xyz"})
+    assert found.suggestion.startswith("use one of: adamw_torch, ")
+    assert found.suggestion.endswith(", ...")
+
+
+def test_options_of_vllm_are_not_read() -> None:
+    names = [name for name in table.config_fields("grpo") if "vllm" in name]
+    assert {"use_vllm", "vllm_mode", "vllm_server_host"} <= set(names)
+    found = problems_of("grpo", training=dict.fromkeys(names, 1))
+    assert {p.path[1] for p in found} == set(names)
+    assert {(p.severity, p.code) for p in found} == {("warning", "ignored-value")}
+    assert not set(names) & set(table.passed_on("grpo"))
 
 
 def test_a_refused_field_may_say_what_trl_does_anyway() -> None:
