@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.ram import available_bytes
+from mloc_prefect.execution.shares import leased_share
 from mloc_prefect.executors.training_arguments import lora_arguments, rollout_sizes
 from mloc_prefect.executors.training_model import dtype_name, wants_lora
 from mloc_prefect.plan.resources import parse_memory
@@ -141,14 +142,15 @@ def _batch(job: Job) -> tuple[int, int]:
 
 
 def _room(job: Job) -> int | None:
-    """Return the bytes of the device: of the GPU, else what the spec asks for and the machine can give."""
+    """Return the bytes of the device: the leased part of the GPU, else what spec and machine give each process."""
     if job.cuda:
         import torch
 
-        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return int(whole * leased_share())
     hardware = job.spec.child("resources").child("hardware")
     known = [size for size in (parse_memory(hardware.get("memory")), available_bytes()) if size]
-    return min(known, default=None)
+    return min(known) // job.group.world if known else None
 
 
 def _text(job: Job, estimate: Estimate) -> str:

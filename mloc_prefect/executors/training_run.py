@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.execution.protocol import Cancelled, UserError
 from mloc_prefect.executors.checkpoints import checkpoint_of
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.gpu_memory import bound_memory
 from mloc_prefect.executors.models_source import ModelPlace
 from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.threads import usable_cores
@@ -150,6 +151,8 @@ def _job(request: ExecutionRequest, context: ExecutionContext, recipe: Recipe, p
     import torch
 
     torch.set_num_threads(usable_cores())
+    if torch.cuda.is_available():
+        bound_memory(torch.cuda.current_device())  # of several processes each has its own
     context.phase("loading tokenizer")
     tokenizer = load_tokenizer(prepared.weights, spec)
     return Job(

@@ -373,6 +373,24 @@ def test_damaged_weights_are_one_line(bench: TrainingBench) -> None:
         scorer_of(Fields({"reward_model": {"identifier": "torn"}}), places, ())
 
 
+def test_a_training_keeps_to_its_part_of_the_card(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    bounds: list[tuple[float, int]] = []
+
+    def bound(share: float, device: int) -> None:
+        bounds.append((share, device))
+        raise UserError("bound")  # there is no card to go on with
+
+    monkeypatch.setenv("MLOC_GPU_SHARE", "0.25")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", bound)
+    with pytest.raises(UserError, match="bound"):
+        bench("sft", sums(), training=FAST)
+    assert bounds == [(0.25, 1)]
+
+
 def test_the_number_of_threads_is_that_of_the_machine(bench: TrainingBench) -> None:
     import torch
 

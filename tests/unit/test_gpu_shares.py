@@ -51,3 +51,5 @@ def test_torch_keeps_to_the_share_on_every_gpu(
     monkeypatch.setenv("MLOC_GPU_SHARE", share)
     bound_memory()
     assert calls == expected
+    bound_memory(1)
+    assert calls[len(expected) :] == expected[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,6 +113,25 @@ def test_without_a_gpu_the_request_of_the_spec_counts() -> None:
     estimate = check_fit(wanted, LLAMA)
     assert estimate is not None
     assert estimate.room == GIB
+
+
+def test_processes_without_a_gpu_share_the_memory_of_the_machine() -> None:
+    wanted = job("sft", cuda=False, resources={"hardware": {"memory": "1Gi"}})
+    wanted.group.world = 4
+    estimate = check_fit(wanted, LLAMA)
+    assert estimate is not None
+    assert estimate.room == GIB // 4
+
+
+@pytest.mark.parametrize(("share", "room"), [("1", 80), ("0.25", 20)])
+def test_a_part_of_a_card_is_all_the_room(share: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(total_memory=80 * GIB)
+    cuda = SimpleNamespace(current_device=lambda: 1, get_device_properties=lambda device: {1: properties}[device])
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
+    monkeypatch.setenv("MLOC_GPU_SHARE", share)
+    estimate = check_fit(job("lora_sft"), LLAMA)
+    assert estimate is not None
+    assert estimate.room == room * GIB
 
 
 def test_configurations_that_do_not_say_enough() -> None:
