@@ -36,6 +36,9 @@ class Directory(Protocol):
     async def remove(self, worker_id: str) -> None:
         """Take a worker's card away; nothing happens when there is none."""
 
+    async def card(self, worker_id: str) -> WorkerCard | None:
+        """Return one worker's card, or None when there is none."""
+
     async def read(self) -> Sequence[WorkerCard]:
         """Return all cards, in order of ids."""
 
@@ -66,6 +69,11 @@ class MemoryDirectory:
     async def remove(self, worker_id: str) -> None:
         """See `Directory`."""
         self._cards.pop(worker_id, None)
+
+    async def card(self, worker_id: str) -> WorkerCard | None:
+        """See `Directory`."""
+        text = self._cards.get(worker_id)
+        return None if text is None else WorkerCard.from_json(text)
 
     async def read(self) -> Sequence[WorkerCard]:
         """See `Directory`."""
@@ -109,6 +117,11 @@ class VariableDirectory:
     async def remove(self, worker_id: str) -> None:
         """See `Directory`."""
         await ask(self._client, "DELETE", f"/variables/name/{_CARD}{slug(worker_id)}")
+
+    async def card(self, worker_id: str) -> WorkerCard | None:
+        """See `Directory`."""
+        variable = await ask(self._client, "GET", f"/variables/name/{_CARD}{slug(worker_id)}")
+        return None if variable is None else WorkerCard.from_json(str(variable["value"]))
 
     async def read(self) -> Sequence[WorkerCard]:
         """See `Directory`."""

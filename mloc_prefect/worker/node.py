@@ -70,12 +70,14 @@ class Bindings:
         limiter: The limit of runs, or None.
         work_pool: The pool, or None while it is not known.
         ahead: Seconds before they are due in which runs are taken.
+        stop: Ends the worker as a signal does.
     """
 
     poll: Callable[[], Awaitable[Collection[UUID]]]
     limiter: Callable[[], CapacityLimiter | None]
     work_pool: Callable[[], WorkPool | None]
     ahead: float
+    stop: Callable[[], None]
 
 
 class Node:
@@ -203,10 +205,12 @@ class Node:
         self._waker = Waker(self._bindings.poll, self._pool_id, self._serves)
         self._claims = self._make_claims()
         await succeed(self._view, self._name, Reaper.of(self._settings, self._client, self._view, self._name))
-        self._heartbeat = heartbeat = Heartbeat(self._settings, self.card(), self._lost_in_thread)
+        self._heartbeat = heartbeat = Heartbeat(
+            self._settings, self.card(), self._lost_in_thread, self._heartless_in_thread
+        )
         self._switched_off = lambda: heartbeat.switched_off
-        self._heartbeat.start()
         self._loop = asyncio.get_running_loop()
+        self._heartbeat.start()
         self._stack.push_async_callback(self._heartbeat.stop)
         self._stack.push_async_callback(self._hand_back)
         await enter(self._warm)
@@ -295,6 +299,14 @@ class Node:
             self._incarnation = secrets.token_hex(4)
             self._start(self._warm.abandon())
             self._heartbeat.update(self.card())
+
+    def _heartless_in_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._heartless)
+
+    def _heartless(self) -> None:
+        """Give up what runs here before others, who do not hear of us any more, start it beside us."""
+        logger.error("the heartbeat has ended, and so the worker does")
+        self._bindings.stop()
 
     async def _hand_back(self) -> None:
         """Schedule runs again that ended because this worker does, or had not begun.

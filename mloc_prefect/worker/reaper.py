@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prefect.mloc.worker")
 
-_LOCK_SECONDS = 600.0  # longer than anybody may believe in an old card
-_DAY = 86_400.0
+_LOCK_SECONDS = 86_400.0  # by its lock a worker that was paused finds out that it was given up
 
 
 class Reaper:
@@ -125,7 +124,7 @@ async def reap_for_ever(settings: MlocSettings, client: PrefectClient, view: Wor
         name: Who we are, for people.
     """
     try:
-        await view.directory.forget_locks(_DAY)
+        await view.directory.forget_locks(_LOCK_SECONDS)
     except httpx.HTTPError as error:
         logger.info("old locks stay: %s", str(error) or type(error).__name__)
     await Reaper.of(settings, client, view, name).watch(settings.heartbeat_seconds)

@@ -120,6 +120,7 @@ class MlocGpuWorker(ProcessWorker):
         self._entered: set[UUID] = set()
         self._draining = False
         self._drain: asyncio.Task[None] | None = None
+        self._main: asyncio.Task[Any] | None = None
 
     async def start(
         self, run_once: bool = False, with_healthcheck: bool = False, printer: Callable[..., None] = print
@@ -130,6 +131,7 @@ class MlocGpuWorker(ProcessWorker):
 
         with _one_sentence():
             read_inventory(self._settings)
+        self._main = asyncio.current_task()
         with stopping_on_signals(self._begin_drain):
             await super().start(run_once=run_once, with_healthcheck=with_healthcheck, printer=printer)
 
@@ -152,6 +154,7 @@ class MlocGpuWorker(ProcessWorker):
             limiter=lambda: self._limiter,
             work_pool=lambda: self._work_pool,
             ahead=self._prefetch_seconds,
+            stop=self._stop,
         )
         node = Node(
             self._settings,
@@ -185,6 +188,14 @@ class MlocGpuWorker(ProcessWorker):
         async with self._poll_turn:
             while being_submitted(self) and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(_DRAIN_LOOK)
+
+    def _stop(self) -> None:
+        if not self._draining and self._main is not None:
+            self._begin_drain(self._end)
+
+    def _end(self) -> None:
+        if self._main is not None:
+            self._main.cancel()
 
     def _begin_drain(self, stop: Callable[[], None]) -> None:
         """Take no further runs; stop when those that are here have ended, or after `drain_seconds`."""

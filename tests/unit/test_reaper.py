@@ -92,11 +92,14 @@ async def test_one_whose_server_was_away_goes_on_itself(site: Site):
     assert await site.directory.read() == []
 
 
-async def test_locks_are_forgotten_when_nobody_can_believe_in_the_old_card(site: Site):
+async def test_locks_are_forgotten_after_a_day(site: Site):
     one = await site.reaper("one")
     await site.wait(one)
     assert await site.directory.locked(lock_name(DEAD))
-    site.clock.now += 700
+    site.clock.now += 3600
+    await one.look()
+    assert await site.directory.locked(lock_name(DEAD))
+    site.clock.now += 86_400
     await one.look()
     assert not await site.directory.locked(lock_name(DEAD))
 
