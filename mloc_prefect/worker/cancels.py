@@ -87,6 +87,7 @@ class CancelWatch:
         """
         if not self._watched:
             return
+        # Of the whole server, as there are few or none: cheaper than to name all that are watched every two seconds.
         await self._ask({"state": {"type": {"any_": ["CANCELLING"]}}})
         watched = [str(flow_run_id) for flow_run_id in self._watched] if ended_too else []
         for start in range(0, len(watched), _PAGE):
@@ -94,8 +95,15 @@ class CancelWatch:
             await self._ask({"id": part, "state": {"type": {"any_": ["CANCELLED"]}}})
 
     async def _ask(self, wanted: dict[str, Any]) -> None:
-        for run in await ask(self._client, "POST", "/flow_runs/filter", {"flow_runs": wanted, "limit": _PAGE}) or ():
-            self._cancel(UUID(run["id"]))
+        offset = 0
+        while True:  # somebody else's may be stuck in Cancelling for ever, more of them than one page has
+            body = {"flow_runs": wanted, "limit": _PAGE, "offset": offset, "sort": "ID_DESC"}
+            page = await ask(self._client, "POST", "/flow_runs/filter", body) or ()
+            for run in page:
+                self._cancel(UUID(run["id"]))
+            if len(page) < _PAGE:
+                return
+            offset += len(page)
 
     def _cancel(self, flow_run_id: UUID) -> None:
         cancel = self._watched.pop(flow_run_id, None)
