@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.ram import available_bytes
 from mloc_prefect.execution.shares import leased_share
+from mloc_prefect.executors.engine import EngineOptions
 from mloc_prefect.executors.training_arguments import lora_arguments, rollout_sizes
 from mloc_prefect.executors.training_model import dtype_name, wants_lora
+from mloc_prefect.executors.training_states import is_mixed, optimiser_of, shards_of
 from mloc_prefect.plan.resources import parse_memory
 
 if TYPE_CHECKING:
     from mloc_prefect.executors.training_recipe import Job
 
+_QUANTISED = {4: 0.5625, 8: 1.0}  # bytes by bits: 4 bits have a scale for each 64 weights
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 _SCORES_AT_ONCE = 8 << 20  # floats of logits that the chunked loss of sft keeps at a time
 _PER_LAYER = 34  # bytes for each token and hidden unit in 16 bits, fused attention (Korthikanti et al. 2022, eq. 2)
@@ -71,40 +74,61 @@ def check_fit(job: Job, config: Any) -> Estimate | None:
 
 
 def estimate_of(job: Job, config: Any, room: int | None) -> Estimate | None:
-    """Return the estimate for one device; parameters and their states are shared by the devices under FSDP or ZeRO."""
+    """Return the estimate for one device; parameters and their states are divided as FSDP or ZeRO do it."""
     shape = _shape(config)
     if shape is None:
         return None
-    parameters, layers, hidden, vocabulary = shape
     options, lora = job.options, wants_lora(job.options, job.spec)
-    trained = _lora_size(job, layers, hidden) if lora else parameters
-    size = _BYTES.get(dtype_name(options, job.spec, cuda=job.cuda), 4)
-    shards = job.group.world if options.training.get("fsdp") or options.training.get("deepspeed") else 1
-    mixed = any(options.training.flag(name, default=False) for name in ("bf16", "fp16"))
-    rows, tokens = _batch(job)
-    unit = rows * tokens * hidden * (1 if mixed else 2)
+    loaded = _loaded_bytes(job, shape)
+    trained = _lora_size(job, shape) if lora else shape.parameters
+    shards = shards_of(options, cuda=job.cuda, world=job.group.world)
+    optimiser, state = optimiser_of(options)
+    terms = {
+        "parameters": (loaded + (trained * 4 if lora else 0)) / shards.parameters,
+        "gradients": trained * 4 / shards.gradients,
+        f"optimiser ({optimiser})": trained * state / shards.optimiser,
+        **_batch_terms(job, shape),
+    }
+    if options.kind in {"dpo", "grpo", "ppo"} and not lora:
+        terms["reference model"] = loaded
+    if options.kind == "ppo":
+        terms["value model with its optimiser"] = shape.parameters * (8 + state)
+    found = ((name, int(size)) for name, size in terms.items())
+    return Estimate(tuple(sorted(found, key=lambda term: -term[1])), room)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes of a decoder; `embeddings` are the parameters of its first and last layer, which no quantisation takes."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
+    parameters: int
+    embeddings: int
+
+
+def _loaded_bytes(job: Job, shape: _Shape) -> float:
+    """Return the bytes of the weights as they are loaded."""
+    bits = EngineOptions.of(job.spec).bits
+    if bits:
+        return (shape.parameters - shape.embeddings) * _QUANTISED[bits] + shape.embeddings * _BYTES["auto"]
+    return shape.parameters * _BYTES.get(dtype_name(job.options, job.spec, cuda=job.cuda), 4)
+
+
+def _batch_terms(job: Job, shape: _Shape) -> dict[str, float]:
+    """Return what grows with the batch."""
+    options, (rows, tokens) = job.options, _batch(job)
+    unit = rows * tokens * shape.hidden * (1 if is_mixed(options, cuda=job.cuda) else 2)
     again = options.training.flag("gradient_checkpointing", default=False)
-    activations = (2 * layers + _PER_LAYER if again else _PER_LAYER * layers) * unit
-    scores = rows * tokens * vocabulary * 4 * 2
+    kept = 2 * shape.layers + _PER_LAYER if again else _PER_LAYER * shape.layers
+    scores = rows * tokens * shape.vocabulary * 4 * 2
     if options.kind in {"sft", "lora_sft"}:
         scores = min(scores, 4 * _SCORES_AT_ONCE)
-    terms = {
-        "parameters": (parameters * size + (trained * 4 if lora else 0)) // shards,
-        "gradients": trained * 4 // shards,
-        "optimiser (Adam)": trained * 8 // shards,
-        "activations": activations,
-        "logits": scores,
-    }
-    if options.kind in {"dpo", "grpo"} and not lora:
-        terms["reference model"] = parameters * size
-    if options.kind == "ppo":
-        terms["reference model"] = 0 if lora else parameters * size
-        terms["value model with its optimiser"] = parameters * 16
-    return Estimate(tuple(sorted(terms.items(), key=lambda term: -term[1])), room)
+    return {"activations": kept * unit, "logits": scores}
 
 
-def _shape(config: Any) -> tuple[int, int, int, int] | None:
-    """Return parameters, layers, hidden size and vocabulary of a decoder."""
+def _shape(config: Any) -> _Shape | None:
     text = config.get_text_config()
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
     layers, hidden, heads, vocabulary = (getattr(text, name, None) for name in names)
@@ -117,14 +141,15 @@ def _shape(config: Any) -> tuple[int, int, int, int] | None:
     gated = 3 if getattr(text, "hidden_act", "") in {"silu", "swiglu", "gelu_pytorch_tanh"} else 2
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
     embeddings = vocabulary * hidden * (1 if getattr(text, "tie_word_embeddings", False) else 2)
-    return layers * (attention + gated * hidden * inner * experts) + embeddings, layers, hidden, vocabulary
+    parameters = layers * (attention + gated * hidden * inner * experts) + embeddings
+    return _Shape(layers, hidden, vocabulary, parameters, embeddings)
 
 
-def _lora_size(job: Job, layers: int, hidden: int) -> int:
+def _lora_size(job: Job, shape: _Shape) -> int:
     arguments = lora_arguments(job.spec.child("lora"))
     modules = arguments["target_modules"]
     count = 7 if isinstance(modules, str) else len(modules)
-    return int(layers * count * 2 * hidden * arguments["r"])
+    return int(shape.layers * count * 2 * shape.hidden * arguments["r"])
 
 
 def _batch(job: Job) -> tuple[int, int]:

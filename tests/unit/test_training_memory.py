@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mloc_prefect.execution.protocol import UserError
-from mloc_prefect.executors import training_memory
+from mloc_prefect.executors import training_arguments, training_memory
 from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.training_arguments import Options
 from mloc_prefect.executors.training_lengths import Lengths
@@ -77,6 +78,68 @@ def test_models_beside_the_one_in_training() -> None:
     assert "reference model" not in terms(job("dpo", lora={}))
     ppo = terms(job("ppo"))
     assert ppo["value model with its optimiser"] == pytest.approx(8.03e9 * 16 / GIB, rel=0.01)
+
+
+def test_quantised_weights_count_as_they_lie() -> None:
+    whole = terms(job("lora_sft", {"bf16": True}))["parameters"]
+    layers, ends = 6.98e9, 1.05e9  # the embeddings stay in 16 bits
+    for option, size in (("load_in_4bit", 0.5625), ("load_in_8bit", 1.0)):
+        found = terms(job("lora_sft", {"bf16": True}, model={"transformers": {option: True}}))["parameters"]
+        assert found == pytest.approx((layers * size + ends * 2) / GIB, rel=0.02)
+        assert found < whole * 0.65
+
+
+@pytest.mark.parametrize(
+    ("optim", "name", "size"),
+    [
+        ("adamw_torch", "Adam", 8), ("sgd", "sgd", 0), ("adafactor", "adafactor", 0), ("adamw_8bit", "adamw_8bit", 2),
+        ("adamw_torch_4bit", "adamw_torch_4bit", 1), ("paged_adamw_32bit", "paged_adamw_32bit", 8),
+        ("lion_8bit", "lion_8bit", 1), ("adagrad", "adagrad", 4), ("schedule_free_adamw", "schedule_free_adamw", 8),
+    ],
+)  # fmt: skip
+def test_the_states_of_the_optimiser_that_is_asked_for(optim: str, name: str, size: int) -> None:
+    found = terms(job("sft", {"optim": optim}))
+    assert found[f"optimiser ({name})"] == pytest.approx(found["gradients"] / 4 * size)
+
+
+@pytest.mark.parametrize(
+    ("training", "parameters", "gradients", "optimiser"),
+    [
+        ({}, 1, 1, 1),
+        ({"zero_stage": 1}, 1, 1, 4),
+        ({"zero_stage": 2}, 1, 4, 4),
+        ({"zero_stage": 3}, 4, 4, 4),
+        ({"deepspeed": {"zero_optimization": {"stage": 0}}}, 1, 1, 1),
+        ({"deepspeed": {"zero_optimization": {"stage": 1}}}, 1, 1, 4),
+        ({"deepspeed": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}}, 1, 4, math.inf),
+        ({"deepspeed": "/none.json"}, 1, 1, 1),
+        ({"deepspeed": {"zero_optimization": {"stage": "x"}}}, 1, 1, 1),
+        ({"auto_deepspeed": True}, 1, 4, 4),
+        ({"fsdp": True}, 4, 4, 4),
+        ({"fsdp": "shard_grad_op auto_wrap"}, 1, 4, 4),
+        ({"fsdp": "no_shard"}, 1, 1, 1),
+        ({"fsdp": ["full_shard", "offload"]}, math.inf, math.inf, math.inf),
+    ],
+)
+def test_states_are_divided_as_the_training_does_it(
+    training: dict[str, Any], parameters: float, gradients: float, optimiser: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_arguments.importlib.util, "find_spec", lambda _name: object())
+    whole, wanted = terms(job("sft")), job("sft", training)
+    wanted.group.world = 4
+    found = terms(wanted)
+    assert found["parameters"] == pytest.approx(whole["parameters"] / parameters)
+    assert found["gradients"] == pytest.approx(whole["gradients"] / gradients)
+    assert found["optimiser (Adam)"] == pytest.approx(whole["optimiser (Adam)"] / optimiser)
+    assert wanted.options.notes == []
+
+
+def test_what_is_dropped_divides_nothing() -> None:
+    on_cpu = job("sft", {"fsdp": True, "fp16": True}, cuda=False)
+    on_cpu.group.world = 4
+    assert terms(on_cpu) == terms(job("sft", cuda=False))
+    with pytest.raises(UserError, match="deepspeed needs a package that is not installed"):
+        terms(job("sft", {"zero_stage": 3}))
 
 
 def test_a_warning_names_the_largest_terms_and_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
