@@ -67,13 +67,14 @@ class LiveDisplay:
             return Text(f"… {self._head}", "cyan") if self._head else Text()
         now = progress.clock()
         table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
-        for name in ("", "stage", "type", "state", "rows", "", "tokens/s", "ETA", "time"):
-            table.add_column(
-                name, no_wrap=True, justify="right" if name in {"rows", "tokens/s", "ETA", "time"} else "left"
-            )
+        units = {view.meter.unit for view in progress.stages.values() if view.meter.total} or {"rows"}
+        counted = units.pop() if len(units) == 1 else ""  # of several, each stage names its own
+        numbers = {counted or "done", "tokens/s", "ETA", "time"}
+        for name in ("", "stage", "type", "state", counted or "done", "", "tokens/s", "ETA", "time"):
+            table.add_column(name, no_wrap=True, justify="right" if name in numbers else "left")
         table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
         for view in progress.stages.values():
-            table.add_row(*_cells(view, now))
+            table.add_row(*_cells(view, now, "" if counted else f" {view.meter.unit}"))
         return Group(table)
 
 
@@ -158,7 +159,7 @@ def choose(stream: TextIO) -> LiveDisplay | PlainDisplay:
     return PlainDisplay(stream)
 
 
-def _cells(view: StageView, now: float) -> tuple[RenderableType, ...]:
+def _cells(view: StageView, now: float, unit: str) -> tuple[RenderableType, ...]:
     mark, style = _MARKS.get(view.state, ("?", ""))
     state = view.state if view.attempt < 2 else f"{view.state} #{view.attempt}"
     meter, running = view.meter, view.state == "RUNNING"
@@ -169,7 +170,7 @@ def _cells(view: StageView, now: float) -> tuple[RenderableType, ...]:
         Text(view.key, "bold"),
         Text(view.task_type, "dim"),
         Text(state, style),
-        Text(f"{meter.done}/{meter.total}" if meter.total else ""),
+        Text(f"{meter.done}/{meter.total}{unit}" if meter.total else ""),
         bar,
         Text(_rates(view, now) if running else ""),
         Text("" if eta is None else duration(eta)),

@@ -1,4 +1,4 @@
-"""What the progress of an attempt says: rows, tokens a second, the time that is left. Standard library only."""
+"""What the progress of an attempt says: rows or steps, tokens a second, time that is left. Standard library only."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ class Meter:
     """Counts of one attempt, and what follows from them. Rates count from its first progress, so loading is left out.
 
     Attributes:
-        done: Rows finished, those of earlier attempts included.
-        total: Rows in all; 0 while unknown.
+        done: Rows finished (of trainings: steps), those of earlier attempts included.
+        total: Rows or steps in all; 0 while unknown.
         tokens_in: Tokens of prompts read in this attempt.
         tokens_out: Tokens generated in this attempt.
+        unit: What is counted: `rows`, or `steps` of a training.
     """
 
     done: int = 0
     total: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    unit: str = "rows"
     _start: _Start | None = field(default=None, repr=False)
 
     def take(self, data: Mapping[str, Any], now: float) -> None:
@@ -54,6 +56,7 @@ class Meter:
             self._start = found
         self.done, self.tokens_in, self.tokens_out = found[1:]
         self.total = int(data.get("total") or 0)
+        self.unit = str(data.get("unit") or self.unit)
 
     def rates(self, now: float) -> tuple[float | None, float | None]:
         """Return tokens a second in and out; None where none has come yet."""
@@ -76,10 +79,10 @@ class Meter:
 
     def text(self, now: float) -> str:
         """Return e.g. `12/48 rows, 95 tokens/s in, 310 out, about 12 s left`."""
-        rows = f"{self.done}/{self.total} rows" if self.total else f"{self.done} rows"
+        counts = f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"
         left = self.eta(now)
         guess = "" if left is None else f"about {duration(left)} left"
-        return ", ".join(filter(None, (rows, self._rates_text(now), guess)))
+        return ", ".join(filter(None, (counts, self._rates_text(now), guess)))
 
     def _rates_text(self, now: float) -> str:
         read, written = self.rates(now)

@@ -63,6 +63,22 @@ def test_rates_and_eta_count_from_the_first_progress_of_the_attempt():
     assert view.elapsed(clock()) == 60
 
 
+def test_trainings_count_steps():
+    clock = Clock()
+    display = LiveDisplay(Console(file=io.StringIO()), clock=clock)
+    progress = display.progress
+    progress.run_started("run-1", PLAN, {})
+    progress.stage_started("a", 1)
+    progress.stage_event("a", event("progress", done=12, total=48, unit="steps"))
+    assert progress.stages["a"].meter.text(clock()) == "12/48 steps"
+    assert drawn(display).split()[3] == "steps"
+    progress.stage_started("b", 1)
+    progress.stage_event("b", event("progress", done=1, total=4))
+    head, first, second = drawn(display).splitlines()
+    assert head.split()[3] == "done"
+    assert (" 12/48 steps " in first, " 1/4 rows " in second) == (True, True)
+
+
 def test_no_eta_before_five_percent():
     clock = Clock()
     progress = started(clock)

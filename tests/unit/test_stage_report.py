@@ -16,6 +16,7 @@ from mloc_prefect.execution.protocol import ExecutionEvent
 from mloc_prefect.orchestrate import report
 from mloc_prefect.orchestrate.outcome import StageOutcome, WorkflowOutcome
 from mloc_prefect.orchestrate.report import ProgressArtifact, plan_markdown, publish, result_markdown
+from mloc_prefect.orchestrate.stagelog import StageLog
 from tests.support.flows import graph
 
 if TYPE_CHECKING:
@@ -69,6 +70,19 @@ async def test_a_long_stage_shows_each_change_once_and_its_end() -> None:
         await asyncio.sleep(0.05)
         artifact.event(progress(4, 4))
     assert client.shown == [(0.0, "w:a: loading weights 40 %"), (25.0, "w:a: 1/4 rows"), (100.0, "w:a: 4/4 rows")]
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_a_training_shows_its_steps(tmp_path: Path) -> None:
+    client, steps = Client(), ExecutionEvent("progress", {"done": 3, "total": 4, "unit": "steps"}, 9.0)
+    async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
+        artifact.event(steps)
+        while not client.shown:
+            await asyncio.sleep(0.001)
+    assert client.shown == [(75.0, "w:a: 3/4 steps")]
+    with StageLog(tmp_path) as log:
+        log.event(steps)
+    assert (tmp_path / "logs" / "stage.log").read_text().endswith(" progress: 3/4 steps\n")
 
 
 @pytest.mark.usefixtures("_quick")
