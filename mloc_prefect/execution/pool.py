@@ -105,7 +105,9 @@ class HostPool:
         return how
 
     async def leave(self, key: str) -> bool:
-        """Let the host `key` end if it has no task; return whether it did."""
+        """Let the host `key` end if it has no task, one that is starting as soon as it can; return whether it did."""
+        if (start := self._starts.get(key)) is not None and not start.done():
+            await asyncio.wait({start})  # it would listen, and be warm for nobody
         child = self._hosts.get(key)
         return child is not None and child.usable and await self._stop_idle(child)
 
@@ -145,7 +147,7 @@ class HostPool:
         return count
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return executor, engine, model, devices, pid, resident memory and idle time of every host, for displays."""
+        """Return executor, engine, model, devices, pid, RAM and idle time of every host, for displays."""
         now = time.monotonic()
         return [
             {

@@ -274,6 +274,17 @@ class TestIdle:
             again = await run(trouble_request(tmp_path), spec)
             assert again.host_pid != result.host_pid
 
+    async def test_a_host_that_was_still_starting_when_its_task_was_cancelled_does_not_stay(
+        self, pool: HostPool
+    ) -> None:
+        spec = host_spec()
+        task = asyncio.ensure_future(pool.acquire(spec))
+        await until(pool.snapshot)
+        assert not task.done()
+        task.cancel()
+        assert await pool.leave(spec.key)
+        assert pool.snapshot() == []
+
     async def test_hosts_that_leave_are_replaced_unseen(self, tmp_path: Path) -> None:
         """With an idle time as short as the pauses between tasks, clients meet hosts that are just leaving."""
         async with HostPool(run_dir_of(tmp_path), idle_seconds=0.05, start_seconds=30) as pool:
