@@ -1,0 +1,73 @@
+"""A running task on a pool is cancelled by each of the ways that users have, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.support.pool import spec, until
+from tests.support.up import Up, running_up
+from tests.support.up_client import root_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PREFECT = Path(sys.executable).parent / "prefect"
+GONE_SECONDS = 5.0
+CARD = {"count": 1, "type": "a100"}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    inventory = {"cpus": 4, "memory": "16GiB", "gpus": [{"type": "a100", "memory": "80GiB"}]}
+    with running_up(tmp_path_factory.mktemp("cancel") / "home", 27500, MLOC_INVENTORY=json.dumps(inventory)) as up:
+        yield up
+
+
+def executors(up: Up) -> list[str]:
+    """Return the processes of executor hosts and their supervisors."""
+    return [line for line in up.left_over() if "mloc-host" in line]
+
+
+def by_http(up: Up, task_id: str) -> None:
+    answer = httpx.post(f"{up.url}/api/v1/tasks/{task_id}/cancel")
+    assert (answer.status_code, answer.json()["stopping"]) == (200, [task_id])
+
+
+def by_mloc(up: Up, task_id: str) -> None:
+    done = up.run("cancel", task_id, MLOC_URL=up.url)
+    assert done.returncode == 0, done.stderr
+
+
+def by_prefect(up: Up, task_id: str) -> None:
+    submission = record(up, task_id)["submission_id"]
+    (run,) = [run["id"] for run in root_runs(up) if f"mloc-submission:{submission}" in run["tags"]]
+    env = up.env | {"PREFECT_API_URL": up.state().api_url}
+    command = [PREFECT, "flow-run", "cancel", run]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def record(up: Up, task_id: str) -> dict[str, Any]:
+    return httpx.get(f"{up.url}/api/v1/tasks/{task_id}").json()
+
+
+@pytest.mark.parametrize("how", [by_http, by_mloc, by_prefect])
+def test_a_task_that_runs_ends_with_its_executor(up: Up, how: Callable[[Up, str], None]) -> None:
+    text = spec("long", gpu=CARD, echo={"delay": 300})
+    answer = httpx.post(f"{up.url}/api/v1/tasks", content=text, headers={"content-type": "text/yaml"}).json()
+    task_id = answer["tasks"][0]["task_id"]
+    until(lambda: executors(up) and record(up, task_id).get("started_ts"), 30, lambda: record(up, task_id))
+    how(up, task_id)
+    began = time.monotonic()
+    until(lambda: not executors(up), GONE_SECONDS, lambda: executors(up))
+    until(lambda: record(up, task_id)["status"] == "CANCELLED", GONE_SECONDS, lambda: record(up, task_id))
+    assert record(up, task_id)["error"] == "cancelled"
+    print(f"gone after {time.monotonic() - began:.1f} s")
