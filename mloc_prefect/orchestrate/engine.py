@@ -162,12 +162,27 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
         return {"upstream": {FlowRunResult(id=i) for i in after}} if after else None
 
 
-def _tracking_task(flow: Any, identity: RunIdentity) -> Task[..., Any]:
-    task: Task[..., Any] = Task(fn=flow.fn, name=identity.key or flow.name, version=flow.version)
-    if identity.key:
-        task.task_key = f"mloc-stage-{identity.key}"
+def tracking_task(
+    fn: Callable[..., Any], name: str, *, key: str | None = None, version: str | None = None
+) -> Task[..., Any]:
+    """Return the task that stands for a child run in its parent's run: it links both in the UI.
+
+    Args:
+        fn: What the child runs; it is not called.
+        name: Name of the task run.
+        key: Tells it from others of the same function.
+        version: Version of the flow.
+    """
+    task: Task[..., Any] = Task(fn=fn, name=name, version=version)
+    if key:
+        task.task_key = key
     task._is_subflow_tracking_task = True  # type: ignore[attr-defined]  # as the stock engine marks it
     return task
+
+
+def _tracking_task(flow: Any, identity: RunIdentity) -> Task[..., Any]:
+    key = f"mloc-stage-{identity.key}" if identity.key else None
+    return tracking_task(flow.fn, identity.key or flow.name, key=key, version=flow.version)
 
 
 _flow_ids: WeakKeyDictionary[PrefectClient, dict[str, asyncio.Task[UUID]]] = WeakKeyDictionary()

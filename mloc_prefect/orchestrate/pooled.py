@@ -13,13 +13,13 @@ from uuid import UUID
 import httpx
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
-from prefect.tasks import Task
 
 from mloc_prefect.errors import DispatchError, ExecutionError
 from mloc_prefect.execution.hosttypes import engine_key
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_STAGE, ensure_deployment
+from mloc_prefect.orchestrate.engine import tracking_task
 from mloc_prefect.orchestrate.follow import GONE
 from mloc_prefect.orchestrate.jobfile import EventReader, read_outcome, write_job
 from mloc_prefect.orchestrate.lost import STOPPED, WorkerLostError, WorkerStoppedError
@@ -276,8 +276,6 @@ async def _tracking_task(client: PrefectClient, context: FlowRunContext, name: s
 
     async def attempt() -> None: ...
 
-    task: Task[..., Any] = Task(fn=attempt, name=name)
-    task.task_key = f"mloc-attempt-{name}"
-    task._is_subflow_tracking_task = True  # type: ignore[attr-defined]  # as the engine marks those of subflows
+    task = tracking_task(attempt, name, key=f"mloc-attempt-{name}")
     run = await task.create_run(client=client, flow_run_context=context, parameters={})
     return run.id

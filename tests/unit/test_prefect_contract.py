@@ -7,6 +7,7 @@ import inspect
 import signal
 from types import SimpleNamespace
 
+import anyio
 import pytest
 from prefect import flow, flow_engine
 from prefect.server.database import dependencies
@@ -16,7 +17,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from mloc_prefect.orchestrate.sqlite import SerialSqlite, install
-from mloc_prefect.worker._prefect import signals_left_alone
+from mloc_prefect.worker._prefect import being_submitted, is_synced, note_poll, signals_left_alone, without_limit
 from mloc_prefect.worker.engine import own_flow
 from mloc_prefect.worker.worker import MlocGpuWorker
 
@@ -142,6 +143,42 @@ def test_the_engine_uses_the_methods_that_we_replace():
     start = inspect.unwrap(flow_engine.AsyncFlowRunEngine.start)
     assert "handle_crash" in initialize.__code__.co_names
     assert "setup_flow_run_suspension_request" in start.__code__.co_names
+
+
+@pytest.fixture
+def stock() -> ProcessWorker:
+    return ProcessWorker(work_pool_name="gpu")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_has_successfully_synced",
+        "_last_polled_time",
+        "_limiter",
+        "_prefetch_seconds",
+        "_submitting_flow_run_ids",
+        "_work_pool",
+        "_work_pool_name",
+        "_work_queues",
+    ],
+)
+def test_the_stock_worker_has_what_we_read_and_set(stock: ProcessWorker, name: str):
+    """And reads it itself: an attribute that only we know would say nothing."""
+    assert hasattr(stock, name)
+    assert f"self.{name}" in inspect.getsource(BaseWorker).partition("async def start")[2]
+
+
+def test_a_worker_is_read_and_set_through_one_module(stock: ProcessWorker):
+    assert not is_synced(stock)
+    assert list(being_submitted(stock)) == []
+    before, stock._limiter = stock._last_polled_time, anyio.CapacityLimiter(1)
+    note_poll(stock)
+    assert stock._last_polled_time > before
+    with pytest.raises(KeyError), without_limit(stock):
+        assert stock._limiter is None
+        raise KeyError
+    assert stock._limiter is not None
 
 
 # --- the worker -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def test_signatures_are_as_expected() -> None:
     assert inspect.iscoroutinefunction(PrefectClient.create_flow)
     assert "_flow_run_name_set" in AsyncFlowRunEngine.__dataclass_fields__
     assert "_is_subflow_tracking_task" in inspect.getsource(Task.create_run)
+    assert "_is_subflow_tracking_task" in inspect.getsource(AsyncFlowRunEngine.create_flow_run)
 
 
 def test_stages_send_no_heartbeats_and_roots_do() -> None:
