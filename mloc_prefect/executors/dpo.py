@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.executors.training_arguments import max_length
+from mloc_prefect.executors.training_arguments import max_length, with_files
 from mloc_prefect.executors.training_data import pair_rows
 from mloc_prefect.executors.training_lengths import shorten_prompts
 from mloc_prefect.executors.training_model import load_reference
@@ -51,7 +51,7 @@ class DpoRecipe(Recipe):
         """Return a `DPOConfig`."""
         from trl import DPOConfig
 
-        return configured(DPOConfig, {**arguments, "max_length": self.token_limit(job)})
+        return configured(DPOConfig, {**with_files(arguments, job.places), "max_length": self.token_limit(job)})
 
     def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return a `DPOTrainer`; with adapters the model without them is the reference, which saves a second copy."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.rewards import scorer_of
 from mloc_prefect.executors.rollouts import RolloutRecipe
+from mloc_prefect.executors.training_arguments import with_files
 from mloc_prefect.executors.training_columns import check_columns
 from mloc_prefect.executors.training_model import load_reference
 from mloc_prefect.executors.training_recipe import built, configured
@@ -38,8 +39,7 @@ class GrpoRecipe(RolloutRecipe):
         """Return a `GRPOConfig`."""
         from trl import GRPOConfig
 
-        del job
-        return configured(GRPOConfig, arguments)
+        return configured(GRPOConfig, with_files(arguments, job.places))
 
     def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return a `GRPOTrainer`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.executors.training_arguments import with_files
 from mloc_prefect.executors.training_data import text_rows
 from mloc_prefect.executors.training_recipe import Recipe, built, configured
 
@@ -32,7 +33,7 @@ class SftRecipe(Recipe):
         """Return an `SFTConfig`."""
         from trl import SFTConfig
 
-        return configured(SFTConfig, {**arguments, "max_length": self.token_limit(job)})
+        return configured(SFTConfig, {**with_files(arguments, job.places), "max_length": self.token_limit(job)})
 
     def trainer(self, job: Job, model: Any, config: Any, callbacks: Sequence[Any]) -> Any:
         """Return an `SFTTrainer`."""

@@ -15,6 +15,7 @@ from mloc_prefect.tasks.training_table import DEFAULTS, SHARED_DEFAULTS, cells, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mloc_prefect.executors.places import Places
     from mloc_prefect.tasks.training_table import Kind
 
 Arguments = dict[str, Any]
@@ -121,6 +122,23 @@ def coerced(value: Any, word: str, where: str) -> Any:
     if word == "dict" and not isinstance(value, Mapping):
         raise fields.error(name, value, "a mapping")
     return value
+
+
+def with_files(arguments: Arguments, places: Places) -> Arguments:
+    """Return the arguments with whole paths: what a spec names starts from its own folder.
+
+    Raises:
+        UserError: A file is not there.
+    """
+    named = arguments.get("deepspeed")
+    if named is None or isinstance(named, Mapping):
+        return arguments
+    if not isinstance(named, str):
+        raise UserError(f"spec.training.deepspeed must be a mapping or the path of a JSON file, found {named!r}")
+    file = places.local(named)
+    if not file.is_file():
+        raise UserError(f"spec.training.deepspeed: there is no file {file}")
+    return {**arguments, "deepspeed": str(file)}
 
 
 def lora_arguments(lora: Fields) -> Arguments:
@@ -274,11 +292,6 @@ def _zero(stage: int) -> dict[str, Any]:
     return {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
 
 
-def _report(_options: Options, _place: Place) -> Arguments:
-    """The TensorBoard callback is ours, with a folder of its own; a short training has a curve too."""
-    return {"report_to": "none", "logging_first_step": True}
-
-
 def _generation(options: Options, _place: Place) -> Arguments:
     fewest = options.generation.integer("min_new_tokens", 0)
     return {"generation_kwargs": {"min_new_tokens": fewest}} if fewest else {}
@@ -314,6 +327,8 @@ def _surroundings(place: Place) -> Arguments:
     return {
         "output_dir": place.output_dir,
         "disable_tqdm": True,
+        "report_to": "none",  # the TensorBoard callback is ours, with a folder of its own
+        "logging_first_step": True,  # a short training has a curve too
         "dataloader_pin_memory": place.cuda,
         "use_cpu": not place.cuda,
         "eval_strategy": "no",
@@ -332,7 +347,6 @@ _COMPUTED: dict[str, Callable[[Options, Place], Arguments]] = {
     "seed": _seed,
     "precision": _precision,
     "sharding": _sharding,
-    "report": _report,
     "generation": _generation,
     "cache": _cache,
     "stop": _stop,

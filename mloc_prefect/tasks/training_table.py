@@ -84,7 +84,7 @@ visible_devices              -lease        -lease      -lease          -lease
 primary_gpu                  -lease        -lease      -lease          -lease
 allow_multi_gpu              us            us          us              us
 nproc_per_node               us            us          us              us
-log_with                     *report       *report     *report         *report
+log_with                     us            us          us              us
 tracker_project_name         -tracker      -tracker    -tracker        -tracker
 """
 

@@ -58,7 +58,6 @@ SHARED: dict[str, tuple[Any, str, Any]] = {
     "vf_coef": (0.5, "vf_coef", 0.5),
     "num_generations": (2, "num_generations", 2),
     "optimize_cuda_cache": (True, "torch_empty_cache_steps", 1),
-    "log_with": ("tensorboard", "report_to", []),
 }
 OWN: dict[str, dict[str, tuple[Any, str, Any]]] = {
     "ppo": {
@@ -135,7 +134,7 @@ def test_the_value_shows(kind: str, block: str, name: str, tmp_path: Path, monke
     without = getattr(config_of(kind), attribute)
     found = getattr(config_of(kind, **{block: {name: value}}), attribute)
     assert getattr(found, "value", found) == wanted
-    if name not in {"fp16", "log_with"} and not (kind == "sft" and name == "gradient_checkpointing"):
+    if name != "fp16" and not (kind == "sft" and name == "gradient_checkpointing"):
         assert without != found, "the default would pass for it"
 
 

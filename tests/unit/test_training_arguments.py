@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.training_arguments import Options, Place, config_arguments, lora_arguments, rollout_sizes
+from mloc_prefect.executors.places import Places
+from mloc_prefect.executors.training_arguments import (
+    Options,
+    Place,
+    config_arguments,
+    lora_arguments,
+    rollout_sizes,
+    with_files,
+)
 from mloc_prefect.executors.training_launch import world_of
 from mloc_prefect.tasks.checks import check
 from mloc_prefect.tasks.registry import task_type
+from mloc_prefect.tasks.training_table import KINDS, cells
 
 
 def arguments(kind: Any, place: Place | None = None, **spec: Any) -> dict[str, Any]:
@@ -192,6 +202,49 @@ def test_deepspeed_by_itself(
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
     found = arguments("sft", place, training=wanted)
     assert (found["deepspeed"]["zero_optimization"]["stage"] if "deepspeed" in found else None) == stage
+
+
+SHARDING = {
+    "fsdp": ({"fsdp": True}, {"fsdp": "full_shard auto_wrap"}),
+    "fsdp_config": (
+        {"fsdp": "shard_grad_op", "fsdp_config": {"min_num_params": 7}},
+        {"fsdp": "shard_grad_op", "fsdp_config": {"min_num_params": 7}},
+    ),
+    "deepspeed": ({"deepspeed": {"steps_per_print": 7}}, {"deepspeed": {"steps_per_print": 7}}),
+    "zero_stage": ({"zero_stage": "3"}, {"deepspeed": {"zero_optimization": {"stage": 3}}}),
+    "auto_deepspeed": ({"auto_deepspeed": True}, {"deepspeed": {"zero_optimization": {"stage": 2}}}),
+    "auto_deepspeed_stage": (
+        {"auto_deepspeed": True, "auto_deepspeed_stage": 1},
+        {"deepspeed": {"zero_optimization": {"stage": 1}}},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in KINDS for name, cell in cells(kind).items() if cell.name == "sharding"],
+)
+def test_sharding(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    training, wanted = SHARDING[name]
+    place = Place("out", cuda=True, world=2)
+    found, plain = arguments(kind, place, training=training), arguments(kind, place)
+    if isinstance(found.get("deepspeed"), dict):  # the rest is for transformers to fill in
+        found["deepspeed"] = {key: value for key, value in found["deepspeed"].items() if value != "auto"}
+    assert found == {**plain, **wanted}
+    assert not {"deepspeed", "fsdp", "fsdp_config"} & set(plain)
+
+
+def test_a_file_of_deepspeed_lies_beside_the_spec(tmp_path: Path) -> None:
+    places = Places.of({"home": "/x", "base_dir": str(tmp_path)})
+    (tmp_path / "ds.json").write_text("{}")
+    assert with_files({"deepspeed": "ds.json", "seed": 1}, places) == {"deepspeed": f"{tmp_path}/ds.json", "seed": 1}
+    for left in ({"seed": 1}, {"deepspeed": {"steps_per_print": 7}}):
+        assert with_files(left, places) == left
+    with pytest.raises(UserError, match=re.escape(f"spec.training.deepspeed: there is no file {tmp_path}/other.json")):
+        with_files({"deepspeed": "other.json"}, places)
+    with pytest.raises(UserError, match="must be a mapping or the path of a JSON file, found True"):
+        with_files({"deepspeed": True}, places)
 
 
 def test_generation() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors import training_arguments
+from mloc_prefect.executors.fields import Fields
 from mloc_prefect.tasks import training_table as table
 from mloc_prefect.tasks.checks import check
 from mloc_prefect.tasks.keys import table_of
@@ -15,6 +18,7 @@ from mloc_prefect.tasks.registry import task_type
 
 KINDS = table.KINDS
 RATED = ("ppo", "grpo")
+PLACE = training_arguments.Place("out", cuda=True, world=2)
 
 
 def training_model(kind: str) -> Any:
@@ -109,6 +113,73 @@ def test_what_is_refused_when_planned(kind: str, training: dict[str, Any], messa
     spec = {"training": training, "rewards": [{"name": "json"}], "data": {"prompts": ["x"], "rows": [{}]}}
     found = check(task_type(kind).model, spec).problems
     assert [p.message for p in found if p.severity == "error"] == [message]
+
+
+# Each field that some trainer refuses or does not use, set to something else than TRL does anyway.
+ASKED = {
+    "training": {
+        "mini_batch_size": 2,
+        "num_mini_batches": 2,
+        "max_grad_norm": 0.5,
+        "logging_steps": 3,
+        "target_kl": 0.1,
+        "early_stopping": True,
+        "adap_kl_ctrl": True,
+        "gamma": 0.9,
+        "lam": 0.9,
+        "cliprange_value": 0.3,
+        "vf_coef": 0.2,
+        "fsdp": "full_shard",
+        "fsdp_config": {"version": 2},
+        "deepspeed": {"steps_per_print": 7},
+        "auto_deepspeed": True,
+        "auto_deepspeed_stage": 3,
+        "zero_stage": 2,
+        "visible_devices": "0,1",
+        "primary_gpu": 1,
+        "tracker_project_name": "mine",
+    },
+    "generation": {
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "do_sample": False,
+        "repetition_penalty": 1.2,
+        "min_new_tokens": 3,
+    },
+}
+WITHOUT_EFFECT = [
+    (kind, block, name, cell)
+    for kind in KINDS
+    for block in ("training", "generation")
+    for name, cell in table.cells(kind, block).items()  # type: ignore[arg-type]
+    if cell.way in {"refused", "unused"}
+]
+
+
+@pytest.mark.parametrize(("kind", "block", "name", "cell"), WITHOUT_EFFECT)
+def test_what_has_no_effect_is_told_with_its_reason(kind: Any, block: str, name: str, cell: table.Cell) -> None:
+    value = ASKED[block][name]
+    assert not table.is_neutral(name, value), "TRL does that anyway"
+    (found,) = problems_of(kind, **{block: {name: value}})
+    assert found.path == (block, name)
+    options = training_arguments.Options.of(kind, Fields({block: {name: value}}))
+    if cell.way == "refused":
+        assert (found.severity, found.code) == ("error", "trainer-refuses")
+        assert found.message == f"{name} is not possible here: {cell.reason}"
+        with pytest.raises(UserError, match=re.escape(f"spec.{block}.{name} is not possible here: {cell.reason}")):
+            training_arguments.config_arguments(options, PLACE)
+    else:
+        assert (found.severity, found.code) == ("warning", "ignored-value")
+        assert found.message == f"{name} has no effect: {cell.reason}"
+        plain = training_arguments.Options.of(kind, Fields({}))
+        wanted = training_arguments.config_arguments(plain, PLACE)
+        assert training_arguments.config_arguments(options, PLACE) == wanted
+
+
+def test_nothing_is_asked_for_that_every_trainer_has() -> None:
+    for block, values in ASKED.items():
+        assert set(values) == {name for _, where, name, _ in WITHOUT_EFFECT if where == block}
 
 
 @pytest.mark.parametrize(
