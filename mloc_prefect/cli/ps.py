@@ -76,7 +76,8 @@ def status_lines(status: Mapping[str, Any] | None) -> list[str]:
         devices = ", ".join(host["devices"])
         place = f"{host['executor']} on {devices}" if devices else host["executor"]
         model = f", {host['model']}" if host.get("model") else ""
-        memory = f", {size_text(host['memory_bytes'])}" if host.get("memory_bytes") else ""
+        memory = f", {size_text(host['memory_bytes'])} of RAM" if host.get("memory_bytes") else ""
+        memory += f", {size_text(host['gpu_memory_bytes'])} on GPUs" if host.get("gpu_memory_bytes") else ""
         memory += ", asleep" if host.get("asleep") else ""
         used = f"used {age_text(host['last_used_seconds'])} ago"
         lines.append(f"host     {place}{model}, {used}, process {host['pid']}{memory}")

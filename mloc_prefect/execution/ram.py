@@ -16,14 +16,21 @@ def resident_bytes(pid: int | None) -> int | None:
     own = _pages(pid)
     if pid is None or own is None:
         return None
+    parts = (_pages(child) or (0, 0) for child in family(pid) - {pid})
+    return (own[0] + sum(resident - shared for resident, shared in parts)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def family(pid: int | None) -> set[int]:
+    """Return a process and its descendants."""
+    if pid is None:
+        return set()
     table = process_table()
     found, grew = {pid}, True
     while grew:
         more = {p.pid for p in table.values() if p.parent in found} - found
         found |= more
         grew = bool(more)
-    parts = (_pages(child) or (0, 0) for child in found - {pid})
-    return (own[0] + sum(resident - shared for resident, shared in parts)) * os.sysconf("SC_PAGE_SIZE")
+    return found
 
 
 def _pages(pid: int | None) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ from mloc_prefect.orchestrate.runtime_wire import (
     encode,
     fingerprint,
 )
+from mloc_prefect.worker.hostcards import with_card_memory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,7 +119,7 @@ class Runtime:
             "fingerprint": self._fingerprint,
             "users": len(self._users - {connection}),
             "server": {"pid": address.pid, "api_url": address.api_url, "ui_url": address.ui_url} if address else None,
-            "hosts": self._pool.snapshot(),
+            "hosts": await asyncio.to_thread(with_card_memory, self._pool.snapshot()),
         }
 
     async def _ensure_server(self, connection: _Connection, message: dict[str, Any], progress: Any) -> dict[str, Any]:

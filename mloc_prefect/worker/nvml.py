@@ -50,6 +50,29 @@ def nvml_gpus(home: Path) -> tuple[Gpu, ...]:
         _end(pynvml)
 
 
+def process_memory() -> dict[int, int]:
+    """Return the bytes that processes hold on the cards, by their ids; nothing where NVML does not tell."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        _log.debug("NVML does not start: %s", error)
+        return {}
+    found: dict[int, int] = {}
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            for pid, size in _used(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)).items():
+                found[pid] = found.get(pid, 0) + size
+    except pynvml.NVMLError as error:
+        _log.debug("NVML does not tell what processes hold: %s", error)
+    finally:
+        _end(pynvml)
+    return found
+
+
 class _Reader:
     def __init__(self, nvml: Any, home: Path) -> None:
         self._nvml = nvml
@@ -96,18 +119,23 @@ class _Reader:
 
     def _taken(self, handle: Any) -> int:
         """Return the bytes that processes of others hold on a card."""
-        nvml = self._nvml
-        used: dict[int, int] = {}
-        for list_processes in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
-            try:
-                found = list_processes(handle)
-            # The second one, of a driver that is older than the library, is none of NVML's own errors.
-            except (nvml.NVMLError, nvml.NVMLLibraryMismatchError) as error:
-                _log.debug("NVML does not list processes: %s", error)
-                continue
-            for process in found:  # one that computes and draws is in both lists
-                used[process.pid] = max(used.get(process.pid, 0), int(process.usedGpuMemory or 0))
+        used = _used(self._nvml, handle)
         return sum(size for pid, size in used.items() if not is_host_of(pid, run_dir(self._home)))
+
+
+def _used(nvml: Any, handle: Any) -> dict[int, int]:
+    """Return the bytes of each process on one card."""
+    used: dict[int, int] = {}
+    for list_processes in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+        try:
+            found = list_processes(handle)
+        # The second one, of a driver that is older than the library, is none of NVML's own errors.
+        except (nvml.NVMLError, nvml.NVMLLibraryMismatchError) as error:
+            _log.debug("NVML does not list processes: %s", error)
+            continue
+        for process in found:  # one that computes and draws is in both lists
+            used[process.pid] = max(used.get(process.pid, 0), int(process.usedGpuMemory or 0))
+    return used
 
 
 def _visible(cards: list[Gpu], wanted: str | None, reader: _Reader) -> Iterator[Gpu]:

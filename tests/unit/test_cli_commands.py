@@ -204,13 +204,13 @@ def test_gc_lines():
 def test_ps_lines():
     assert status_lines(None) == ["nothing is running"]
     host = {"executor": "a.b:C", "devices": ["gpu:0"], "pid": 7, "key": "k", "last_used_seconds": 90.0}
-    large = {**host, "pid": 8, "memory_bytes": 3 << 30, "model": "org/m", "asleep": True}
+    large = {**host, "pid": 8, "memory_bytes": 3 << 30, "model": "org/m", "gpu_memory_bytes": 5 << 29, "asleep": True}
     status = {"pid": 5, "users": 1, "server": {"ui_url": "http://u", "pid": 6}, "hosts": [host, large]}
     assert status_lines(status) == [
         "runtime  process 5, used by 1 run",
         "server   http://u, process 6",
         "host     a.b:C on gpu:0, used 1 min ago, process 7",
-        "host     a.b:C on gpu:0, org/m, used 1 min ago, process 8, 3.0 GiB, asleep",
+        "host     a.b:C on gpu:0, org/m, used 1 min ago, process 8, 3.0 GiB of RAM, 2.5 GiB on GPUs, asleep",
     ]
 
 

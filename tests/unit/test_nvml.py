@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.owners import MARK, new_mark
 from mloc_prefect.settings import get_settings
 from mloc_prefect.worker import nvml
+from mloc_prefect.worker.hostcards import with_card_memory
 from mloc_prefect.worker.inventory import Gpu, read_inventory
 
 if TYPE_CHECKING:
@@ -222,3 +224,20 @@ def test_a_card_with_the_memory_of_the_machine_has_none_of_its_own(
 def test_without_the_library_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert indices(tmp_path) == []
+
+
+def test_hosts_show_what_their_processes_hold_on_cards(two: StandIn) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:  # as engines have them
+        two.processes = {0: [(os.getpid(), 3 * GIB), (1, 9 * GIB)], 1: [(child.pid, 4 * GIB), (os.getpid(), None)]}
+        hosts = [
+            {"pid": os.getpid(), "devices": ["gpu:0", "gpu:1"]},
+            {"pid": os.getpid(), "devices": ["cpu"]},
+            {"pid": None, "devices": ["gpu:0"]},
+        ]
+        assert [host["gpu_memory_bytes"] for host in with_card_memory(hosts)] == [7 * GIB, None, None]
+        two.broken = {0}
+        assert with_card_memory(hosts[:1])[0]["gpu_memory_bytes"] is None
+        two.calls.clear()
+        assert with_card_memory(hosts[1:2]) == [{**hosts[1], "gpu_memory_bytes": None}]
+        assert two.calls == []
+        child.communicate()
