@@ -44,16 +44,22 @@ class GrpoSpec(RolloutSpec):
             message = "num_generations must be at least 2: answers are compared with each other"
             yield Problem(("training", "num_generations"), "trainer-refuses", message)
         elif training.sizes() is not None and not _OWN_SIZES & set(training.model_extra or {}):
-            yield from _group_problems(training)
+            yield from _group_problems(training, self._processes())
+
+    def _processes(self) -> int:
+        """Return how many processes train, as `executors/training_launch.py` has it."""
+        gpu, training = self.resources.hardware.gpu, self.training
+        leased = 1 if gpu is None or training.allow_multi_gpu is False else gpu.count or 1
+        return training.nproc_per_node or leased
 
 
-def _group_problems(training: GrpoTraining) -> Iterator[Problem]:
-    answers = (training.per_device_train_batch_size or training.batch_size) * training.gradient_accumulation_steps
+def _group_problems(training: GrpoTraining, processes: int) -> Iterator[Problem]:
+    """Yield a batch of all processes that holds no whole groups of answers."""
+    batch = training.per_device_train_batch_size or training.batch_size
+    answers = batch * training.gradient_accumulation_steps * processes
     if answers % training.num_generations:
-        message = (
-            f"batch_size x gradient_accumulation_steps = {answers} is not a multiple of num_generations "
-            f"{training.num_generations}"
-        )
+        factors = "batch_size x gradient_accumulation_steps" + (f" x {processes} processes" if processes > 1 else "")
+        message = f"{factors} = {answers} is not a multiple of num_generations {training.num_generations}"
         yield Problem(("training", "num_generations"), "uneven-batches", message, "choose sizes that divide")
 
 

@@ -138,6 +138,26 @@ def test_planning_and_executor_refuse_the_same_batches() -> None:
     assert 0 < refused < len(choices) ** len(names)
 
 
+@pytest.mark.parametrize(
+    ("training", "gpus", "answers"),
+    [
+        ({}, 0, "batch_size x gradient_accumulation_steps = 4"),
+        ({}, 2, None),
+        ({"nproc_per_node": 2}, 0, None),
+        ({"nproc_per_node": 1}, 2, "batch_size x gradient_accumulation_steps = 4"),
+        ({"allow_multi_gpu": False}, 2, "batch_size x gradient_accumulation_steps = 4"),
+        ({}, 3, "batch_size x gradient_accumulation_steps x 3 processes = 12"),
+        ({"steps_per_generation": 2}, 0, None),
+        ({"per_device_train_batch_size": 8}, 0, None),
+    ],
+)
+def test_groups_of_grpo_are_those_of_all_processes(training: dict[str, Any], gpus: int, answers: str | None) -> None:
+    sizes = {"batch_size": 4, "num_generations": 8, **training}
+    hardware = {"cpu": "1", "memory": "1Gi", "gpu": {"count": gpus, "type": "any"}}
+    found = planned("grpo", sizes, resources={"replicas": 1, "hardware": hardware})
+    assert found == ([f"{answers} is not a multiple of num_generations 8"] if answers else [])
+
+
 @pytest.mark.parametrize("name", ["batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"])
 def test_batches_that_come_from_an_earlier_stage_are_not_judged_by_their_defaults(name: str) -> None:
     later = {name: "${tune.result.size}"}
