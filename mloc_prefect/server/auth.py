@@ -5,15 +5,17 @@ from __future__ import annotations
 import hmac
 import json
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
+from mloc_prefect.bridge.exposure import is_loopback
 from mloc_prefect.server.body import is_json, json_problem, read_body
 from mloc_prefect.server.replies import Problem
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
+    from mloc_prefect.settings import MlocSettings
 
 _PREFIX = "Bearer "
 _LOOKED_AT = 64 * 1024  # bytes of a body that a caller without token may have parsed
@@ -31,11 +33,14 @@ class BearerToken(HTTPBearer):
         """Let a request pass that has the token; without a configured token every one passes.
 
         Raises:
-            Problem: 401 without a bearer token, 403 for a wrong one. The original parses JSON before it looks at the
+            Problem: 401 without a bearer token, 403 for a wrong one, or for what a browser may have been led to send to
+                an endpoint without one. The original parses JSON before it looks at the
                 token, so broken JSON is 422 with any token; of strangers only small bodies are parsed.
         """
-        token: SecretStr | None = request.app.state.endpoint.settings.token
+        settings: MlocSettings = request.app.state.endpoint.settings
+        token = settings.token
         if token is None or not token.get_secret_value():
+            _refuse_other_names(request, settings)
             _refuse_other_sites(request)
             return
         # Strict as the original: one blank, this very case; white space at the end is no part of a header's value.
@@ -51,6 +56,31 @@ class BearerToken(HTTPBearer):
 
 Guarded = Depends(BearerToken())
 """The dependency of every route but the probes."""
+
+
+def _refuse_other_names(request: Request, settings: MlocSettings) -> None:
+    """Without a token a foreign name that leads to the loopback address may belong to a page that a browser shows.
+
+    Such a page passes for one of ours ("DNS rebinding"). Whoever has named the address to listen on, or the URL by
+    which workers come, is taken to know the names.
+    """
+    given = request.headers.get("host") or ""
+    name = _name(f"//{given}")
+    known = is_loopback(name) or (name and name == _name(settings.base_url or ""))
+    if settings.host or not given or known:
+        return
+    raise Problem(
+        403,
+        f"without a token this endpoint goes by localhost only, not by {given[:100]}: "
+        "set ORCHESTRATOR_TOKEN, or name the address to listen on with --host (MLOC_HOST)",
+    )
+
+
+def _name(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 def _refuse_other_sites(request: Request) -> None:

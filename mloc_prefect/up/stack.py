@@ -41,6 +41,7 @@ class Stack:
         logs: Directory of its logs.
         host: Address that Valkey and the Prefect server listen on.
         endpoint_host: Address that the endpoint listens on.
+        named_host: Whether the user named that address.
         port: Port of the endpoint.
         prefect_port: Port of the embedded Prefect server, or None when `PREFECT_API_URL` names another.
         redis_port: Port of the embedded Valkey, or None when `REDIS_URL` names another.
@@ -59,6 +60,7 @@ class Stack:
     logs: Path
     host: str
     endpoint_host: str
+    named_host: bool
     port: int
     prefect_port: int | None
     redis_port: int | None
@@ -139,6 +141,7 @@ def decide(settings: MlocSettings, ports: Mapping[str, int], environ: Mapping[st
         logs=settings.home / "logs",
         host=host,
         endpoint_host=endpoint_host,
+        named_host=settings.host is not None,
         port=port,
         prefect_port=prefect_port,
         redis_port=None if redis else free_port(ports.get("redis", settings.redis_port), host, LOOPBACK),
@@ -169,11 +172,12 @@ def child_environment(
         "MLOC_HOME": str(stack.home),
         "MLOC_RESULTS_DIR": str(stack.results),
         "MLOC_REDIS_URL": redis_url,
-        "MLOC_HOST": stack.endpoint_host,
         "MLOC_PORT": str(stack.port),
         "MLOC_URL": stack.url,
         "PREFECT_API_URL": stack.api_url,
     }
+    if stack.named_host:  # else the endpoint decides the same, and knows that nobody chose it
+        env["MLOC_HOST"] = stack.endpoint_host
     if not (environ.get("MLOC_BASE_URL") or environ.get("ORCHESTRATOR_BASE_URL")):
         env["MLOC_BASE_URL"] = stack.url
     if messaging_url:

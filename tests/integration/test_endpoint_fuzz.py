@@ -34,7 +34,7 @@ ENDLESS = "/api/v1/events"  # its answer has no end; see test_endpoint.py
 
 def make(home: Path | None = None) -> FastAPI:
     """Return an endpoint with a worker and a task that left a log and a result."""
-    in_force = get_settings(home=home, max_upload_bytes=100_000)
+    in_force = get_settings(home=home, max_upload_bytes=100_000, host="127.0.0.1")  # for the client's own Host
     stores = memory_stores()
     asyncio.run(add_worker(stores))
     if home is not None:

@@ -58,9 +58,9 @@ class Served:
 
 @asynccontextmanager
 async def served(home: Path, *, stores: Stores | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """Serve from `home`; `settings` are those of the project."""
+    """Serve from `home`; `settings` are those of the project. By its `host` it may be called by any name."""
     stores = stores or memory_stores()
-    in_force = get_settings(home=home, **settings)
+    in_force = get_settings(home=home, **({"host": "127.0.0.1"} | settings))
     app = create_app(stores, in_force)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:

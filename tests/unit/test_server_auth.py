@@ -111,6 +111,30 @@ async def test_a_page_of_another_site_cannot_post_to_the_loopback_address(tmp_pa
         assert (await endpoint.client.get("/workers", headers=headers)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "status"),
+    [
+        ("evil.example:8000", {}, 403),
+        ("127.0.0.1.evil.example", {}, 403),
+        ("[::", {}, 403),
+        ("localhost:8000", {}, 200),
+        ("LOCALHOST.", {}, 200),
+        ("127.0.0.1:8000", {}, 200),
+        ("[::1]:8000", {}, 200),
+        ("lab:8000", {"base_url": "http://lab:8000"}, 200),
+        ("lab:8000", {"host": "127.0.0.1"}, 200),
+        ("lab:8000", {"token": TOKEN}, 200),
+    ],
+)
+async def test_without_a_token_it_goes_by_the_names_of_this_machine_only(tmp_path, name, settings, status):
+    async with served(tmp_path, **({"host": None} | settings)) as endpoint:
+        headers = {"host": name, "authorization": f"Bearer {TOKEN}"}
+        for method, path in (("GET", "/workers"), ("POST", "/admin/cleanup"), ("GET", "/api/v1/tasks")):
+            answer = await endpoint.client.request(method, path, headers=headers)
+            assert answer.status_code == status
+            assert status == 200 or "set ORCHESTRATOR_TOKEN" in answer.json()["detail"]
+
+
 async def test_probes_are_open(tmp_path):
     async with served(tmp_path, token=TOKEN) as endpoint:
         for path in ("/healthz", "/readyz"):

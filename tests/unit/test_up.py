@@ -294,6 +294,7 @@ def stack(home: Path, **more: object) -> Stack:
         "logs": home / "logs",
         "host": "127.0.0.1",
         "endpoint_host": "127.0.0.1",
+        "named_host": False,
         "port": 8000,
         "prefect_port": 4200,
         "redis_port": 6379,
@@ -317,7 +318,9 @@ def test_the_environment_of_the_parts(tmp_path):
     assert env["MLOC_EVENTS_REDIS_URL"] == "redis://r/1"
     assert env["MLOC_BASE_URL"] == "http://127.0.0.1:8000"
     assert env["PATH"] == "/bin"
-    assert not {"LOG_FILE", "NOTIFY_SOCKET"} & set(env)
+    assert not {"LOG_FILE", "NOTIFY_SOCKET", "MLOC_HOST"} & set(env)
+    named = child_environment(stack(tmp_path, endpoint_host="10.0.0.5", named_host=True), "redis://r/0", None, user)
+    assert named["MLOC_HOST"] == "10.0.0.5"
     plain = child_environment(stack(tmp_path), "redis://r/0", None, {"ORCHESTRATOR_BASE_URL": "http://lab"})
     assert not {"MLOC_TOKEN", "PREFECT_API_AUTH_STRING", "MLOC_EVENTS_REDIS_URL", "MLOC_BASE_URL"} & set(plain)
 
