@@ -27,6 +27,7 @@ from mloc_prefect.worker.engine import WarmRuns
 from mloc_prefect.worker.heartbeat import Heartbeat
 from mloc_prefect.worker.here import Here, Slots
 from mloc_prefect.worker.identity import Process
+from mloc_prefect.worker.orphans import Orphans
 from mloc_prefect.worker.place import local_place
 from mloc_prefect.worker.reaper import Reaper, reap_for_ever
 from mloc_prefect.worker.recovery import Recovery
@@ -219,6 +220,7 @@ class Node:
         await enter(self._cancels.running())
         self._stack.push_async_callback(self._end_background)
         self._start(reap_for_ever(self._settings, self._client, self._view, self._name))
+        self._start(Orphans(self._client, self._pool, self._view).watch())
         self._start(self._keep_card())
         self._start(show_for_ever(self._client, self._view, self._name, self._settings.heartbeat_seconds))
         listeners = [self._waker.notice, follower.notice, self._cancels.notice]

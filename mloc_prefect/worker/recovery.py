@@ -23,6 +23,7 @@ logger = logging.getLogger("prefect.mloc.worker")
 WORKER_LABEL, INCARNATION_LABEL = "prefect.worker.name", "mloc.incarnation"
 _ACTIVE = ["RUNNING", "PENDING", "CANCELLING"]
 _PAGE = 200
+_OURS = frozenset({RUN_WORKFLOW.flow, RUN_STAGE.flow})
 
 
 def taken_by(worker: str, incarnation: str) -> str:
@@ -50,7 +51,7 @@ class Recovery:
             httpx.HTTPError: The server does not answer; a second call goes on.
         """
         lost = f"worker {card.id} was lost"
-        pool = {"work_pools": {"name": {"any_": [card.pool]}}}
+        pool = _of_pool(card.pool)
         runs = [*await self._active(pool), *await self._half_done(pool, lost)]
         for run in [run for run in runs if _is_of(run, card)]:
             state, flow = run["state"]["type"], await self._flow(run["flow_id"])
@@ -62,7 +63,7 @@ class Recovery:
                 await self._put_back(run, lost)
             elif _seen_dead(run, card):
                 await self._set(run["id"], "CRASHED", "Crashed", lost)
-            else:  # a process of its own, which may well go on without the worker
+            else:  # a process of its own, which may well go on without the worker; see `orphans`
                 logger.warning("run %s of a flow that is not ours is left as it is: %s", run["name"], lost)
 
     async def put_back(self, card: WorkerCard, why: str) -> None:
@@ -71,12 +72,25 @@ class Recovery:
         Raises:
             httpx.HTTPError: The server does not answer.
         """
-        for run in await self._active({"work_pools": {"name": {"any_": [card.pool]}}}):
+        for run in await self._active(_of_pool(card.pool)):
             if run["state"]["type"] != "PENDING" or not _is_of(run, card):
                 continue
-            ours = await self._flow(run["flow_id"]) in {RUN_WORKFLOW.flow, RUN_STAGE.flow}
+            ours = await self._flow(run["flow_id"]) in _OURS
             if ours or not run.get("infrastructure_pid"):  # a process of its own ends after this, and says so
                 await self._put_back(run, why)
+
+    async def of_users(self, pool: str) -> list[dict[str, Any]]:
+        """Return the runs of a pool that are Running, of flows that are not ours.
+
+        Raises:
+            httpx.HTTPError: The server does not answer.
+        """
+        running = [run for run in await self._active(_of_pool(pool)) if run["state"]["type"] == "RUNNING"]
+        return [run for run in running if await self._flow(run["flow_id"]) not in _OURS]
+
+    async def crash(self, run: Mapping[str, Any], why: str) -> None:
+        """Mark a run as crashed, unless it has ended meanwhile."""
+        await self._set(run["id"], "CRASHED", "Crashed", why, force=False)
 
     async def start_again(self, run: Mapping[str, Any], why: str, *, stopped: bool = False) -> None:
         """Mark a root run as crashed, with all below it, and schedule it anew within the budget.
@@ -167,6 +181,10 @@ class Recovery:
             flow = await ask(self._client, "GET", f"/flows/{flow_id}")
             self._flows[flow_id] = flow["name"] if flow else None
         return self._flows[flow_id]
+
+
+def _of_pool(name: str) -> dict[str, Any]:
+    return {"work_pools": {"name": {"any_": [name]}}}
 
 
 def _is_of(run: Mapping[str, Any], card: WorkerCard) -> bool:
