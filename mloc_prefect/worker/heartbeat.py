@@ -31,6 +31,7 @@ logger = logging.getLogger("prefect.mloc.worker")
 _MIN_SECONDS = 0.25
 _MIN_ANSWER_SECONDS = 5.0
 _LEAVE_SECONDS = 5.0
+_FIRST_SECONDS = 3.0
 
 
 class Heartbeat:
@@ -74,9 +75,9 @@ class Heartbeat:
         return self._card
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat; returns after the first beat, unless that takes long: who waits for us may look us up then."""
         self._thread.start()
-        self._started.wait()
+        self._started.wait(_FIRST_SECONDS)
 
     def update(self, card: WorkerCard) -> None:
         """Publish another card soon; from any thread."""
@@ -108,7 +109,6 @@ class Heartbeat:
 
     async def _beat_for_ever(self) -> None:
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
-        self._started.set()
         async with AsyncExitStack() as stack:
             # Prefect's client would retry for a minute, and later beats would wait for it.
             stack.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
@@ -125,6 +125,7 @@ class Heartbeat:
                 async with self._step("the registry"):
                     registration = registration or await self._registration(stack)
                     await self._register(registration, card)
+                self._started.set()
                 await self._pause(began)
             await self._leave(directory, registration)
 

@@ -59,9 +59,7 @@ spec:
 LEARNT = " Our cat does, every day."
 
 
-def test_vllm_answers_with_what_the_stages_before_have_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vllm_answers_with_what_the_stages_before_have_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python, mirrors = vllm_python(), prepared_home() / "mirrors.yaml"
     variables = {"MLOC_PYTHON": json.dumps({"vllm-cpu": str(python)}), "MLOC_MIRRORS": str(mirrors)}
     with running_up(tmp_path / "home", PORT, **variables) as up:
