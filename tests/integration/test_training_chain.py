@@ -75,15 +75,15 @@ def finished(url: str, text: str) -> dict[str, dict[str, Any]]:
     with httpx.Client(base_url=url, timeout=30) as client:
         answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"})
         assert answer.status_code == 200, answer.text
-        waiting = {task["graph_node_name"]: task["task_id"] for task in answer.json()["tasks"]}
+        waiting = [task["task_id"] for task in answer.json()["tasks"]]
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + 300
         while len(found) < len(waiting):
             assert time.monotonic() < deadline, found.keys()
-            for name, task_id in waiting.items():
+            for task_id in waiting:
                 task = client.get(f"/api/v1/tasks/{task_id}").json()
                 assert task["status"] not in {"FAILED", "CANCELLED"}, task["error"]
                 if task["status"] == "DONE":
-                    found[name] = client.get(f"/api/v1/results/{task_id}").json()["result"]
+                    found[task["graph_node_name"]] = client.get(f"/api/v1/results/{task_id}").json()
             time.sleep(0.3)
         return found
