@@ -184,10 +184,12 @@ class MlocGpuWorker(ProcessWorker):
         from mloc_prefect.worker._prefect import being_submitted
 
         node.draining = True
-        end = asyncio.get_running_loop().time() + _SETTLE_SECONDS
-        async with self._poll_turn:
-            while being_submitted(self) and asyncio.get_running_loop().time() < end:
-                await asyncio.sleep(_DRAIN_LOOK)
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS), self._poll_turn:
+                while being_submitted(self):
+                    await asyncio.sleep(_DRAIN_LOOK)
+        except TimeoutError:
+            self._logger.warning("the server is slow: runs that were just being taken may stay Pending")
 
     def _stop(self) -> None:
         if not self._draining and self._main is not None:
