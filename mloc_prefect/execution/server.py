@@ -224,7 +224,7 @@ class HostServer:
 
     def _sleep(self, conn: _Connection) -> None:
         """Let the executor give back the memory of its device, when no task is here; the answer comes when it has."""
-        if self._running:
+        if self._busy():
             self._answer(conn, {"t": "asleep", "ok": False})
             return
 
@@ -234,8 +234,11 @@ class HostServer:
 
         self.runner.sleep(done)
 
+    def _busy(self) -> bool:
+        return any(not task.ended for task in self._running)
+
     def _stop(self, *, if_idle: bool) -> bool:
-        if if_idle and self._running:
+        if if_idle and self._busy():
             return False
         self._stopping = True
         self._path.unlink(missing_ok=True)

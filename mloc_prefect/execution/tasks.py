@@ -37,6 +37,7 @@ class HostTask:
         cancelled: Set when the client has gone or the host is told to drop the task.
         cancelled_at: When that was (monotonic seconds), or None.
         patient_until: Until when (monotonic seconds) a cancelled task may finish what would be lost otherwise.
+        ended: Whether the executor is done with it. Set before the client hears of it: what it asks next finds us idle.
     """
 
     def __init__(self, request: ExecutionRequest, conn: socket.socket) -> None:
@@ -44,6 +45,7 @@ class HostTask:
         self.cancelled = threading.Event()
         self.cancelled_at: float | None = None
         self.patient_until = 0.0
+        self.ended = False
         self._conn = conn
         self._lock = threading.Lock()
         self._claimed = False
@@ -160,6 +162,7 @@ class TaskRunner:
             last = self._attempt(task)
         except BaseException as error:  # boundary: whatever an executor raises becomes a failure
             last = _error(error)
+        task.ended = True
         task.send(last)
         self._on_finished(task)
 
