@@ -17,6 +17,7 @@ from mloc_prefect.orchestrate.embedded import EmbeddedServer
 from tests.support.counts import count
 from tests.support.pool import Pool, ended, rows, spec, until
 from tests.support.server import prepare_home, start
+from tests.support.tiny_model import save_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,6 +177,26 @@ def test_killed_workers_cost_nothing_that_was_done(bench: Bench):
     assert hit or rounds < 10
     for worker in (watcher, victim):
         worker.stop()
+
+
+def test_a_training_goes_on_from_its_last_checkpoint_on_another_worker(bench: Bench, tmp_path: Path):
+    steps = 300
+    training = {"batch_size": 2, "max_steps": steps, "save_steps": 10, "logging_steps": 1, "save_archive": False}
+    data = {"prompts": [f"say {number}: yes" for number in range(8)]}
+    model = {"source": {"identifier": str(save_tiny_model(tmp_path / "tiny"))}}
+    body = {"taskType": "sft", "model": model, "data": data, "training": training}
+    first = bench.worker("trainer-1", gpus=["l40s:48GiB"], OMP_NUM_THREADS="1")
+    run = bench.submit(spec("train", gpu={"count": 1, "type": "l40s"}, **body))
+    until(lambda: list(bench.results.glob("*/checkpoints/checkpoint-*0")), 60, lambda: bench.story(run))
+    first.kill()
+    second = bench.worker("trainer-2", gpus=["l40s:48GiB"], OMP_NUM_THREADS="1")
+    done = bench.api.wait(run, "COMPLETED", "FAILED", "CANCELLED", seconds=90)
+    assert done["state"]["type"] == "COMPLETED", bench.story(run)
+    (task_id,) = bench.task_ids(run).values()
+    result = bench.result(task_id)
+    assert 0 < result["resumed_from_step"] < steps
+    assert result["steps"] == steps
+    second.stop()
 
 
 def test_a_restarted_server_finds_its_worker_at_work(bench: Bench, one: Worker):
