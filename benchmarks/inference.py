@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py [--quick] [--rounds N] [--seconds S] [--loads equal,varied] [--json]
 
-Arms, interleaved in each round, on SmolLM2 and the CPU, each with its engine loaded before the clock starts. A whole
+Arms, interleaved in each round (in an order that changes), on SmolLM2 and the CPU, each with its engine loaded before the clock starts. A whole
 `mloc up` (Valkey, Prefect server, endpoint, bridge, worker) runs beside all of them.
   mloc          a task sent to the endpoint, from the POST until TASK_SUCCEEDED is heard: record, submission journal,
                 dispatch, flow and subflow, lease, warm host, rows, progress, result files, manifest
@@ -148,14 +148,14 @@ def interleave(load: str, mloc: Mloc, raw: Raw, *, rounds: int, seconds: float) 
         mloc.run(load, prompts(load, min(few, BATCH), "load"), enforce_cpu=True)
     for number in range(rounds):
         rows = prompts(load, count, str(number))
-        for arm, seen in rates.items():
+        for arm in arms[:: -1 if number % 2 else 1]:  # none of them always comes first
             given = rows[:few] if arm == "transformers" else rows
             if arm in {"mloc", "transformers"}:
                 tokens, spent = mloc.run(load, given, enforce_cpu=arm == "transformers")
             else:
                 tokens, spent = raw.run(load, given, ENGINE["max_num_seqs"] if arm == "chunked" else 0)
-            seen.append(tokens / spent)
-            told = f"{len(given)} rows, {tokens} tokens in {spent:.1f} s, {seen[-1]:.1f} tokens/s"
+            rates[arm].append(tokens / spent)
+            told = f"{len(given)} rows, {tokens} tokens in {spent:.1f} s, {tokens / spent:.1f} tokens/s"
             print(f"{load} round {number} {arm}: {told}", file=sys.stderr, flush=True)
     return rates
 
