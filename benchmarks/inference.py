@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py [--quick] [--rounds N] [--seconds S] [--loads equal,varied] [--json]
 
-Arms, interleaved in each round (in an order that changes), on SmolLM2 and the CPU, each with its engine loaded before the clock starts. A whole
-`mloc up` (Valkey, Prefect server, endpoint, bridge, worker) runs beside all of them.
+Arms, interleaved in each round in an order that changes, on SmolLM2 and the CPU, each with its engine loaded before the
+clock starts. A whole `mloc up` (Valkey, Prefect server, endpoint, bridge, worker) runs beside all of them.
   mloc          a task sent to the endpoint, from the POST until TASK_SUCCEEDED is heard: record, submission journal,
                 dispatch, flow and subflow, lease, warm host, rows, progress, result files, manifest
   raw           `LLM.generate` with the same engine options in a process of its own, all prompts at once
