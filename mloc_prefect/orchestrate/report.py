@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 PLAN_KEY, RESULT_KEY = "mloc-plan", "mloc-result"
 PROGRESS_AFTER = 2.0  # seconds: shorter stages get no progress artifact
-PROGRESS_EVERY = 2.0  # seconds between its updates
+PROGRESS_EVERY, PROGRESS_SELDOM = 2.0, 10.0  # seconds between its updates: the longer it takes, the fewer
+_FRESH = 0.2  # share of the time so far that the artifact may be behind; each update costs the server 30 ms of a core
 _SAMPLES = 3
 _SAMPLE_LENGTH = 300
 _READABLE = 4 << 20  # bytes: larger results are not opened for samples
@@ -138,7 +139,8 @@ class ProgressArtifact:
         while True:
             # An update that was begun is finished, so that the run does not end with a request in the air.
             await asyncio.shield(asyncio.ensure_future(self._show()))
-            await asyncio.sleep(PROGRESS_EVERY)
+            behind = _FRESH * (time.monotonic() - self._start)
+            await asyncio.sleep(max(PROGRESS_EVERY, min(PROGRESS_SELDOM, behind)))
 
     async def _show(self) -> None:
         meter = self._meter
