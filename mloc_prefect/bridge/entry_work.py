@@ -63,7 +63,11 @@ class EntryWork:
 
     async def away(self, error: Exception) -> bool:
         """Return whether an error of `do` means that Redis or Prefect serve nobody, and not that the entry is odd."""
-        if isinstance(error, StoreError | httpx.TransportError | ConnectionError):
+        if isinstance(error, StoreError):
+            return not _odd_answer(error)
+        if isinstance(error, httpx.ProtocolError | httpx.UnsupportedProtocol):
+            return not await self._ready()
+        if isinstance(error, httpx.TransportError | ConnectionError):
             return True
         if not isinstance(error, httpx.HTTPStatusError):
             return False
@@ -182,3 +186,10 @@ class EntryWork:
 
     async def _take(self, record: TaskRecord, step: mapping.Step) -> None:
         await self._stores.tasks.transition(record.task_id, step.mark, step.changes, step.messages, add=step.add)
+
+
+def _odd_answer(error: StoreError) -> bool:
+    """Return whether Redis serves, and only did not like what it was asked: a record of another type, say."""
+    from redis.exceptions import ResponseError
+
+    return isinstance(error.__cause__, ResponseError) and str(error.__cause__).startswith(("WRONGTYPE", "ERR "))

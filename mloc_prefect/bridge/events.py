@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from mloc_prefect.bridge.odd import contained
 from mloc_prefect.orchestrate.tell import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from pydantic import SecretStr
 
@@ -98,7 +99,8 @@ def parse_all(events: Iterable[Mapping[str, Any]]) -> list[RunEvent]:
     """Return those of the events that are about runs of ours and can be read; the log names the others."""
     found = []
     for event in events:
-        with contained(f"event {event.get('id')} of Prefect"):
+        named = event.get("id") if isinstance(event, Mapping) else event
+        with contained(f"event {named!s:.80} of Prefect"):
             found.append(parse(event))
     return [event for event in found if event is not None]
 

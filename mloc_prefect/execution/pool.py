@@ -7,6 +7,7 @@ import itertools
 import logging
 import socket
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ class HostPool:
         self._warm_limit = warm_limit
         self._hosts: dict[str, SupervisedHost] = {}
         self._starts: dict[str, asyncio.Task[Host]] = {}
+        self._wanted: Counter[str] = Counter()  # who waits for each start
         self._exits: dict[tuple[str, int | None], HostExit] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
@@ -84,7 +86,11 @@ class HostPool:
             if self._closed:
                 raise DispatchError("executor processes are being ended, no new one is started")
             start = self._starts.get(key) or self._launch(spec, key)
-            host = await asyncio.shield(start)  # one caller that gives up does not stop the others
+            self._wanted[key] += 1
+            try:
+                host = await asyncio.shield(start)  # one caller that gives up does not stop the others
+            finally:
+                self._wanted[key] -= 1
             child = self._hosts.get(key)
             if child is not None and child.usable:
                 child.last_used = time.monotonic()
@@ -105,11 +111,13 @@ class HostPool:
         return how
 
     async def leave(self, key: str) -> bool:
-        """Let the host `key` end if it has no task, one that is starting as soon as it can; return whether it did."""
-        if (start := self._starts.get(key)) is not None and not start.done():
+        """Let the host `key` end if nobody wants it, one that is starting as soon as it can; return whether it did."""
+        start = self._starts.get(key)
+        if start is not None and not start.done() and not self._wanted[key]:
             await asyncio.wait({start})  # it would listen, and be warm for nobody
         child = self._hosts.get(key)
-        return child is not None and child.usable and await self._stop_idle(child)
+        idle = child is not None and child.usable and not self._wanted[key]
+        return child is not None and idle and await self._stop_idle(child)
 
     async def exit_of(self, key: str, *, pid: int | None = None) -> HostExit | None:
         """Return how the host `key` ended; see `HostProvider`."""

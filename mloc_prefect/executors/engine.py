@@ -95,6 +95,7 @@ class Engine:
         stops: Ids of the tokens that end an answer.
         pad: Id that fills up short rows; it is masked, so any does.
         adapter: Fingerprint of the LoRA adapter in `model`, "" without one.
+        lasting: Whether that adapter has changed the model beyond what can be taken out again.
     """
 
     place: ModelPlace
@@ -107,6 +108,11 @@ class Engine:
     stops: frozenset[int]
     pad: int
     adapter: str = ""
+    lasting: bool = False
+
+    def takes(self, adapter: Adapter | None) -> bool:
+        """Return whether `adapt` can bring the model to `adapter`."""
+        return not self.lasting or self.adapter == (adapter.fingerprint if adapter else "")
 
 
 def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[str, float | None], None]) -> Engine:
@@ -145,6 +151,10 @@ def load_engine(place: ModelPlace, options: EngineOptions, on_phase: Callable[[s
 def adapt(engine: Engine, adapter: Adapter | None) -> None:
     """Put a LoRA adapter into the model in place of the one that is there; None takes that out.
 
+    Args:
+        engine: One that `takes` the adapter. After any error the model may hold a part of it.
+        adapter: From `find_adapter`.
+
     Raises:
         UserError: It does not fit the model, or peft is missing.
     """
@@ -157,13 +167,19 @@ def adapt(engine: Engine, adapter: Adapter | None) -> None:
     _need("peft", "adapters", "peft", parent="spec.model")
     from peft import PeftModel
     from safetensors import SafetensorError
+    from torch import OutOfMemoryError
 
     base = engine.model
     try:
         engine.model = PeftModel.from_pretrained(base, adapter.path).eval()
+    except OutOfMemoryError:  # no fault of the adapter: another attempt may go better
+        raise
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"LoRA adapter {adapter.name!r} ({adapter.path}) does not fit the model: {first}") from error
+    config = engine.model.active_peft_config
+    # peft puts these into the base model's own layers, and its `unload` leaves them there.
+    engine.lasting = bool(config.modules_to_save) or config.bias != "none"
     engine.adapter = adapter.fingerprint
 
 

@@ -50,10 +50,10 @@ def fault_of(error: Exception, folder: str) -> str | None:
     from safetensors import SafetensorError
 
     text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and _OTHER_SHAPES.search(text):  # also of a `state_dict`
+        return _SHAPES
     if isinstance(error, (SafetensorError, UnpicklingError, EOFError)) or _OTHER_FILE.search(text):
         return damaged(folder) or f"its weights are damaged or cut short: {text[:300] or 'a file ends too early'}"
-    if isinstance(error, RuntimeError) and _OTHER_SHAPES.search(text):
-        return _SHAPES
     if isinstance(error, AssertionError) and _in_weights(error):  # vLLM's way to compare shapes
         return _SHAPES
     return text if isinstance(error, _USUAL) else None

@@ -253,7 +253,7 @@ def _seed(options: Options, _place: Place) -> Arguments:
     return {"seed": seed, "data_seed": seed}
 
 
-def _precision(options: Options, place: Place) -> Arguments:
+def precision_of(options: Options, place: Place) -> Arguments:
     """TRL takes bf16 when nothing is said, so both are always said."""
     half, brain = options.training.flag("fp16", default=False), options.training.flag("bf16", default=False)
     if half and not place.cuda:
@@ -262,7 +262,8 @@ def _precision(options: Options, place: Place) -> Arguments:
     return {"fp16": half, "bf16": brain}
 
 
-def _sharding(options: Options, place: Place) -> Arguments:
+def sharding_of(options: Options, place: Place) -> Arguments:
+    """Several devices share a model by FSDP or DeepSpeed only where the spec says so; else each has all of it."""
     training = options.training
     fsdp, config = training.get("fsdp"), training.get("fsdp_config")
     stage = training.get("zero_stage")
@@ -345,8 +346,8 @@ _COMPUTED: dict[str, Callable[[Options, Place], Arguments]] = {
     "saving": _saving,
     "length": _length,
     "seed": _seed,
-    "precision": _precision,
-    "sharding": _sharding,
+    "precision": precision_of,
+    "sharding": sharding_of,
     "generation": _generation,
     "cache": _cache,
     "stop": _stop,

@@ -81,7 +81,7 @@ def estimate_of(job: Job, config: Any, room: int | None) -> Estimate | None:
     options, lora = job.options, wants_lora(job.options, job.spec)
     loaded = _loaded_bytes(job, shape)
     trained = _lora_size(job, shape) if lora else shape.parameters
-    shards = shards_of(options, cuda=job.cuda, world=job.group.world)
+    shards = shards_of(options, job.places, cuda=job.cuda, world=job.group.world)
     optimiser, state = optimiser_of(options)
     terms = {
         "parameters": (loaded + (trained * 4 if lora else 0)) / shards.parameters,

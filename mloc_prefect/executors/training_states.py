@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.executors.training_arguments import Place, _precision, _sharding
+from mloc_prefect.executors.training_arguments import Place, precision_of, sharding_of, with_files
 from mloc_prefect.tasks.training_table import cells
 
 if TYPE_CHECKING:
+    from mloc_prefect.executors.places import Places
     from mloc_prefect.executors.training_arguments import Options
 
 _STATES = {"sgd": 0, "adafactor": 0, "lomo": 0, "adalomo": 0, "adagrad": 1, "rmsprop": 1, "lion": 1, "ademamix": 3}
@@ -29,19 +30,19 @@ class Shards:
     optimiser: float = 1
 
 
-def shards_of(options: Options, *, cuda: bool, world: int) -> Shards:
+def shards_of(options: Options, places: Places, *, cuda: bool, world: int) -> Shards:
     """Return how FSDP or DeepSpeed divide the states; DDP, and whatever is not there, divides nothing.
 
     Raises:
-        UserError: DeepSpeed is asked for and not installed.
+        UserError: DeepSpeed is asked for and not installed, or there is no file with its configuration.
     """
     ways = {cell.name for cell in cells(options.kind, "training").values() if cell.way == "computed"}
     if "sharding" not in ways:
         return Shards()
     # Notes go to a copy: they are told when the arguments are made.
-    chosen = _sharding(replace(options, notes=[]), Place("", cuda=cuda, world=world))
+    chosen = sharding_of(replace(options, notes=[]), Place("", cuda=cuda, world=world))
     if "deepspeed" in chosen:
-        return _zero(chosen["deepspeed"], world)
+        return _zero(with_files(chosen, places)["deepspeed"], world)
     words = str(chosen.get("fsdp", "")).split()
     if "offload" in words:
         return Shards(math.inf, math.inf, math.inf)
@@ -51,7 +52,7 @@ def shards_of(options: Options, *, cuda: bool, world: int) -> Shards:
 
 def is_mixed(options: Options, *, cuda: bool) -> bool:
     """Return whether the training computes in 16 bits."""
-    return any(_precision(replace(options, notes=[]), Place("", cuda=cuda)).values())
+    return any(precision_of(replace(options, notes=[]), Place("", cuda=cuda)).values())
 
 
 def optimiser_of(options: Options) -> tuple[str, float]:

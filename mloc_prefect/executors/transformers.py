@@ -114,7 +114,8 @@ class TransformersExecutor:
         self, place: ModelPlace, options: EngineOptions, adapter: Adapter | None, context: ExecutionContext
     ) -> Engine:
         held = self._engine
-        if held is not None and held.options == options and held.place.fingerprint == place.fingerprint:
+        same = held is not None and held.options == options and held.place.fingerprint == place.fingerprint
+        if held is not None and same and held.takes(adapter):
             held.place = place  # the same weights, perhaps by another name
         else:
             if held is not None:
@@ -125,7 +126,7 @@ class TransformersExecutor:
         context.check()
         try:
             adapt(held, adapter)
-        except UserError:
+        except BaseException:
             self.close()  # peft may have changed some layers already
             raise
         return held

@@ -61,18 +61,18 @@ Guarded = Depends(BearerToken())
 def _refuse_other_names(request: Request, settings: MlocSettings) -> None:
     """Without a token a foreign name that leads to the loopback address may belong to a page that a browser shows.
 
-    Such a page passes for one of ours ("DNS rebinding"). Whoever has named the address to listen on, or the URL by
-    which workers come, is taken to know the names.
+    Such a page passes for one of ours ("DNS rebinding"). The name to listen on, and that of the URL by which workers
+    come, are ours, too.
     """
     given = request.headers.get("host") or ""
     name = _name(f"//{given}")
-    known = is_loopback(name) or (name and name == _name(settings.base_url or ""))
-    if settings.host or not given or known:
+    ours = {_name(settings.base_url or ""), (settings.host or "").lower().rstrip(".")} - {""}
+    if not given or is_loopback(name) or name in ours:
         return
     raise Problem(
         403,
         f"without a token this endpoint goes by localhost only, not by {given[:100]}: "
-        "set ORCHESTRATOR_TOKEN, or name the address to listen on with --host (MLOC_HOST)",
+        "set ORCHESTRATOR_TOKEN, or ORCHESTRATOR_BASE_URL to the URL by which it is reached",
     )
 
 

@@ -211,7 +211,7 @@ class Node:
         )
         self._switched_off = lambda: heartbeat.switched_off
         self._loop = asyncio.get_running_loop()
-        self._heartbeat.start()
+        await asyncio.to_thread(self._heartbeat.start)
         self._stack.push_async_callback(self._heartbeat.stop)
         self._stack.push_async_callback(self._hand_back)
         await enter(self._warm)

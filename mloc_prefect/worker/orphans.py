@@ -30,6 +30,7 @@ logger = logging.getLogger("prefect.mloc.worker")
 HEARTBEAT = "prefect.flow-run.heartbeat"
 _LOOK_SECONDS = 60.0
 _SILENT_SECONDS = 600.0
+_ONCE_SECONDS = 3600.0  # after a single heartbeat, which does not tell how often it beats
 _BEATS = 3
 
 
@@ -107,5 +108,7 @@ def heartbeats_of(run_id: str) -> dict[str, Any]:
 
 def _patience(beats: Sequence[dict[str, Any]]) -> float:
     """Return the seconds of silence that mean an end: three of its own heartbeats, ten minutes at least."""
+    if len(beats) == 1:
+        return _ONCE_SECONDS
     at = [datetime.fromisoformat(beat["occurred"]).timestamp() for beat in beats]
     return max(_SILENT_SECONDS, _BEATS * (at[0] - at[-1]))

@@ -120,6 +120,7 @@ class MlocGpuWorker(ProcessWorker):
         self._entered: set[UUID] = set()
         self._draining = False
         self._drain: asyncio.Task[None] | None = None
+        self._drain_until = 0.0
         self._main: asyncio.Task[Any] | None = None
 
     async def start(
@@ -174,8 +175,10 @@ class MlocGpuWorker(ProcessWorker):
     async def teardown(self, *exc_info: Any) -> None:
         """End warm runs and hosts first, while the API can still be told."""
         if self._node is not None:
-            await self._settle(self._node)
-            await self._node.__aexit__(None, None, None)
+            try:
+                await self._settle(self._node)
+            finally:  # a second signal ends the wait, not what follows
+                await self._node.__aexit__(None, None, None)
         self._node = None
         await super().teardown(*exc_info)
 
@@ -192,8 +195,11 @@ class MlocGpuWorker(ProcessWorker):
             self._logger.warning("the server is slow: runs that were just being taken may stay Pending")
 
     def _stop(self) -> None:
+        """Drain and end before the others take us for lost, whatever time is given to what runs here."""
         if not self._draining and self._main is not None:
             self._begin_drain(self._end)
+        soon = asyncio.get_running_loop().time() + self._settings.heartbeat_ttl / 3
+        self._drain_until = min(self._drain_until, soon)
 
     def _end(self) -> None:
         if self._main is not None:
@@ -205,9 +211,10 @@ class MlocGpuWorker(ProcessWorker):
         if self._node is not None:
             self._node.draining = True
 
+        self._drain_until = asyncio.get_running_loop().time() + self._settings.drain_seconds
+
         async def drain() -> None:
-            end = asyncio.get_running_loop().time() + self._settings.drain_seconds
-            while self._entered and asyncio.get_running_loop().time() < end:
+            while self._entered and asyncio.get_running_loop().time() < self._drain_until:
                 await asyncio.sleep(_DRAIN_LOOK)
             stop()
 

@@ -180,7 +180,8 @@ def hears(site: MovedSite, left: str, right: str, task_id: str) -> None:
         while "workers.events\r\n" not in (said := reader.readline()):
             assert said
         listener = subprocess.Popen(["sh", "-c", line], stdout=subprocess.PIPE, text=True)
-        time.sleep(2)  # the stream begins when it is asked for
+        assert listener.stdout is not None
+        assert listener.stdout.readline(), "the stream says at once that it is there"
         mine = submitted(site, SPEC)
         site.until(mine, "DONE")
         found = []

@@ -104,6 +104,28 @@ def test_rows_of_another_adapter_are_not_taken_over(bench: Bench, adapters: list
     assert answers(bench, "task", [{"path": str(adapters[0])}]) == first
 
 
+def test_what_an_adapter_leaves_in_the_model_goes_with_the_model(
+    bench: Bench, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A trained `lm_head` takes the place of the base model's own, and peft does not put that back."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.normal_(0.0, 0.5)
+    folder = tmp_path_factory.mktemp("adapters") / "headed"
+    model.save_pretrained(folder)
+    base = answers(bench, "base")
+    headed = answers(bench, "headed", [{"path": str(folder)}])
+    assert headed != base
+    assert answers(bench, "headed again", [{"path": str(folder)}]) == headed
+    assert answers(bench, "base again") == base
+
+
 def test_an_adapter_of_another_model_is_one_line(bench: Bench, adapters: list[Path]) -> None:
     bench.model = save_tiny_model(bench.root / "wide", hidden=64)
     with pytest.raises(UserError, match=r"LoRA adapter 'lora-1' .* does not fit the model: ") as caught:

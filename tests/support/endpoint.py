@@ -58,9 +58,9 @@ class Served:
 
 @asynccontextmanager
 async def served(home: Path, *, stores: Stores | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """Serve from `home`; `settings` are those of the project. By its `host` it may be called by any name."""
+    """Serve from `home` under the name that the client calls it by; `settings` are those of the project."""
     stores = stores or memory_stores()
-    in_force = get_settings(home=home, **({"host": "127.0.0.1"} | settings))
+    in_force = get_settings(home=home, **({"host": "endpoint"} | settings))
     app = create_app(stores, in_force)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:

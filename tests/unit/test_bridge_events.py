@@ -20,6 +20,7 @@ ODD = [
     {**EVENT, "id": "odd", "resource": {}},
     {**EVENT, "id": "odd", "resource": {**EVENT["resource"], "prefect.run-count": "many"}},
     {**EVENT, "id": "odd", "related": 7},
+    "odd",
 ]
 
 

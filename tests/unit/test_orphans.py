@@ -82,6 +82,12 @@ async def test_one_that_beats_slowly_is_given_more_time(site: Site):
     assert await site.minutes(1) == ["slow"]
 
 
+async def test_one_beat_alone_does_not_tell_how_often_it_beats(site: Site):
+    site.run("young", 0)
+    assert await site.minutes(60) == []
+    assert await site.minutes(1) == ["young"]
+
+
 async def test_silence_in_our_own_absence_does_not_count(site: Site):
     site.run("silent", 0, 3)
     await site.minutes(5)

@@ -122,7 +122,8 @@ async def test_a_page_of_another_site_cannot_post_to_the_loopback_address(tmp_pa
         ("127.0.0.1:8000", {}, 200),
         ("[::1]:8000", {}, 200),
         ("lab:8000", {"base_url": "http://lab:8000"}, 200),
-        ("lab:8000", {"host": "127.0.0.1"}, 200),
+        ("lab:8000", {"host": "lab"}, 200),
+        ("lab:8000", {"host": "127.0.0.1"}, 403),
         ("lab:8000", {"token": TOKEN}, 200),
     ],
 )

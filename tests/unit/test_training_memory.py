@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors import training_arguments, training_memory
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.places import Places
 from mloc_prefect.executors.training_arguments import Options
 from mloc_prefect.executors.training_lengths import Lengths
 from mloc_prefect.executors.training_memory import Estimate, check_fit, estimate_of
@@ -41,6 +43,7 @@ def job(kind: Any, training: dict[str, Any] | None = None, *, cuda: bool = True,
         cuda=cuda,
         group=SimpleNamespace(world=1),
         lengths=Lengths(10, 512, 1024, 0, 0),
+        places=Places.of({"home": "/nowhere"}),
         request=SimpleNamespace(settings={}),
         context=SimpleNamespace(log=lambda text, level: logs.append(text)),
         logs=logs,
@@ -112,7 +115,6 @@ def test_the_states_of_the_optimiser_that_is_asked_for(optim: str, name: str, si
         ({"deepspeed": {"zero_optimization": {"stage": 0}}}, 1, 1, 1),
         ({"deepspeed": {"zero_optimization": {"stage": 1}}}, 1, 1, 4),
         ({"deepspeed": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}}, 1, 4, math.inf),
-        ({"deepspeed": "/none.json"}, 1, 1, 1),
         ({"deepspeed": {"zero_optimization": {"stage": "x"}}}, 1, 1, 1),
         ({"auto_deepspeed": True}, 1, 4, 4),
         ({"fsdp": True}, 4, 4, 4),
@@ -132,6 +134,16 @@ def test_states_are_divided_as_the_training_does_it(
     assert found["gradients"] == pytest.approx(whole["gradients"] / gradients)
     assert found["optimiser (Adam)"] == pytest.approx(whole["optimiser (Adam)"] / optimiser)
     assert wanted.options.notes == []
+
+
+def test_a_file_of_deepspeed_lies_beside_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_arguments.importlib.util, "find_spec", lambda _name: object())
+    wanted = job("sft", {"deepspeed": "zero.json"})
+    wanted.group.world, wanted.places = 4, Places.of({"home": str(tmp_path), "base_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=r"there is no file .*/zero\.json"):
+        terms(wanted)
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
+    assert terms(wanted)["parameters"] == pytest.approx(terms(job("sft"))["parameters"] / 4)
 
 
 def test_what_is_dropped_divides_nothing() -> None:
