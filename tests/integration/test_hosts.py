@@ -282,8 +282,21 @@ class TestIdle:
         await until(pool.snapshot)
         assert not task.done()
         task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert await pool.leave(spec.key)
         assert pool.snapshot() == []
+
+    async def test_a_host_that_another_task_waits_for_does_not_leave(self, pool: HostPool) -> None:
+        spec = host_spec()
+        given_up, wanted = (asyncio.ensure_future(pool.acquire(spec)) for _ in range(2))
+        await until(pool.snapshot)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        assert not await pool.leave(spec.key)
+        assert is_alive((await wanted).pid)
+        assert await pool.leave(spec.key)
 
     async def test_hosts_that_leave_are_replaced_unseen(self, tmp_path: Path) -> None:
         """With an idle time as short as the pauses between tasks, clients meet hosts that are just leaving."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.exceptions import ResponseError
 
 from mloc_prefect.bridge import active, dispatch_service, entry_work, reconcile, service, watch
 from mloc_prefect.bridge.active import LEASE, ActiveLease
@@ -484,7 +485,9 @@ async def test_entries_that_always_fail_stop_no_others_and_are_given_up(prefect,
     monkeypatch.setattr(dispatch_service, "_LONGEST_PAUSE", 0.01)
     bench = BridgeBench()
     odd = [f"s{number}" for number in range(dispatch_service.AT_ONCE + 4)]
-    prefect.odd = dict.fromkeys(odd, KeyError("part")) | {odd[0]: refused(500), odd[1]: refused(404)}
+    wrong = StoreError("Redis did not like it")
+    wrong.__cause__ = ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+    prefect.odd = dict.fromkeys(odd, KeyError("part")) | {odd[0]: refused(500), odd[1]: refused(404), odd[3]: wrong}
     for number, name in enumerate([*odd, "fine"]):
         await bench.submitted(f"t{number}", submission=name)
     async with running(dispatcher(bench, prefect).run()):
