@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 
 from mloc_prefect.orchestrate.cancelling import use_cancel_board
 from mloc_prefect.orchestrate.dispatch import use_dispatcher
 from mloc_prefect.orchestrate.engine import cancellation_wanted, reporting_while
+from mloc_prefect.orchestrate.lost import STOPPED
 from mloc_prefect.worker._prefect import CancelSwitch, run_warm, signals_left_alone
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class WarmRuns:
             del self._runs[flow_run.id]
         if switch.abandoned or (not task.cancelled() and task.exception() is None and task.result()):
             return 0
-        if await self._settled(flow_run):
+        if await self._settled(flow_run, switch):
             return 0
         return _unreported(task, flow_run)
 
@@ -141,12 +142,17 @@ class WarmRuns:
         switch.requested = True
         task.cancel()
 
-    async def _settled(self, flow_run: FlowRun) -> bool:
-        """Return whether the run has an end in the API; give it one if it was cancelled too early for the engine.
+    async def _settled(self, flow_run: FlowRun, switch: CancelSwitch) -> bool:
+        """Return whether the run has an end in the API; give it one if it was interrupted too early for the engine.
 
-        Between Pending and Running the engine neither starts such a run nor ends it: it would stay Cancelling for ever.
+        Between Pending and Running the engine neither starts such a run nor ends it: it would stay Cancelling for ever,
+        or be taken for one whose worker was lost. One that is still Pending is put back by whoever stops the worker.
         """
         state = (await self._client.read_flow_run(flow_run.id)).state
+        if switch.stopped and state is not None and not (state.is_final() or state.is_cancelling()):
+            if not state.is_pending():
+                await self._client.set_flow_run_state(flow_run.id, Crashed(message=STOPPED), force=True)
+            return True
         if state is not None and state.is_cancelling():
             ended: State[Any] = Cancelled(message="cancelled before it began")
             await self._client.set_flow_run_state(flow_run.id, ended, force=True)

@@ -80,8 +80,8 @@ def executors(bench: Bench) -> list[psutil.Process]:
     return found
 
 
-def check(bench: Bench, run: str) -> None:
-    """Check that a run of `STAGES` has the results of an undisturbed one, and computed no row twice."""
+def check(bench: Bench, run: str, *, once: bool = True) -> None:
+    """Check that a run of `STAGES` has the results of an undisturbed one, and computed no row twice, if `once`."""
     done = bench.api.wait(run, "COMPLETED", "FAILED", "CANCELLED", seconds=90)  # CRASHED is not the end
     assert done["state"]["type"] == "COMPLETED", done["state"]
     expected = [f"row {index}" for index in range(ROWS)]
@@ -90,7 +90,7 @@ def check(bench: Bench, run: str) -> None:
         lines = [
             row["index"] for path in (bench.results / task_id).glob("attempts/*/items.jsonl") for row in read(path)
         ]
-        assert sorted(lines) == list(range(ROWS))
+        assert sorted(lines if once else set(lines)) == list(range(ROWS))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -215,12 +215,14 @@ def test_restarts_of_workers_cost_neither_starts_nor_retries(bench: Bench, *, al
     """More clean restarts than there are retries: of the worker of a whole run, and of one that has its stage only."""
     kind = "mi100" if alone else "mi200"
     roots = None if alone else bench.worker("roots", options={"queues": ["coordinator"]})
-    total, restarts, run = 60, 5, ""
+    total, restarts = 60, 5
+    job = spec(f"upgrades-{kind}", rows(total, 0.3), gpu={"count": 1, "type": kind})
+    run = "" if alone else bench.submit(job)  # before there is another worker that may take it
     for number in range(restarts):
         only = bench.worker(
             f"node-{kind}-{number}", gpus=[f"{kind}:80GiB"], MLOC_MAX_RETRIES="1", MLOC_DRAIN_SECONDS="0"
         )
-        run = run or bench.submit(spec(f"upgrades-{kind}", rows(total, 0.3), gpu={"count": 1, "type": kind}))
+        run = run or bench.submit(job)
         until(lambda: only.leases, 40, lambda: bench.story(run))  # noqa: B023
         assert only.stop() == 0, only.text()
     last = bench.worker(f"node-{kind}-last", gpus=[f"{kind}:80GiB"])
@@ -246,7 +248,8 @@ def test_a_worker_that_was_stopped_and_replaced_changes_nothing(bench: Bench, on
     until(lambda: other.leases, 40, lambda: bench.story(run))
     for pid in family:
         os.kill(pid, signal.SIGCONT)
-    check(bench, run)
+    # Until it hears that it was given up, the continued executor may write rows of its own attempt, which nobody reads.
+    check(bench, run, once=False)
     until(lambda: "took this worker for dead" in slow.text(), 10, slow.text)
     history = bench.states(run)
     assert history[-1] == "Completed"
