@@ -6,7 +6,7 @@ import gc
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mloc_prefect.executors.training_checkpoints import Checkpoint, Checkpoints,
 from mloc_prefect.executors.training_memory import check_fit
 from mloc_prefect.executors.training_metrics import METRICS, MetricsFile
 from mloc_prefect.executors.training_model import (
+    ADAPTER,
     Weights,
     find_weights,
     load_config,
@@ -202,9 +203,14 @@ def _place(job: Job) -> Place:
 
 
 def _policy(job: Job, recipe: Recipe) -> Weights:
-    """Return what the model is loaded from: PPO's trainer cannot resume, so its policy is that of the checkpoint."""
+    """Return what the model is loaded from: PPO's trainer cannot resume, so its policy is that of the checkpoint.
+
+    An adapter belongs to the model that this training started from, which need not be that of the spec's identifier.
+    """
     if recipe.kind != "ppo" or job.resume is None:
         return job.weights
+    if (job.resume.path / ADAPTER).is_file():
+        return replace(job.weights, adapter=job.resume.path)
     return find_weights(job.options, job.spec, job.resume.path, job.places)
 
 
