@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mloc_prefect.errors import ExecutionError
+
 Status = Literal["DONE", "FAILED", "CANCELLED"]
 
 
@@ -88,6 +90,11 @@ class WorkflowOutcome:
         if idle:
             parts.append("not run: " + ", ".join(repr(t.key) for t in idle))
         return "; ".join(parts) or f"all {len(self.tasks)} stages done"
+
+
+def was_cancelled(error: BaseException | None) -> bool:
+    """Return whether somebody cancelled an attempt where it ran or waited, which is no failure of it."""
+    return isinstance(error, ExecutionError) and error.failure is not None and error.failure.kind == "cancelled"
 
 
 def _first_line(text: str | None) -> str:

@@ -20,6 +20,7 @@ from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionResult
 from mloc_prefect.orchestrate.commit import Committer, Computed
 from mloc_prefect.orchestrate.fence import NoFence
 from mloc_prefect.orchestrate.lost import WorkerStoppedError
+from mloc_prefect.orchestrate.outcome import was_cancelled
 from mloc_prefect.orchestrate.shard_merge import Finished, check_mergeable, merge
 from mloc_prefect.orchestrate.shard_plan import begun_whole, digest_of, make_plan, read_plan
 from mloc_prefect.orchestrate.shard_progress import ShardProgress
@@ -176,6 +177,8 @@ class _Divided:
             except WorkerStoppedError as error:
                 self._failed(part, error, 0.0)
             except (ExecutionError, DispatchError) as error:
+                if was_cancelled(error):  # ends the whole task as cancelled; its parts are told of it there
+                    raise
                 final = spent >= limit or (isinstance(error, ExecutionError) and not error.retryable)
                 spent += 1
                 delay = min(self._settings.retry_base_delay * 2**spent, self._settings.retry_max_delay)

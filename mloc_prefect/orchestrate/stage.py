@@ -17,7 +17,7 @@ from mloc_prefect.errors import ArtifactError, DispatchError, ExecutionError, Ml
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.commit import Committer, Computed
 from mloc_prefect.orchestrate.lost import WorkerStoppedError
-from mloc_prefect.orchestrate.outcome import StageOutcome
+from mloc_prefect.orchestrate.outcome import StageOutcome, was_cancelled
 from mloc_prefect.orchestrate.prepare import Work, prepare
 from mloc_prefect.orchestrate.stagelog import StageLog
 from mloc_prefect.orchestrate.tell import NullTeller
@@ -127,7 +127,10 @@ class _Runner:
         return await self._until_an_end()
 
     async def _until_an_end(self) -> StageOutcome:
-        """Return how the attempts end, or what comes first from outside: a result, or a cancellation."""
+        """Return how the attempts end, or what comes first from outside: a result, or a cancellation.
+
+        Also of the run on the pool that an attempt is: that is what people see at work there.
+        """
         watch = self.scope.options.task_watch
         attempts = asyncio.ensure_future(self._attempts())
         completed = asyncio.ensure_future(watch.completed(self.task_id))
@@ -139,11 +142,11 @@ class _Runner:
                 if not task.done():
                     task.cancel()
             ended = await asyncio.gather(attempts, completed, *stops, return_exceptions=True)
-        if not attempts.cancelled():
+        if not attempts.cancelled() and not was_cancelled(attempts.exception()):
             return self._outcome(attempts.result())
         if completed.done() and not completed.cancelled() and completed.exception() is None:
             return await self._adopted()
-        broken = next((e for e in ended if isinstance(e, Exception)), None)
+        broken = next((e for e in ended if isinstance(e, Exception) and not was_cancelled(e)), None)
         if broken is not None:
             raise broken
         self._say("cancelled")
@@ -168,6 +171,8 @@ class _Runner:
             except WorkerStoppedError as error:
                 self._again(attempt, error, 0.0)
             except (ExecutionError, DispatchError, ArtifactError) as error:
+                if was_cancelled(error):  # told by the state of the stage's run, as any cancellation
+                    raise
                 final = not _worth_a_retry(error) or retries >= settings.max_retries
                 delay = min(settings.retry_base_delay * 2 ** (retries + 1), settings.retry_max_delay)
                 self._again(attempt, error, None if final else delay)

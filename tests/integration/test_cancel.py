@@ -47,8 +47,16 @@ def by_mloc(up: Up, task_id: str) -> None:
 
 
 def by_prefect(up: Up, task_id: str) -> None:
+    cancel_run(up, root_of(up, task_id)["id"])
+
+
+def root_of(up: Up, task_id: str) -> dict[str, Any]:
     submission = record(up, task_id)["submission_id"]
-    (run,) = [run["id"] for run in root_runs(up) if f"mloc-submission:{submission}" in run["tags"]]
+    (run,) = [run for run in root_runs(up) if f"mloc-submission:{submission}" in run["tags"]]
+    return run
+
+
+def cancel_run(up: Up, run: str) -> None:
     env = up.env | {"PREFECT_API_URL": up.state().api_url}
     command = [PREFECT, "flow-run", "cancel", run]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -59,11 +67,16 @@ def record(up: Up, task_id: str) -> dict[str, Any]:
     return httpx.get(f"{up.url}/api/v1/tasks/{task_id}").json()
 
 
+def submit(up: Up, name: str) -> str:
+    """Submit a task that takes the only card for long; returns its id."""
+    text = spec(name, gpu=CARD, echo={"delay": 300})
+    answer = httpx.post(f"{up.url}/api/v1/tasks", content=text, headers={"content-type": "text/yaml"}).json()
+    return str(answer["tasks"][0]["task_id"])
+
+
 @pytest.mark.parametrize("how", [by_http, by_mloc, by_prefect])
 def test_a_task_that_runs_ends_with_its_executor(up: Up, how: Callable[[Up, str], None]) -> None:
-    text = spec("long", gpu=CARD, echo={"delay": 300})
-    answer = httpx.post(f"{up.url}/api/v1/tasks", content=text, headers={"content-type": "text/yaml"}).json()
-    task_id = answer["tasks"][0]["task_id"]
+    task_id = submit(up, "long")
     until(lambda: executors(up) and record(up, task_id).get("started_ts"), 30, lambda: record(up, task_id))
     how(up, task_id)
     began = time.monotonic()
@@ -71,3 +84,24 @@ def test_a_task_that_runs_ends_with_its_executor(up: Up, how: Callable[[Up, str]
     until(lambda: record(up, task_id)["status"] == "CANCELLED", GONE_SECONDS, lambda: record(up, task_id))
     assert record(up, task_id)["error"] == "cancelled"
     print(f"gone after {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_task_is_cancelled_by_its_run_on_the_pool(up: Up, *, begun: bool) -> None:
+    """That is the run which shows the worker, and so the one that people cancel: waiting for the card, or at work."""
+    busy = submit(up, "busy")
+    until(lambda: executors(up) and record(up, busy).get("started_ts"), 30, lambda: record(up, busy))
+    task_id = submit(up, "queued")
+    tag = {"flow_runs": {"tags": {"all_": [f"mloc-attempt:{task_id}"]}}}
+    api = up.state().api_url
+    (child,) = until(lambda: httpx.post(f"{api}/flow_runs/filter", json=tag).json(), 30)
+    if begun:
+        by_http(up, busy)
+        until(lambda: record(up, task_id).get("started_ts"), 30, lambda: record(up, task_id))
+    cancel_run(up, child["id"])
+    until(lambda: record(up, task_id)["status"] == "CANCELLED", 30, lambda: record(up, task_id))
+    assert record(up, task_id)["error"] == "cancelled"
+    until(lambda: root_of(up, task_id)["state"]["type"] == "CANCELLED", 10, lambda: root_of(up, task_id)["state"])
+    if not begun:
+        by_http(up, busy)
+    until(lambda: not executors(up), 30, lambda: executors(up))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mloc_prefect.errors import ArtifactError, ExecutionError
-from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionRequest, UserError
+from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure, ExecutionRequest, UserError
 from mloc_prefect.executors.own_rows import own_rows
 from mloc_prefect.orchestrate import shards
 from mloc_prefect.orchestrate.dispatch import MemoryDispatcher, StageJob
 from mloc_prefect.orchestrate.lost import WorkerStoppedError
+from mloc_prefect.orchestrate.outcome import was_cancelled
 from mloc_prefect.orchestrate.shard_progress import ShardProgress
 from mloc_prefect.orchestrate.shards import ShardingDispatcher
 from mloc_prefect.plan.model import ResourceRequest
@@ -215,6 +216,20 @@ async def test_a_shard_out_of_retries_fails_the_attempt_for_good(bench: Bench, r
     assert not caught.value.retryable
     assert len([r for r in bench.inner.requests if r.spec["shard"]["index"] == 1]) == attempts
     assert bench.told("failed")[-1]["final"]
+
+
+async def test_a_shard_that_is_cancelled_where_it_runs_cancels_the_whole(bench: Bench) -> None:
+    def run(request: ExecutionRequest, emit: Callable[..., None]) -> dict[str, Any]:
+        if request.spec["shard"]["index"] == 1:
+            failure = ExecutionFailure("cancelled", kind="cancelled")
+            raise ExecutionError("cancelled", retryable=False, failure=failure)
+        return answers(request, emit)
+
+    bench.run = run
+    with pytest.raises(ExecutionError) as caught:
+        await bench()
+    assert was_cancelled(caught.value)
+    assert bench.told("failed") == []
 
 
 async def test_stops_of_workers_cost_a_shard_no_retry(bench: Bench) -> None:

@@ -515,3 +515,20 @@ async def test_an_envelope_of_our_own_endpoint_is_what_the_manifest_names(
     assert (await Bench(tmp_path, echo)(nodes)).ok
     assert (await Bench(tmp_path, forever)(nodes)).reused
     assert path.read_text() == '{"task_id": "id-a", "result": {}}'
+
+
+def cancelled() -> ExecutionError:
+    failure = ExecutionFailure("cancelled", kind="cancelled")
+    return ExecutionError(failure.message, retryable=False, failure=failure)
+
+
+async def test_an_attempt_that_is_cancelled_where_it_runs_is_no_failure(tmp_path: Path, waits: list[float]) -> None:
+    """As when the run of the stage itself is cancelled."""
+    bench = Bench(tmp_path, failing(1, cancelled))
+    outcome = await bench({"a": ([], {})})
+    assert (outcome.status, outcome.error) == ("CANCELLED", "cancelled")
+    assert bench.attempts == ["1-1"]
+    assert "failed" not in dict(bench.teller.words)
+    log = (tmp_path / "results" / "id-a" / "logs" / "stage.log").read_text()
+    assert "failed" not in log
+    assert log.rstrip().endswith("cancelled")
