@@ -10,13 +10,14 @@ import time
 import traceback
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mloc_prefect.errors import MissingExtraError
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.load_errors import damaged, fault_of
 from mloc_prefect.executors.vllm_loading import loading_phases
+from mloc_prefect.executors.vllm_parameters import refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -154,6 +155,23 @@ class EngineLoop:
         self._commands.put(command)
         return done
 
+    def try_parameters(self, row: Row) -> Future[None]:
+        """See whether the engine takes the parameters of `row`, on its first token alone; nothing is generated.
+
+        Raises:
+            UserError: In the future: it does not. Each row of the task would be refused with the same words.
+        """
+
+        def action() -> None:
+            name = "parameters"
+            try:
+                self._request(name, replace(row, tokens=row.tokens[:1]))
+            except refusals() as error:
+                raise UserError(f"spec.inference: {' '.join(str(error).split())[:500]}") from None
+            self._engine.abort_request([name])
+
+        return self.call(action)
+
     def submit(self, job: Job) -> None:
         """Start the rows of `job`."""
         self.call(lambda: self._jobs.append(job))
@@ -224,14 +242,16 @@ class EngineLoop:
         self._number += 1
         name = f"row-{self._number}"
         try:
-            self._engine.add_request(
-                name, {"prompt_token_ids": list(row.tokens)}, row.parameters, lora_request=row.lora
-            )
-        except (ValueError, TypeError, NotImplementedError) as error:  # how vLLM refuses a row or its parameters
+            self._request(name, row)
+        except refusals() as error:
             job.answers.put(Answer(row.index, error=" ".join(str(error).split())[:500]))
         else:
             job.running[name] = row
         self._drop_ended(job)
+
+    def _request(self, name: str, row: Row) -> None:
+        prompt = {"prompt_token_ids": list(row.tokens)}
+        self._engine.add_request(name, prompt, row.parameters, lora_request=row.lora)
 
     def _step(self) -> None:
         if not self._engine.has_unfinished_requests():

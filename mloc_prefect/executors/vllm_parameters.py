@@ -9,6 +9,13 @@ if TYPE_CHECKING:
     from mloc_prefect.executors.vllm_sampling import VllmSampling
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """Return how vLLM refuses a row or its parameters; its own errors of clients are no `ValueError`s."""
+    from vllm.exceptions import VLLMClientError
+
+    return (VLLMClientError, ValueError, TypeError, NotImplementedError)
+
+
 def parameters_of(sampling: VllmSampling, index: int, limit: int) -> Any:
     """Return the `SamplingParams` of row `index`, which may generate `limit` tokens.
 
@@ -26,5 +33,5 @@ def parameters_of(sampling: VllmSampling, index: int, limit: int) -> Any:
             kind, rule = sampling.structure
             arguments["structured_outputs"] = StructuredOutputsParams(**{kind: json.loads(rule)})
         return SamplingParams(**arguments, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True)
-    except ValueError as error:
+    except refusals() as error:
         raise UserError(f"spec.inference: {' '.join(str(error).split())}") from None

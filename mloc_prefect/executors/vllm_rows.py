@@ -72,6 +72,7 @@ class VllmRows:
         Raises:
             Cancelled: The client has gone; its rows are taken out of the engine.
             EngineDeadError: The engine failed.
+            UserError: The engine does not take what `spec.inference` asks for.
         """
         self._done = len(finished)
         job = Job(deque(self._rows(finished)))
@@ -81,6 +82,7 @@ class VllmRows:
         self._report((0, 0))
         if not left:
             return
+        self._loop.try_parameters(job.waiting[0]).result()
         self._loop.submit(job)
         try:
             while left:

@@ -11,6 +11,7 @@ from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.tasks.base import ExecutorRef, Problem, SpecModel, TaskType
 from mloc_prefect.tasks.common import CommonSpec
 from mloc_prefect.tasks.fields import Count, Flag, NotNegative, Text, Texts, block, is_deferred, number, whole
+from mloc_prefect.tasks.json_schema import schema_fault
 from mloc_prefect.tasks.prompts import Postprocess, PromptData
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class InferenceSpec(CommonSpec):
         else:
             yield from self.data.problems()
         yield from self._engine_problems()
+        yield from self._answer_problems()
         dtype = self.model.transformers.dtype
         if dtype.strip().lower().removeprefix("torch.") not in _DTYPES and not is_deferred(dtype):
             near = did_you_mean(dtype, _DTYPES) or f"use one of: {', '.join(_DTYPES)}"
@@ -79,6 +81,17 @@ class InferenceSpec(CommonSpec):
         for path in self.vllm_only() if self.enforce_cpu else ():
             message = f"{'.'.join(path)} is read by vLLM only, and the transformers engine refuses the task"
             yield Problem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
+
+    def _answer_problems(self) -> Iterator[Problem]:
+        """Yield what every engine would refuse, after it was loaded."""
+        options = self.inference
+        if options.n > 1 and (options.temperature == 0 or options.do_sample is False):
+            message = f"inference.n: {options.n} asks for different answers, but without sampling all are the same"
+            yield Problem(("inference", "n"), "engine-refuses", message, "set temperature above 0, or remove n")
+        if found := schema_fault(options.response_schema):
+            hint = "see https://json-schema.org/understanding-json-schema, or use {regex: ...} or {choices: [...]}"
+            place, fault = ("inference", "response_schema", *found[0]), f"response_schema: {found[1]}"
+            yield Problem(place, "bad-schema", fault, hint)
 
     def vllm_only(self) -> list[tuple[str, ...]]:
         """Return the fields that are set and that only vLLM reads."""

@@ -233,6 +233,29 @@ async def test_structured_outputs_all_parse(place: Place) -> None:
     assert coded.result["items"][0]["logprobs"][0]["logprob"] <= 0
 
 
+async def test_what_the_engine_refuses_costs_no_other_task(place: Place) -> None:
+    refused = [
+        ({"response_schema": {"regex": "("}}, "unclosed group"),
+        ({"response_schema": {"properties": {"a": {"$ref": "#/$defs/none"}}}}, "does not exist"),
+        ({"response_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ({"logprobs": 1000}, "greater than max allowed"),
+    ]
+    watch, answering = Watch(), asyncio.Event()
+    watch.on_tokens = lambda data: answering.set() if data["tokens_out"] else None
+    healthy = asyncio.create_task(place(capitals(8), watch=watch, max_tokens=96, ignore_eos=True))
+    await asyncio.wait([healthy, asyncio.create_task(answering.wait())], return_when=asyncio.FIRST_COMPLETED)
+    retries: list[str] = []
+    for asked, told in refused:
+        other = Watch()
+        other.on_retry = lambda told=told: retries.append(told)
+        with pytest.raises(WorkflowFailedError, match=rf"spec\.inference: .*{told}"):
+            await place(capitals(4), watch=other, **asked)
+    assert retries == []
+    done = await healthy
+    assert done.result["usage"]["completion_tokens"] == 8 * 96
+    assert done.pid == (await place(capitals(1))).pid
+
+
 async def test_one_row_that_is_too_long_fails_alone(place: Place) -> None:
     rows = capitals(50)
     rows[17] = "word " * 600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 from collections import deque
 from types import SimpleNamespace
@@ -154,6 +155,10 @@ spec:
     assert any("max_modl_len" in d.message for d in diagnostics)
 
 
+class RefusedError(Exception):
+    """Stands for `vllm.exceptions.VLLMClientError`, which is no `ValueError` either."""
+
+
 class FakeEngine:
     """Ends every row after two steps; refuses rows whose only token is 13, dies of 666."""
 
@@ -171,7 +176,7 @@ class FakeEngine:
     def add_request(self, name: str, prompt: dict[str, list[int]], _parameters: Any, lora_request: Any) -> None:
         del lora_request
         if prompt["prompt_token_ids"] == [13]:
-            raise ValueError("refused")
+            raise RefusedError("refused")
         self.rows[name] = tuple(prompt["prompt_token_ids"])
         self.age[name] = 0
         self.most = max(self.most, len(self.rows))
@@ -199,7 +204,9 @@ class FakeEngine:
 
 
 @pytest.fixture
-def loop() -> Any:
+def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", SimpleNamespace(VLLMClientError=RefusedError))
     made = EngineLoop()
     yield made
     made.end()
@@ -272,6 +279,18 @@ def test_a_refused_row_fails_alone(loop: EngineLoop) -> None:
     loop.submit(mixed)
     found = {a.index: a.error for a in answers(mixed, 3) if isinstance(a, Answer)}
     assert found == {0: None, 1: "refused", 2: None}
+
+
+def test_parameters_that_are_refused_stop_their_task_alone(loop: EngineLoop) -> None:
+    engine = FakeEngine()
+    start(loop, engine)
+    loop.try_parameters(Row(0, (1, 13), None)).result(5)
+    assert (engine.rows, engine.aborted) == ({}, ["parameters"])
+    with pytest.raises(UserError, match=r"spec\.inference: refused"):
+        loop.try_parameters(Row(0, (13, 1), None)).result(5)
+    healthy = job(1, 2)
+    loop.submit(healthy)
+    assert [a.error for a in answers(healthy, 2) if isinstance(a, Answer)] == [None, None]
 
 
 def test_cancelled_rows_leave_the_engine(loop: EngineLoop) -> None:
