@@ -1,8 +1,4 @@
-"""`ppo`: reinforcement learning with a value model, with TRL's experimental trainer (its last version is 1.12).
-
-Answers are rated by Python functions, whatever rates them: TRL's trainer wants a module that shares the tokenizer of
-the model in training, so it gets a stand-in, and its `get_reward` is taught to ask that one.
-"""
+"""`ppo`: reinforcement learning with a value model, with TRL's experimental trainer (its last version is 1.12)."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.ppo_rating import Turns, ask_stand_in, stand_in
 from mloc_prefect.executors.rewards import scorer_of
 from mloc_prefect.executors.rollouts import RolloutRecipe
 from mloc_prefect.executors.training_arguments import rollout_sizes
@@ -20,11 +17,9 @@ from mloc_prefect.executors.training_model import load_reference, wants_lora
 from mloc_prefect.executors.training_recipe import built, configured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from mloc_prefect.executors.rewards import Scorer
     from mloc_prefect.executors.training_arguments import Arguments
-    from mloc_prefect.executors.training_data import Row
     from mloc_prefect.executors.training_recipe import Job
     from mloc_prefect.tasks.training_table import Kind
 
@@ -40,8 +35,6 @@ _DILUTED = frozenset(
     }
 )
 """Means that TRL takes over empty places too when gradients are accumulated."""
-
-Ids = tuple[int, ...]
 
 
 class PpoRecipe(RolloutRecipe):
@@ -68,7 +61,7 @@ class PpoRecipe(RolloutRecipe):
         _own_pad(job.tokenizer)
         _ready(job, model, config)
         scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device)
-        known = {tuple(ids): row for ids, row in zip(job.prompts, rows, strict=True)}
+        turns = Turns(job.tokenizer, job.prompts, rows)
         with _precision(config.mixed_precision):
             trainer = built(
                 lambda: PPOTrainer(
@@ -76,9 +69,10 @@ class PpoRecipe(RolloutRecipe):
                     processing_class=job.tokenizer,
                     model=model,
                     ref_model=_reference(job),
-                    reward_model=_stand_in(job.tokenizer, scorer, known, job.context.check),
+                    reward_model=stand_in(job.tokenizer, scorer, turns, job.context.check),
                     value_model=_value_model(job, model),
-                    train_dataset=Dataset.from_list([{"input_ids": ids} for ids in job.prompts]),
+                    train_dataset=Dataset.from_list(turns.features()),
+                    data_collator=turns,
                     callbacks=[*_own_callbacks(job), *callbacks],
                 )
             )
@@ -173,45 +167,11 @@ def _value_model(job: Job, model: Any) -> Any:
     return value.to(model.device)
 
 
-def _stand_in(tokenizer: Any, scorer: Scorer, rows: dict[Ids, Row], check: Callable[[], None]) -> Any:
-    """Return a module that TRL takes for a reward model."""
-    import torch
-
-    class Rated(torch.nn.Module):  # type: ignore[misc]  # torch is not typed here
-        base_model_prefix = "backbone"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = self.score = torch.nn.Identity()
-
-        def rate(self, ids: Any, pad: int, context: int) -> Any:
-            """Return one number for each row of `ids` (prompt of `context` tokens, then the answer)."""
-            check()
-            prompts = [tuple(row[row != pad].tolist()) for row in ids[:, :context]]
-            answers = [tokenizer.decode(row[row != pad], skip_special_tokens=True) for row in ids[:, context:]]
-            texts = [tokenizer.decode(list(prompt), skip_special_tokens=True) for prompt in prompts]
-            scores = scorer(texts, answers, [rows.get(prompt, {}) for prompt in prompts])
-            return torch.tensor(scores, dtype=torch.float32, device=ids.device)
-
-    return Rated()
-
-
 def _patch(trainer: Any) -> None:
     """Let TRL's trainer save with transformers 5, and ask our stand-in for rewards."""
-    from trl.experimental.ppo import ppo_trainer
-
     if not hasattr(trainer, "is_distributed_loading_by_transformers"):
         trainer.is_distributed_loading_by_transformers = False  # Trainer.__init__, which would set it, is skipped
-    if hasattr(ppo_trainer, "mloc_original"):
-        return
-    original = ppo_trainer.mloc_original = ppo_trainer.get_reward
-
-    def get_reward(model: Any, ids: Any, pad: int, context: int) -> Any:
-        if hasattr(model, "rate"):
-            return None, model.rate(ids, pad, context), None
-        return original(model, ids, pad, context)
-
-    ppo_trainer.get_reward = get_reward
+    ask_stand_in()
 
 
 def _own_pad(tokenizer: Any) -> None:
