@@ -13,8 +13,10 @@ from mloc_prefect.executors.training_arguments import lora_arguments, rollout_si
 from mloc_prefect.executors.training_model import dtype_name, wants_lora
 from mloc_prefect.executors.training_states import is_mixed, optimiser_of, shards_of
 from mloc_prefect.plan.resources import parse_memory
+from mloc_prefect.tasks.training_table import cells
 
 if TYPE_CHECKING:
+    from mloc_prefect.executors.training_arguments import Options
     from mloc_prefect.executors.training_recipe import Job
 
 _QUANTISED = {4: 0.5625, 8: 1.0}  # bytes by bits: 4 bits have a scale for each 64 weights
@@ -89,7 +91,7 @@ def estimate_of(job: Job, config: Any, room: int | None) -> Estimate | None:
         f"optimiser ({optimiser})": trained * state / shards.optimiser,
         **_batch_terms(job, shape),
     }
-    if options.kind in {"dpo", "grpo", "ppo"} and not lora:
+    if _has_reference(options) and not lora:
         terms["reference model"] = loaded
     if options.kind == "ppo":
         terms["value model with its optimiser"] = shape.parameters * (8 + state)
@@ -152,18 +154,36 @@ def _lora_size(job: Job, shape: _Shape) -> int:
     return int(shape.layers * count * 2 * shape.hidden * arguments["r"])
 
 
+def _has_reference(options: Options) -> bool:
+    """Return whether a second model holds the trained one near; TRL's GRPO loads none when its `beta` is 0."""
+    if options.kind != "grpo":
+        return options.kind in {"dpo", "ppo"}
+    names = [name for name, cell in cells("grpo").items() if (cell.way, cell.name) == ("config", "beta")]
+    given = [options.training.number(name, 0.0) for name in names if options.training.get(name) is not None]
+    return bool(given) and given[-1] != 0  # of several names the last one counts, as in the arguments of TRL
+
+
 def _batch(job: Job) -> tuple[int, int]:
     """Return rows and tokens of the largest batch that goes through the model with gradients."""
-    options = job.options
-    longest = job.lengths.longest if job.lengths else 1024
+    options, tokens = job.options, _row_tokens(job)
     if options.kind == "ppo":
         batch, parts, _ = rollout_sizes(options)
-        return max(1, batch // parts), longest + options.generation.integer("max_new_tokens", 53)
+        return max(1, batch // parts), tokens + options.generation.integer("max_new_tokens", 53)
     name = "per_device_train_batch_size" if "per_device_train_batch_size" in options.given else "batch_size"
     rows = options.training.integer(name, 1, minimum=1) * (2 if options.kind == "dpo" else 1)
     if options.kind == "grpo":
-        return rows, longest + options.generation.integer("max_new_tokens", 256)
-    return rows, min(longest, job.lengths.limit) if job.lengths else longest
+        return rows, tokens + options.generation.integer("max_new_tokens", 256)
+    return rows, tokens
+
+
+def _row_tokens(job: Job) -> int:
+    """Return the tokens of the longest row, or of the longest prompt where answers are generated."""
+    lengths = job.lengths
+    if lengths is None:
+        return 1024
+    if job.options.training.flag("packing", default=False):  # rows are filled up to the limit
+        return min(lengths.longest * lengths.total, lengths.limit)
+    return min(lengths.longest, lengths.limit)
 
 
 def _room(job: Job) -> int | None:

@@ -83,6 +83,39 @@ def test_models_beside_the_one_in_training() -> None:
     assert ppo["value model with its optimiser"] == pytest.approx(8.03e9 * 16 / GIB, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("training", "there"),
+    [
+        ({}, False), ({"beta": 0}, False), ({"beta": 0.04}, True), ({"kl_coef": "0.1"}, True),
+        ({"init_kl_coef": 0.2}, True), ({"beta": 0.04, "kl_coef": 0.0}, False),
+    ],
+)  # fmt: skip
+def test_grpo_has_a_reference_only_when_it_is_held_near_one(training: dict[str, Any], there: bool) -> None:
+    assert ("reference model" in terms(job("grpo", training))) is there
+
+
+def batch_terms(wanted: Any, lengths: Lengths) -> tuple[float, float]:
+    wanted.lengths = lengths
+    found = terms(wanted)
+    return found["activations"], found["logits"]
+
+
+@pytest.mark.parametrize("kind", ["sft", "lora_sft"])
+def test_packed_rows_are_as_long_as_the_limit(kind: Any) -> None:
+    training = {"max_seq_length": 4096, "batch_size": 4}
+    full, short, few = (Lengths(1000, 4096, 4096, 0, 0), Lengths(1000, 128, 4096, 0, 0), Lengths(8, 128, 4096, 0, 0))
+    packed = {**training, "packing": True}
+    assert batch_terms(job(kind, packed), short) == batch_terms(job(kind, training), full)
+    assert batch_terms(job(kind, packed), few) == batch_terms(job(kind, training), Lengths(8, 1024, 4096, 0, 0))
+    assert batch_terms(job(kind, training), short)[0] < batch_terms(job(kind, packed), short)[0] / 20
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "sft", "dpo"])
+def test_what_is_cut_does_not_count(kind: Any) -> None:
+    cut, whole = Lengths(10, 9000, 768, 10, 0), Lengths(10, 768, 768, 0, 0)
+    assert batch_terms(job(kind), cut) == batch_terms(job(kind), whole)
+
+
 def test_quantised_weights_count_as_they_lie() -> None:
     whole = terms(job("lora_sft", {"bf16": True}))["parameters"]
     layers, ends = 6.98e9, 1.05e9  # the embeddings stay in 16 bits
