@@ -7,16 +7,19 @@ encrypted members, and archives that grow beyond any model that they could hold.
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from mloc_prefect.artifacts.tars import UnsafeArchiveError, open_tar
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -32,18 +35,26 @@ _LONGEST_PATH = 1024
 _DEEPEST = 32
 _CHUNK = 1 << 20
 _SHOWN = 80
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError)
-
-
-class UnsafeArchiveError(ArtifactError):
-    """An archive that must not be unpacked."""
+_MOST_NAMES = 32 << 20  # bytes of a zip's list of members, each of which costs ten times as much memory
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error,
+    NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return what sort of archive a file is, by its content; None for any other file."""
+    """Return what sort of archive a file is, by its content; None for any other file.
+
+    Raises:
+        UnsafeArchiveError: It cannot even be looked into.
+    """
     if zipfile.is_zipfile(path):
         return "zip"
-    return "tar" if tarfile.is_tarfile(path) else None
+    try:
+        open_tar(path).close()
+    except _BROKEN:
+        return None
+    return "tar"
 
 
 def unpack(
@@ -99,6 +110,8 @@ class _Watched:
         self.name = str(path)
 
     def read(self, size: int = -1) -> bytes:
+        if size > _MOST_NAMES:  # files are read in small blocks, the list of a zip at once
+            raise UnsafeArchiveError("the archive's list of members is too long")
         data = self._file.read(size)
         if len(data) >= _CHUNK // 2:
             self._tell(min(1.0, self._file.tell() / self._total))
@@ -137,7 +150,7 @@ class _Writer:
         if not path.parts:
             raise UnsafeArchiveError(f"member {_shown(name)} has no name")
         self._note(path, folder=False)
-        self._room(declared)
+        self.room(declared)
         self.files += 1
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +178,8 @@ class _Writer:
                 self.seen.setdefault(parent, True)
         self.seen[path] = folder
 
-    def _room(self, size: int) -> None:
+    def room(self, size: int) -> None:
+        """Count bytes that came out, or will."""
         self.size += max(0, size)
         if size < 0 or self.size > self.limit:
             raise UnsafeArchiveError(f"the archive would unpack to more than {self.limit >> 20} MiB, so it is refused")
@@ -199,8 +213,11 @@ def _check_zip_member(info: zipfile.ZipInfo) -> None:
 
 
 def _unpack_tar(file: _Watched, writer: _Writer) -> None:
-    with tarfile.open(fileobj=file, mode="r:*") as archive:  # type: ignore[call-overload]  # as much of a file as it uses
-        for info in archive:
+    archive: Any  # the types know less of it than its documentation
+    with open_tar(file) as archive:
+        while (info := archive.next()) is not None:
+            archive.members = []  # otherwise the headers of all members stay in memory
+            archive.pax_headers.clear()  # those for all that follows: times and comments, which nobody reads
             if info.isdir():
                 writer.folder(info.name)
                 continue
@@ -209,7 +226,8 @@ def _unpack_tar(file: _Watched, writer: _Writer) -> None:
             source = archive.extractfile(info)
             assert source is not None  # a regular file
             writer.file(info.name, source, info.size)
-            archive.members = []  # otherwise the headers of all members stay in memory
+        while rest := archive.fileobj.read(_CHUNK):  # what was compressed is checked at its end only
+            writer.room(len(rest))
 
 
 def _safe(name: str) -> PurePosixPath:

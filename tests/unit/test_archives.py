@@ -9,12 +9,14 @@ import os
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mloc_prefect.artifacts import tars
 from mloc_prefect.artifacts import unpack as unpacking
 from mloc_prefect.artifacts.archive import pack
 from mloc_prefect.artifacts.unpack import UnsafeArchiveError, kind_of, unpack
@@ -127,6 +129,37 @@ def larger_than_it_says() -> bytes:
     return bytes(data)
 
 
+def header(kind: bytes, size: int) -> bytes:
+    """Return the header of a name or of records that take `size` bytes; tobuf() would refuse one below zero."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, abs(size)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        block[124:136] = b"\xff" * 8 + struct.pack(">i", size)
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def announced(kind: bytes, size: int, data: bytes = b"") -> bytes:
+    """Return a compressed tar whose first header announces `size` bytes."""
+    padded = data or bytes(max(size, 4_000_000))
+    padded += bytes(-len(padded) % 512)
+    return gzip.compress(header(kind, size) + padded + tar_info("x").tobuf() + bytes(1024), 1)
+
+
+def sparse_map(blocks: int) -> bytes:
+    """Return a tar with a sparse file whose map goes on and on."""
+    info = bytearray(tar_info("s", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    info[482] = 1
+    info[148:156] = b" " * 8
+    info[148:156] = b"%06o\0 " % sum(info)
+    more = (b"00000000001\0" * 42).ljust(512, b"\1")
+    return gzip.compress(bytes(info) + more * blocks + bytes(1024), 1)
+
+
+PAX_MAP = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s", "GNU.sparse.realsize": "9"}
+
 HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zip: above the target": ("leads out", lambda: zip_of(("../evil", b"x"))),
     "zip: above, hidden in the middle": ("leads out", lambda: zip_of(("a/../../evil", b"x"))),
@@ -155,9 +188,21 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tar: hard link": ("is a link", lambda: tar_of(tar_info("h", tarfile.LNKTYPE, "/etc/passwd"))),
     "tar: device": ("is a device", lambda: tar_of(tar_info("d", tarfile.BLKTYPE))),
     "tar: pipe": ("is a device or pipe", lambda: tar_of(tar_info("f", tarfile.FIFOTYPE))),
-    "tar: sparse": ("is sparse", lambda: tar_of(tar_info("s", pax_headers={
-        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s", "GNU.sparse.realsize": "9"}),
-        data=b"1\n0\n1\n".ljust(512, b"\0") + b"x")),
+    "tar: sparse": ("is sparse", lambda: tar_of(
+        tar_info("s", pax_headers=PAX_MAP), data=b"1\n0\n1\n".ljust(512, b"\0") + b"x")),
+    "tar: sparse, with an endless map": ("header .* more than 64 KiB", lambda: sparse_map(8_000)),
+    "tar: sparse, with an endless map of the other kind": ("header .* more than 64 KiB", lambda: tar_of(
+        tar_info("s", pax_headers=PAX_MAP), data=b"999999\n" + b"1\n" * 999_999, mode="w:gz")),
+    "tar: endless name": ("header .* more than 64 KiB", lambda: announced(tarfile.GNUTYPE_LONGNAME, 4_000_000)),
+    "tar: endless link": ("header .* more than 64 KiB", lambda: announced(tarfile.GNUTYPE_LONGLINK, 4_000_000)),
+    "tar: endless records": ("header .* more than 64 KiB", lambda: announced(tarfile.XHDTYPE, 4_000_000)),
+    "tar: endless records for all": ("header .* more than 64 KiB", lambda: announced(tarfile.XGLTYPE, 4_000_000)),
+    "tar: name to the end of the file": ("header .* more than 64 KiB", lambda: announced(
+        tarfile.GNUTYPE_LONGNAME, -512)),
+    "tar: records of digits": ("number of more than 255 digits", lambda: announced(
+        tarfile.XHDTYPE, 50_000, b"1" * 50_000)),
+    "tar: names before names": ("not a whole tar|more than 64 KiB", lambda: gzip.compress(
+        (header(tarfile.GNUTYPE_LONGNAME, 512) + bytes(512)) * 9000 + tar_info("x").tobuf())),
     "tar: twice": ("occurs twice", lambda: tar_of(tar_info("a"), tar_info("a"))),
     "tar: cut off": ("not a whole tar|cut off", lambda: tar_of(tar_info("a"), data=b"0" * 9000)[:4000]),
     "tar.gz: bomb": ("would unpack to more", lambda: tar_of(tar_info("a"), mode="w:gz", data=b"0" * 40_000_000)),
@@ -169,6 +214,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_archives_are_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "_ALWAYS_FINE", 1 << 20)
+    monkeypatch.setattr(tars, "MOST_HEADERS", 64 << 10)
     message, make = HOSTILE[name]
     kind: Any = name[:3]
     archive = tmp_path / f"evil.{kind}"
@@ -182,6 +228,70 @@ def test_hostile_archives_are_refused_in_one_line(name: str, tmp_path: Path, mon
     assert tree(tmp_path) == before
     assert list(inside.iterdir()) == [], "nothing is left behind"
     assert not Path("/tmp/evil").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, case in HOSTILE.items() if "header" in case[0]])
+def test_headers_are_not_read_into_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "MOST_HEADERS", 64 << 10)
+    (tmp_path / "evil").write_bytes(HOSTILE[name][1]())
+    tracemalloc.start()
+    try:
+        for look in (kind_of, lambda path: unpack(path, tmp_path / "out", kind="tar")):
+            with pytest.raises(UnsafeArchiveError, match="a header of the archive"):
+                look(tmp_path / "evil")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20, f"{peak >> 20} MiB"
+
+
+def test_headers_of_many_members_do_not_stay(tmp_path: Path) -> None:
+    many = [tar_info(f"d{n}", tarfile.DIRTYPE, pax_headers={f"k{n}": "v" * 100_000}) for n in range(60)]
+    (tmp_path / "m").write_bytes(tar_of(*many, tar_info("x"), mode="w:gz"))
+    tracemalloc.start()
+    try:
+        unpack(tmp_path / "m", tmp_path / "out", kind="tar")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20, f"{peak >> 20} MiB"
+
+
+def test_records_for_all_that_follows_do_not_pile_up(tmp_path: Path) -> None:
+    pieces = []
+    for n in range(60):
+        record = f"k{n}={'v' * 100_000}\n".encode()
+        record = b"%d " % (len(record) + 7) + record
+        assert len(record) == int(record.split()[0])
+        pieces += [header(tarfile.XGLTYPE, len(record)), record, bytes(-len(record) % 512), tar_info(f"f{n}").tobuf()]
+    (tmp_path / "m").write_bytes(gzip.compress(b"".join(pieces) + bytes(1024), 1))
+    del pieces
+    tracemalloc.start()
+    try:
+        unpack(tmp_path / "m", tmp_path / "out", kind="tar")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(list((tmp_path / "out").iterdir())) == 60
+    assert peak < 4 << 20, f"{peak >> 20} MiB"
+
+
+def test_a_zip_that_lists_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "_MOST_NAMES", 10_000)
+    (tmp_path / "a.zip").write_bytes(zip_of(*((str(n), b"") for n in range(400))))
+    with pytest.raises(UnsafeArchiveError, match="list of members is too long"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", kind="zip")
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_compressed_tars_with_a_fault_are_one_line(mode: str, tmp_path: Path) -> None:
+    data = bytearray(tar_of(tar_info("a"), tar_info("b"), mode=mode, data=os.urandom(40_000)))
+    data[30_000:30_100] = bytes(100)
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"not a whole tar archive|cannot unpack|cut off") as caught:
+        unpack(tmp_path / "a", tmp_path / "out", kind="tar")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_there_are_many_kinds() -> None:
