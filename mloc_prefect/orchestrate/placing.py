@@ -45,13 +45,26 @@ class HerePlace(Protocol):
         ...
 
     async def try_lease(self, job: StageJob) -> Lease | None:
-        """Return what `run` needs for a job that is leased, or None when there is no room now."""
+        """Return what `run` needs for a job that is leased, or None when there is no room now.
+
+        Raises:
+            DispatchError: This machine can never run it, or cannot hand out devices now.
+        """
+        ...
+
+    def try_slot(self) -> object | None:
+        """Return what `run` needs for a job that is not leased, or None when there is no room now."""
         ...
 
     async def run(
-        self, job: StageJob, lease: Lease | None, on_event: Callable[[ExecutionEvent], None]
+        self,
+        job: StageJob,
+        lease: Lease | None,
+        on_event: Callable[[ExecutionEvent], None],
+        *,
+        slot: object | None = None,
     ) -> ExecutionResult:
-        """Run the attempt here and give the lease back."""
+        """Run the attempt here and give the lease back, or the slot."""
         ...
 
 
@@ -138,12 +151,22 @@ class PlacingDispatcher:
         avoid = tuple(dict.fromkeys((*job.avoid, *self._failed.get(job.request.task_id, ()))))
         prefer = preferred(job, self._view.live, avoid)
         if self._here is not None and self._here.open and self._suits(job, prefer, avoid):
-            lease = await self._here.try_lease(job) if job.leased else None
-            if lease is not None or not job.leased:
+            lease = await self._lease_here(self._here, job, where) if job.leased else None
+            slot = None if job.leased else self._here.try_slot()
+            if lease is not None or slot is not None:
                 facts = {"worker": self._here.name, "protocol": "ours", "flow_run": None}
                 where.take(ExecutionEvent("placed", facts, time.time()))
-                return await self._here.run(job, lease, where.take)
+                return await self._here.run(job, lease, where.take, slot=slot)
         return await self._elsewhere(job, where, prefer, avoid)
+
+    async def _lease_here(self, here: HerePlace, job: StageJob, where: _Where) -> Lease | None:
+        """Return a lease of the own machine, or None: also when it cannot give any now, as others may run the job."""
+        try:
+            return await here.try_lease(job)
+        except DispatchError as error:
+            said = {"message": f"not run at {here.name}: {error.message}", "level": "warning"}
+            where.take(ExecutionEvent("log", said, time.time()))
+            return None
 
     def _suits(self, job: StageJob, prefer: Sequence[str], avoid: Sequence[str]) -> bool:
         """Return whether the own machine is as good a place as any."""

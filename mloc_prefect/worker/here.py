@@ -24,7 +24,7 @@ _LEAVE_SECONDS = 2.5  # of the five within which a cancelled executor must be go
 
 
 class Slots:
-    """The worker's limit of runs (`--limit`); leased stages that run in place count too, root runs do not.
+    """The worker's limit of runs (`--limit`); stages that run in place count too, root runs do not.
 
     Args:
         limiter: Prefect's, or None when there is no limit.
@@ -98,12 +98,28 @@ class Here:
             self._in_place[lease.id] = token
         return lease
 
+    def try_slot(self) -> object | None:
+        """Return a slot for `run` with a job that is not leased, or None when there is none now."""
+        token = uuid4()
+        return token if self.slots.take(token) else None
+
     async def run(
-        self, job: StageJob, lease: Lease | None, on_event: Callable[[ExecutionEvent], None]
+        self,
+        job: StageJob,
+        lease: Lease | None,
+        on_event: Callable[[ExecutionEvent], None],
+        *,
+        slot: object | None = None,
     ) -> ExecutionResult:
         """Run an attempt here and give the lease back, and the slot when it has one.
 
         When it is cancelled, its executor leaves, with what it holds on the device.
+
+        Args:
+            job: The attempt.
+            lease: Its lease, of `try_lease` or of the claim of its run; None for light work.
+            on_event: Told what happens.
+            slot: Of `try_slot`; None for a run of the pool, which has Prefect's.
         """
         try:
             return await self.place.dispatcher.dispatch_leased(job, lease, on_event=on_event)
@@ -112,7 +128,7 @@ class Here:
                 await asyncio.shield(asyncio.create_task(self._clear(job, lease)))
             raise
         finally:
-            token = self._in_place.pop(lease.id, None) if lease is not None else None
+            token = self._in_place.pop(lease.id, None) if lease is not None else slot
             if token is not None:
                 self.slots.give(token)
             self._freed()

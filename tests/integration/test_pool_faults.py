@@ -152,6 +152,17 @@ def test_a_queued_stage_that_is_cancelled_never_starts(bench: Bench, one: Worker
     assert (left["state"]["type"], left["run_count"]) == ("CANCELLED", 0)
 
 
+def test_light_stages_keep_to_the_limit_and_hold_nobody_up(bench: Bench):
+    """One spec more than the only worker has slots: a stage without one waits on the pool, and gets its turn."""
+    narrow = bench.worker("narrow", options={"limit": 2})
+    runs = [bench.submit(spec(f"light-{n}", {"echo": {"delay": 2}}, rows(2, 0.01))) for n in range(3)]
+    until(lambda: sum(len(bench.runs(run)) for run in runs), 30, lambda: bench.story(runs[-1]))
+    for run in runs:
+        assert bench.api.wait(run)["state"]["type"] == "COMPLETED", bench.story(run)
+    assert 1 <= sum(name.endswith(":s1 (1-1)") for run in runs for name in bench.runs(run)) <= 2
+    narrow.stop()
+
+
 @pytest.mark.counted
 def test_killed_workers_cost_nothing_that_was_done(bench: Bench):
     """At random moments of a job of three stages, the only worker with their card; another finds out."""
