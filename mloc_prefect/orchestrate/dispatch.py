@@ -116,7 +116,9 @@ class InProcessDispatcher:
         """
         job = self._chosen(job, lambda _: None)
         share, engine = self._engine_of(job)
-        return await self._leases.try_acquire(job.resources, holder=job.title, share=share, engine=engine)
+        return await self._leases.try_acquire(
+            job.resources, holder=job.title, share=share, engine=engine, priority=job.priority
+        )
 
     async def wait_lease(self, job: StageJob, *, waited: float = 0.0) -> Lease:
         """Wait for a lease under which `dispatch_leased` can run `job`; cancelling the call leaves the line.

@@ -97,11 +97,18 @@ class LeaseBook(Protocol):
         """
 
     async def try_acquire(
-        self, request: ResourceRequest, *, holder: str, share: str | None = None, engine: str | None = None
+        self,
+        request: ResourceRequest,
+        *,
+        holder: str,
+        share: str | None = None,
+        engine: str | None = None,
+        priority: int = 0,
     ) -> Lease | None:
         """Return a lease if `request` can be had at this moment, else None; never waits and never queues.
 
-        What those who wait in `acquire` have reserved is not taken from them.
+        What those who wait in `acquire` have reserved is not taken from them, unless their priority is smaller.
+        Arguments as `acquire`.
 
         Raises:
             DispatchError: The machine can never satisfy it, or the book cannot be written.
@@ -171,11 +178,18 @@ class Book(ABC):
             raise
 
     async def try_acquire(
-        self, request: ResourceRequest, *, holder: str, share: str | None = None, engine: str | None = None
+        self,
+        request: ResourceRequest,
+        *,
+        holder: str,
+        share: str | None = None,
+        engine: str | None = None,
+        priority: int = 0,
     ) -> Lease | None:
         """See `LeaseBook.try_acquire`."""
         await self._see()
         entry = self._entry(request, holder, share, engine)
+        entry.priority = priority
 
         def attempt(state: State) -> Entry | None:
             state.drop_dead()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,18 @@ def test_a_spec_that_is_gone_or_damaged_is_named(tmp_path: Path) -> None:
     next((tmp_path / ".specs").iterdir()).write_text("other")
     with pytest.raises(ArtifactError, match="is damaged"):
         specs.unpack(packed, tmp_path)
+
+
+async def test_who_asks_and_does_not_wait_has_a_priority_too(place: Place) -> None:
+    place.leases.rules = replace(place.leases.rules, patience=0.0)
+    small = place.job(ENGINE, gpu_count=1, gpu_memory_bytes=4 * GIB)
+    large = replace(place.job(ENGINE, gpu_count=1, gpu_memory_bytes=22 * GIB), priority=-1)
+    assert await place.dispatcher.try_lease(small) is not None
+    waiting = asyncio.create_task(place.dispatcher.wait_lease(large))
+    await asyncio.sleep(0)
+    assert await place.dispatcher.try_lease(replace(small, priority=-5)) is None
+    assert await place.dispatcher.try_lease(small) is not None
+    waiting.cancel()
 
 
 async def test_what_can_never_be_leased_is_refused(place: Place) -> None:

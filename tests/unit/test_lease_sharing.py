@@ -180,6 +180,14 @@ async def test_small_ones_pass_a_large_one_until_its_patience_ends(make: Callabl
     assert (await asyncio.wait_for(large, 5)).devices == ("gpu:0", "gpu:1")
 
 
+async def test_what_a_waiter_keeps_is_passed_by_larger_priorities_only(make: Callable[..., LeaseBook]) -> None:
+    book = make(THREE, patience=0.0)
+    await got(book, ResourceRequest(gpu_count=1, gpu_type="a100"))
+    await queued(book, part(80, 2), priority=-1)
+    assert await book.try_acquire(part(40), holder="x", priority=-5) is None
+    assert await book.try_acquire(part(40), holder="x", priority=0) is not None
+
+
 async def test_time_that_was_waited_elsewhere_counts(make: Callable[..., LeaseBook]) -> None:
     book = make(THREE, patience=60)
     first = await got(book, ResourceRequest(gpu_count=1, gpu_type="a100"))
