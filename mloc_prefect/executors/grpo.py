@@ -48,7 +48,7 @@ class GrpoRecipe(RolloutRecipe):
 
         groups = max(1, config.generation_batch_size // config.num_generations)
         rows = self.enough(job, groups * job.group.world)
-        scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device)
+        scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device, job.rows.notes)
         job.tokenizer.padding_side = "left"
         with _own_reference(job):
             return built(

@@ -60,7 +60,7 @@ class PpoRecipe(RolloutRecipe):
         job.tokenizer.padding_side = "left"
         _own_pad(job.tokenizer)
         _ready(job, model, config)
-        scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device)
+        scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device, job.rows.notes)
         turns = Turns(job.tokenizer, job.prompts, rows)
         with _precision(config.mixed_precision):
             trainer = built(

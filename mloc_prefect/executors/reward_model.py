@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _GOOD = ("positive", "pos", "good", "helpful", "yes", "accept", "safe", "label_1")
 _BATCH = 16
+_USUAL_LENGTH = 512
 
 
 @dataclass(slots=True)
@@ -45,8 +46,14 @@ class ModelReward:
     max_length: int
 
     @classmethod
-    def load(cls, fields: Fields, places: Places, device: str) -> ModelReward:
+    def load(cls, fields: Fields, places: Places, device: str, notes: list[str]) -> ModelReward:
         """Load `spec.reward_model`.
+
+        Args:
+            fields: The block.
+            places: Where models are looked up.
+            device: Where it is put.
+            notes: What is not as the spec says is added to it.
 
         Raises:
             UserError: It is not there, is no classifier, or has no such labels.
@@ -70,8 +77,7 @@ class ModelReward:
         model.config.pad_token_id = tokenizer.pad_token_id
         labels = {int(index): str(label) for index, label in model.config.id2label.items()}
         positive, negative = (None, None) if len(labels) == 1 else _labels(fields, labels)
-        window = getattr(model.config, "max_position_embeddings", None) or 512
-        longest = fields.integer("max_length", min(512, window), minimum=1)
+        longest = _longest(fields, _window(model), notes)
         return cls(model.to(device).eval(), tokenizer, positive, negative, fields.number("scale", 1.0), longest)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
@@ -99,6 +105,27 @@ class ModelReward:
             if self.negative is not None:
                 values = values - shares[:, self.negative]
         return [self.scale * float(value) for value in values.tolist()]
+
+
+def _longest(fields: Fields, window: int | None, notes: list[str]) -> int:
+    """Return the most tokens that are read: a model with a table of positions fails at the first one beyond it."""
+    longest = fields.integer("max_length", min(_USUAL_LENGTH, window or _USUAL_LENGTH), minimum=1)
+    if window is None or longest <= window:
+        return longest
+    notes.append(f"{fields.path}.max_length {longest} is more than the {window} tokens that the reward model reads")
+    return window
+
+
+def _window(model: Any) -> int | None:
+    """Return the most tokens that a classifier reads, None when it has no bound."""
+    config = model.config.get_text_config()
+    if not getattr(config, "position_biased_input", True):  # DeBERTa: its positions are relative only
+        return None
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+            return int(part.num_embeddings - part.padding_idx - 1)  # RoBERTa counts from behind the padding
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _labels(fields: Fields, labels: Mapping[int, str]) -> tuple[int, int | None]:

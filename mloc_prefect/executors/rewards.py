@@ -62,7 +62,9 @@ class Scorer:
         return totals
 
 
-def scorer_of(spec: Fields, places: Places, allowed: Sequence[str], device: str = "cpu") -> Scorer:
+def scorer_of(
+    spec: Fields, places: Places, allowed: Sequence[str], device: str = "cpu", notes: list[str] | None = None
+) -> Scorer:
     """Return what rates the answers of a task: the sum of `reward_model` and all `rewards`.
 
     Args:
@@ -70,6 +72,7 @@ def scorer_of(spec: Fields, places: Places, allowed: Sequence[str], device: str 
         places: Where reward models are looked up.
         allowed: Modules whose functions specs may name (setting `MLOC_ALLOWED_REWARDS`).
         device: Where a reward model is put.
+        notes: What is not as the spec says is added to it.
 
     Raises:
         UserError: A rule, function or model is not there, or may not be used.
@@ -81,7 +84,8 @@ def scorer_of(spec: Fields, places: Places, allowed: Sequence[str], device: str 
         from mloc_prefect.executors.reward_model import ModelReward
 
         model = spec.child("reward_model")
-        parts.append((str(model.text("identifier")), 1.0, ModelReward.load(model, places, device)))
+        loaded = ModelReward.load(model, places, device, [] if notes is None else notes)
+        parts.append((str(model.text("identifier")), 1.0, loaded))
     if not parts:
         parts = [("length", 1.0, _length(Fields({"target": _DEMO_TARGET}, "spec.rewards")))]
     return Scorer(parts)

@@ -122,6 +122,7 @@ def train(
         _tell(job)
         context.phase("preparing the trainer")
         trainer = recipe.trainer(job, model, config, _callbacks(job, checkpoints, metrics))
+        _tell(job)
         with _watched(job, model), disk_errors(job.context.task_dir):
             return _trained(job, recipe, trainer, checkpoints)
     finally:

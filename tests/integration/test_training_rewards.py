@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.places import Places
+from mloc_prefect.executors.rewards import scorer_of
 from tests.support.tiny_model import save_tiny_model
 from tests.support.training import TrainingBench
 
@@ -63,3 +66,49 @@ def test_rows_with_the_same_prompt_are_rated_each_by_its_own_columns(bench: Trai
     rate(bench, rows, batch_size=8, steps=2)
     answers = [row["answer"] for _, row in seen[1:]]
     assert [sorted(answers[:8]), sorted(answers[8:])] == [list("abcdefgh")] * 2
+
+
+def save_classifier(folder: Path, tokenizer: Path, kind: str) -> Path:
+    """Save a classifier that reads 16 tokens, with the tokenizer of another model."""
+    import transformers
+
+    roberta = kind == "Roberta"
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=512, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=18 if roberta else 16, pad_token_id=1 if roberta else 0, type_vocab_size=1,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={"NEGATIVE": 0, "POSITIVE": 1},
+    )  # fmt: skip
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_classifier_gets_no_more_than_it_reads(kind: str, bench: TrainingBench) -> None:
+    """Its table of positions ends there, and what is beyond would be an error after the first long answer."""
+    save_classifier(bench.root / "judge", bench.model, kind)
+    places = Places.of({"home": str(bench.root), "base_dir": str(bench.root)})
+    for wanted, told in ((None, 0), (16, 0), (17, 1), (64, 1)):
+        notes: list[str] = []
+        spec = {"reward_model": {"identifier": "judge", **({"max_length": wanted} if wanted else {})}}
+        scorer = scorer_of(Fields(spec), places, (), notes=notes)
+        assert scorer(["?", "?"], ["long" * 9, "long" * 4], [{}, {}])[0] == pytest.approx(
+            scorer(["?"], ["long" * 4], [{}])[0], abs=1e-5
+        )
+        assert len(notes) == told
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_what_a_classifier_does_not_read_is_told(kind: str, bench: TrainingBench) -> None:
+    save_classifier(bench.root / "judge", bench.model, "Bert")
+    training = {"batch_size": 8, "steps": 1, "save_strategy": "no", "save_model": False}
+    result = bench(
+        kind,
+        {"prompts": [f"say {n}:" for n in range(8)]},
+        reward_model={"identifier": "judge", "max_length": 64},
+        generation={"max_new_tokens": 30},
+        training={**PPO, **training} if kind == "ppo" else training,
+    )
+    note = "spec.reward_model.max_length 64 is more than the 16 tokens that the reward model reads"
+    assert note in result["notes"]
+    assert note in bench.texts("log")
