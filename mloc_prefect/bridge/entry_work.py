@@ -185,6 +185,7 @@ class EntryWork:
         return True
 
     async def _take(self, record: TaskRecord, step: mapping.Step) -> None:
+        step = mapping.of_task_alone(step)
         await self._stores.tasks.transition(record.task_id, step.mark, step.changes, step.messages, add=step.add)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.bridge import mapping, shards
+from mloc_prefect.bridge.at_work import AtWork
 from mloc_prefect.bridge.mapping import Place
 from mloc_prefect.bridge.runs import Tags
 from mloc_prefect.bridge.states import Phase, TaskStatus
@@ -49,16 +49,18 @@ class Keeper:
     def __init__(
         self, stores: Stores, runs: Runs, rebuilder: Rebuilder, fence: Callable[[], Fence | None] = lambda: None
     ) -> None:
-        self._tasks, self._workers, self._runs = stores.tasks, stores.workers, runs
+        self._tasks, self._runs = stores.tasks, runs
         self._rebuilder, self._fence = rebuilder, fence
-        self._at_work: defaultdict[str, set[str]] = defaultdict(set)
+        self._at_work = AtWork(stores)
         self._quiet = False
 
     async def load(self) -> None:
         """Learn from the records which worker has which tasks."""
-        for record in await self._tasks.page(status=TaskStatus.DISPATCHED, brief=True):
-            if record.assigned_worker:
-                self._at_work[record.assigned_worker].add(record.task_id)
+        await self._at_work.load()
+
+    async def compare_workers(self) -> None:
+        """Let workers go of tasks that have ended and of whose runs no event came."""
+        await self._at_work.compare()
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -83,8 +85,8 @@ class Keeper:
         if tags.task_id is None:
             await self._root(event, tags)
             return
-        record = await self._record(event.run_id, tags, event.at)
-        if record is None or record.mark.phase.terminal:
+        record = await self._unended(await self._record(event.run_id, tags, event.at))
+        if record is None:
             return
         if event.told:
             await self._told(record, event)
@@ -131,7 +133,8 @@ class Keeper:
         if record is None:
             await self._tasks.create([shards.part_record(parent, part, at)])
             record = await self._tasks.get(part["task_id"])
-        if record is None or record.mark.phase.terminal:
+        record = await self._unended(record)
+        if record is None:
             return
         told = {**facts, "attempt": facts.get("part_attempt")}
         for step in shards.steps(record, told, at, busy=self._busy(record)):
@@ -176,7 +179,8 @@ class Keeper:
         """Do what follows from a stage run that has ended, as the API shows it; see `apply`."""
         if record is None:
             record = await self._record(run.id, run.tags, run.since, run.name)
-        if record is None or record.mark.phase.terminal:
+        record = await self._unended(record)
+        if record is None:
             return
         attempt, busy = max(record.mark.attempt, run.attempt), self._busy(record)
         if run.type == "COMPLETED":
@@ -288,6 +292,14 @@ class Keeper:
             record = await self._tasks.get(tags.task_id)
         return record
 
+    async def _unended(self, record: TaskRecord | None) -> TaskRecord | None:
+        """Return a record that has not ended; after one that others have ended (a posted result), do what is left."""
+        if record is not None and record.mark.phase.terminal:
+            await self._at_work.ended(record, tell=not self._quiet)
+            await self._end_parts(record, record.finished_ts or record.submitted_ts)
+            return None
+        return record
+
     async def _submission(self, submission_id: str) -> Sequence[TaskRecord]:
         return await self._tasks.page(submission_id=submission_id, brief=True)
 
@@ -306,25 +318,11 @@ class Keeper:
         )
         if moved is not None:
             _log.debug("%s is %s", record.task_id, moved.mark)
-            await self._show_worker(record, moved)
+            await self._at_work.moved(record, moved, tell=not self._quiet)
             if moved.mark.phase.terminal:
                 await self._end_parts(moved, moved.finished_ts or moved.submitted_ts)
         return moved
 
-    async def _show_worker(self, before: TaskRecord, after: TaskRecord) -> None:
-        """Set what the registry shows of the worker; those of the original protocol do that themselves."""
-        left = before.assigned_worker if before.assigned_worker and after.status is not TaskStatus.DISPATCHED else None
-        if left:
-            self._at_work[left].discard(after.task_id)
-        if mapping.ORIGINAL in {before.protocol, after.protocol} or MULTI in {left, after.assigned_worker}:
-            return
-        if left:
-            status = "RUNNING" if self._at_work[left] else "IDLE"
-            await self._workers.set_status(left, status, extra={"last_task": after.task_id})
-        elif after.assigned_worker and after.status is TaskStatus.DISPATCHED:
-            self._at_work[after.assigned_worker].add(after.task_id)
-            await self._workers.set_status(after.assigned_worker, "RUNNING", extra={"task_id": after.task_id})
-
     def _busy(self, record: TaskRecord) -> bool:
         """Return whether the worker of a record has other tasks too."""
-        return bool(self._at_work.get(record.assigned_worker or "", set()) - {record.task_id})
+        return self._at_work.busy(record)

@@ -9,7 +9,7 @@ For a worker of the original protocol nothing is published here: its dispatcher 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def placed(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
     }
     if record.shard_index is not None:
         message |= {"shard_index": record.shard_index, "shard_total": record.shard_total}
-    messages: tuple[Message, ...] = ((TASKS, message), _status(place.worker, "RUNNING", at))
+    messages: tuple[Message, ...] = ((TASKS, message), status(place.worker, "RUNNING", at))
     return Step(Mark(attempt, Phase.DISPATCHED), changes, _ours(place.protocol, place.worker, messages))
 
 
@@ -90,7 +90,7 @@ def started(record: TaskRecord, attempt: int, place: Place, at: float) -> Step:
     payload = {"taskType": record.task_type, "dispatched_at": _iso(dispatched), "started_at": _iso(at)}
     messages = (
         _event("TASK_STARTED", record, place.worker, attempt, at, payload=payload),
-        _status(place.worker, "RUNNING", at, {"task_id": record.task_id}),
+        status(place.worker, "RUNNING", at, {"task_id": record.task_id}),
     )
     return Step(Mark(attempt, Phase.STARTED), changes, _ours(place.protocol, place.worker, messages))
 
@@ -156,6 +156,23 @@ def cancelled(record: TaskRecord, attempt: int, at: float, *, busy: bool = False
     return Step(Mark(attempt, Phase.CANCELLED), changes, messages, {"tasks_failed": 1})
 
 
+def status(worker: str, status: str, at: float, extra: Mapping[str, Any] | None = None) -> Message:
+    """Return a STATUS message; the orchestrator's own has no `extra`, the worker's has."""
+    message: dict[str, Any] = {"type": "STATUS", "worker_id": worker, "status": status, "ts": _iso(at)}
+    message |= {"tags": [], "metrics": {}, "payload": dict(extra or {})}
+    if extra is not None:
+        message["extra"] = dict(extra)
+    return WORKER_EVENTS, message
+
+
+def of_task_alone(step: Step) -> Step:
+    """Return a step without what it says of its worker, for whoever does not know what else that one has.
+
+    The keeper knows it, and says it when the run has let go.
+    """
+    return replace(step, messages=_of_task(step.messages))
+
+
 def _failure(
     record: TaskRecord, worker: str | None, attempt: int, error: str, at: float, *, busy: bool
 ) -> tuple[Message, ...]:
@@ -191,19 +208,10 @@ def _event(
     return TASK_EVENTS, message
 
 
-def _status(worker: str, status: str, at: float, extra: Mapping[str, Any] | None = None) -> Message:
-    """Return a STATUS message; the orchestrator's own has no `extra`, the worker's has."""
-    message: dict[str, Any] = {"type": "STATUS", "worker_id": worker, "status": status, "ts": _iso(at)}
-    message |= {"tags": [], "metrics": {}, "payload": dict(extra or {})}
-    if extra is not None:
-        message["extra"] = dict(extra)
-    return WORKER_EVENTS, message
-
-
 def _idle(record: TaskRecord, worker: str | None, at: float, *, busy: bool) -> tuple[Message, ...]:
     if worker is None or record.mark.phase < Phase.DISPATCHED:  # it never was at a worker
         return ()
-    return (_status(worker, "RUNNING" if busy else "IDLE", at, {"last_task": record.task_id}),)
+    return (status(worker, "RUNNING" if busy else "IDLE", at, {"last_task": record.task_id}),)
 
 
 def _at(place: Place) -> dict[str, Any]:
@@ -214,8 +222,12 @@ def _at(place: Place) -> dict[str, Any]:
 def _ours(protocol: str | None, worker: str | None, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """Return what we publish of `messages`; of a divided task nobody gets work, so only its own events are there."""
     if worker == MULTI:
-        return tuple(message for message in messages if message[0] == TASK_EVENTS)
+        return _of_task(messages)
     return () if protocol == ORIGINAL else messages
+
+
+def _of_task(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(message for message in messages if message[0] == TASK_EVENTS)
 
 
 def _times(record: TaskRecord, at: float) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class Reconciler:
         for submission_id in chosen:
             with contained(f"submission {submission_id}"):
                 await self._submission(submission_id, open_ones[submission_id], found[submission_id])
+        await self._keeper.compare_workers()
 
     async def finish(self, submission_id: str) -> None:
         """End what is still open of a submission whose runs have all ended, without waiting for what may still come."""

@@ -99,7 +99,7 @@ async def complete(tasks: TaskStore, envelope: Envelope) -> None:
     task_id = envelope.task_id.strip()
     record = await tasks.get(task_id)
     while record is not None and not record.mark.phase.terminal:
-        step = mapping.done(record, record.mark.attempt, time.time())
+        step = mapping.of_task_alone(mapping.done(record, record.mark.attempt, time.time()))
         if await tasks.transition(task_id, step.mark, step.changes, step.messages, add=step.add):
             return
         record = await tasks.get(task_id)  # it moved meanwhile

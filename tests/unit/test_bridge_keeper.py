@@ -172,21 +172,6 @@ async def test_a_dependant_is_told_by_the_name_of_the_task_it_needs():
     assert (await bench.record()).error == "Dependency t0 failed"
 
 
-async def test_registry_shows_workers_at_work_until_their_last_task_has_ended():
-    bench = BridgeBench()
-    from mloc_prefect.bridge.records import WorkerRecord
-
-    await bench.stores.workers.register(WorkerRecord(worker_id="w-1", status="IDLE"), ttl=60)
-    await bench.submitted("t1", "t2")
-    for task in ("t1", "t2"):
-        await apply(bench, told("placed", task=task, run=f"run-{task}", **WORKER))
-    await bench.keeper.end(view())
-    assert (await bench.stores.workers.get("w-1")).status == "RUNNING"
-    await bench.keeper.end(view(run="run-t2", task="t2"))
-    assert (await bench.stores.workers.get("w-1")).status == "IDLE"
-    assert bench.messages[-1] == "STATUS IDLE"
-
-
 # --- runs that were started elsewhere ---------------------------------------------------------------------------------
 
 SPEC = graph_text({"a": ([], {}), "b": (["a"], {})}, name="elsewhere")
