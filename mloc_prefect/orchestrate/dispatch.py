@@ -158,6 +158,10 @@ class InProcessDispatcher:
         """Give a lease of `try_lease` back that was not used."""
         await self._leases.release(lease)
 
+    def shared_engine(self, job: StageJob) -> str | None:
+        """Return the engine whose tasks may share the lease of `job`, as the lease book names it, or None."""
+        return self._engine_of(self._chosen(job, lambda _: None))[0]
+
     def host_of(self, job: StageJob, lease: Lease) -> HostSpec:
         """Return the host that `dispatch_leased` uses."""
         return self._host_spec(self._chosen(job, lambda _: None), lease.devices, lease.share)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mloc_prefect.errors import MlocError
@@ -21,8 +22,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefect.mloc.worker")
 
 
+@dataclass(slots=True)
+class _Place:
+    """One place in line.
+
+    Attributes:
+        task: Ends with the lease.
+        share: Engine whose tasks share that lease, or None: others of that engine will join it.
+        poll: Poll in which a job of the queue asked for it last.
+    """
+
+    task: asyncio.Task[Lease]
+    share: str | None
+    poll: int
+
+
 class Lines:
     """Places in line, by name of the queue.
+
+    Jobs ask in the order of their queue, once in a poll. The first that has no room has the place; when another one
+    comes first, as that one was cancelled or another worker took it, the place goes to it.
 
     Args:
         dispatcher: Whose leases.
@@ -32,7 +51,8 @@ class Lines:
     def __init__(self, dispatcher: InProcessDispatcher | None, wake: Callable[[], None]) -> None:
         self._dispatcher = dispatcher
         self._wake = wake
-        self._places: dict[str, asyncio.Task[Lease]] = {}
+        self._places: dict[str, _Place] = {}
+        self._poll = 0
 
     async def turn(self, queue: str, job: StageJob, *, waited: float = 0.0) -> Lease | None:
         """Return a lease for `job`, the first of its queue that has none; else stand in line for it.
@@ -47,22 +67,30 @@ class Lines:
         """
         assert self._dispatcher is not None
         place = self._places.get(queue)
+        if place is not None and place.poll == self._poll:  # of one before it
+            return await self._dispatcher.try_lease(job)
+        share = self._dispatcher.shared_engine(job)
+        if place is not None and place.share != share:  # the book would let tasks of that engine join this job's
+            await self._leave(self._places.pop(queue))
+            place = None
         if place is None:
             lease = await self._dispatcher.try_lease(job)
             if lease is None:
                 self._stand(queue, self._dispatcher, job, waited)
             return lease
-        if not place.done():
+        place.poll = self._poll
+        if not place.task.done():
             return None
         del self._places[queue]
         try:
-            return place.result()
+            return place.task.result()
         except MlocError as error:
             logger.warning("waiting for room for queue %s ended: %s", queue, error)
             return None
 
     async def only(self, queues: Collection[str]) -> None:
-        """Leave the lines of all other queues: nothing waits there any more."""
+        """Begin a poll, and leave the lines of all other queues: nothing waits there any more."""
+        self._poll += 1
         for name in [name for name in self._places if name not in queues]:
             await self._leave(self._places.pop(name))
 
@@ -71,12 +99,13 @@ class Lines:
         await self.only(())
 
     def _stand(self, queue: str, dispatcher: InProcessDispatcher, job: StageJob, waited: float) -> None:
-        place = asyncio.create_task(dispatcher.wait_lease(job, waited=waited), name=f"line for {queue}")
-        place.add_done_callback(lambda task: None if task.cancelled() else self._wake())
-        self._places[queue] = place
+        task = asyncio.create_task(dispatcher.wait_lease(job, waited=waited), name=f"line for {queue}")
+        task.add_done_callback(lambda task: None if task.cancelled() else self._wake())
+        self._places[queue] = _Place(task, dispatcher.shared_engine(job), self._poll)
 
-    async def _leave(self, place: asyncio.Task[Lease]) -> None:
-        place.cancel()
-        await asyncio.wait({place})
-        if not place.cancelled() and place.exception() is None and self._dispatcher is not None:
-            await self._dispatcher.give_back(place.result())
+    async def _leave(self, place: _Place) -> None:
+        task = place.task
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None and self._dispatcher is not None:
+            await self._dispatcher.give_back(task.result())

@@ -14,7 +14,7 @@ import pytest
 from mloc_prefect.execution.hosts import MemoryHosts
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.dispatch import InProcessDispatcher, StageJob
-from mloc_prefect.orchestrate.jobfile import write_job
+from mloc_prefect.orchestrate.jobfile import read_job, write_job
 from mloc_prefect.plan.model import ResourceRequest
 from mloc_prefect.settings import get_settings
 from mloc_prefect.tasks.base import ExecutorRef
@@ -32,6 +32,8 @@ from tests.support.cards import card
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from mloc_prefect.worker.leases import Lease
 
 ONE, TWO, NOWHERE = (RequirementClass(ResourceRequest(gpu_count=n)) for n in (1, 2, 16))
 LIGHT = RequirementClass(ResourceRequest(cpus=1), lease=False)
@@ -78,7 +80,9 @@ class Desk:
             ahead=10.0,
         )
 
-    def add(self, queue: str | RequirementClass, *, executor: ExecutorRef = ECHO, **parameters: Any) -> UUID:
+    def add(
+        self, queue: str | RequirementClass, *, executor: ExecutorRef = ECHO, engine: str = "e", **parameters: Any
+    ) -> UUID:
         """Schedule a run."""
         name = queue if isinstance(queue, str) else queue.name
         self.queues[name] = None if isinstance(queue, str) else queue
@@ -87,8 +91,9 @@ class Desk:
         if isinstance(queue, RequirementClass):
             directory = str(self.root / str(run_id))
             request = ExecutionRequest("t", run["name"], "echo", executor.path, {}, directory, directory)
-            write_job(StageJob(request=request, executor=executor, resources=queue.request))
-            parameters = {"attempt_dir": directory, "engine": "e", **parameters}
+            options = {"model": engine}
+            write_job(StageJob(request=request, executor=executor, engine_options=options, resources=queue.request))
+            parameters = {"attempt_dir": directory, "engine": engine, **parameters}
         run["parameters"] = parameters
         self.runs.append((name, run | {"job_variables": parameters.pop("job_variables", {})}))
         return run_id
@@ -308,6 +313,83 @@ async def test_tasks_of_one_engine_run_under_its_device_together(desk: Desk):
     runs = [desk.add(TWO, executor=SHARED) for _ in range(3)]
     assert await desk.poll() == runs
     assert held(desk) == [("gpu:0", "gpu:1")] * 3
+
+
+async def busy(desk: Desk) -> Lease:
+    """Take both cards."""
+    lease = await desk.place.leases.try_acquire(TWO.request, holder="busy")
+    assert lease is not None
+    return lease
+
+
+async def turn_comes(desk: Desk, lease: Lease) -> None:
+    """Free the cards, and wait until it is the turn of who stands in line for them."""
+    desk.woken.clear()
+    await desk.place.leases.release(lease)
+    async with asyncio.timeout(5):
+        while 0.0 not in desk.woken:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_place_in_line_of_another_engine_is_given_up(desk: Desk):
+    """Its lease is shared with tasks of that engine: with this one's they would be two on one card."""
+    taken = await busy(desk)
+    desk.add(TWO, executor=SHARED, engine="x")
+    assert await desk.poll() == []
+    desk.runs.clear()  # cancelled
+    other = desk.add(TWO, executor=SHARED, engine="y")
+    await turn_comes(desk, taken)
+    assert await desk.poll() == [other]
+    same = desk.add(TWO, executor=SHARED, engine="y")
+    desk.add(TWO, executor=SHARED, engine="x")
+    assert await desk.poll() == [same]
+
+
+async def test_a_place_in_line_goes_to_the_next_of_its_engine(desk: Desk):
+    taken = await busy(desk)
+    desk.add(TWO, executor=SHARED)
+    assert await desk.poll() == []
+    desk.runs.clear()  # another worker took it
+    following = desk.add(TWO, executor=SHARED)
+    late = asyncio.create_task(desk.place.leases.acquire(TWO.request, holder="late"))
+    await turn_comes(desk, taken)
+    assert await desk.poll() == [following]
+    late.cancel()
+
+
+async def test_the_turn_of_the_first_is_left_to_it_by_those_behind(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """It comes while the job of the second is read."""
+    taken = await busy(desk)
+    first, second = (desk.add(TWO, executor=SHARED, engine=name) for name in "xy")
+    assert await desk.poll() == []
+    loop = asyncio.get_running_loop()
+
+    def read(directory: Path) -> StageJob:
+        if directory.name == str(second):
+            asyncio.run_coroutine_threadsafe(turn_comes(desk, taken), loop).result()
+        return read_job(directory)
+
+    monkeypatch.setattr(module, "read_job", read)
+    assert await desk.poll() == []
+    monkeypatch.undo()
+    assert await desk.poll() == [first]
+    assert held(desk) == [("gpu:0", "gpu:1")]
+
+
+async def test_one_that_comes_before_the_first_takes_its_place(desk: Desk):
+    """Else it would have no room, as the lease of the other one holds it, and that one would never be asked."""
+    taken = await busy(desk)
+    later = desk.add(TWO, executor=SHARED, engine="x")
+    assert await desk.poll() == []
+    sooner = desk.add(TWO, engine="y")
+    desk.runs.reverse()
+    await turn_comes(desk, taken)
+    assert await desk.poll() == [sooner]
+    lease = desk.last[0].lease
+    assert lease is not None
+    assert await desk.poll() == []
+    await turn_comes(desk, lease)
+    assert await desk.poll() == [later]
 
 
 async def test_leases_are_given_back_when_the_server_goes_away_meanwhile(desk: Desk):
