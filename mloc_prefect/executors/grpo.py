@@ -46,8 +46,8 @@ class GrpoRecipe(RolloutRecipe):
         from datasets import Dataset
         from trl import GRPOTrainer
 
-        groups = max(1, config.generation_batch_size // config.num_generations)
-        rows = self.enough(job, groups * job.group.world)
+        # The prompts of one step in all processes: TRL's generation_batch_size has their number in it.
+        rows = self.enough(job, max(1, config.generation_batch_size // config.num_generations))
         scorer = scorer_of(job.spec, job.places, self.allowed_rewards(job), job.device, job.rows.notes)
         job.tokenizer.padding_side = "left"
         with _own_reference(job):

@@ -50,8 +50,10 @@ def letters(*, completions, **_):
 """
 PROMPTS = {"prompts": [f"say {n}:" for n in range(16)]}
 ROLLOUT: dict[str, dict[str, Any]] = {
-    "ppo": {"data": PROMPTS, "rewards": [{"path": "lab_rewards:letters"}], "generation": {"max_new_tokens": 3}}
-}
+    "ppo": {"data": PROMPTS, "rewards": [{"path": "lab_rewards:letters"}], "generation": {"max_new_tokens": 3}},
+    "grpo": {"data": {"prompts": PROMPTS["prompts"][:4]}, "rewards": [{"name": "json"}],
+             "generation": {"max_new_tokens": 3}},
+}  # fmt: skip
 
 
 class Place:
@@ -206,6 +208,16 @@ async def test_ppo_in_two_processes_stops_goes_on_and_leaves_a_policy(place: Pla
         (place.root / "broken").unlink()
     assert caught.value.failure is not None
     assert "lab_rewards.py" in (caught.value.failure.traceback or ""), "where it failed"
+
+
+async def test_grpo_in_two_processes_takes_its_prompts_as_they_are(place: Place) -> None:
+    """Two processes with 8 answers each, 4 for each prompt, need 4 prompts, and an epoch is one step."""
+    two: dict[str, Any] = {"kind": "grpo", "nproc_per_node": 2, "batch_size": 8, "num_generations": 4, "num_train_epochs": 1}
+    result = await place("grpo", **two)
+    assert [line for line in place.logs() if "repeated" in line] == []
+    assert (result["world_size"], result["dataset_size"], result["steps"]) == (2, 4, 1)
+    await place("grpo-repeated", **two, gradient_accumulation_steps=2)
+    assert "4 prompts are fewer than the 8 of one batch, so they are repeated" in place.logs()
 
 
 async def test_no_process_outlives_its_host(place: Place) -> None:
