@@ -212,11 +212,11 @@ async def test_ppo_in_two_processes_stops_goes_on_and_leaves_a_policy(place: Pla
 
 async def test_grpo_in_two_processes_takes_its_prompts_as_they_are(place: Place) -> None:
     """Two processes with 8 answers each, 4 for each prompt, need 4 prompts, and an epoch is one step."""
-    two: dict[str, Any] = {"kind": "grpo", "nproc_per_node": 2, "batch_size": 8, "num_generations": 4, "num_train_epochs": 1}
-    result = await place("grpo", **two)
+    two: dict[str, Any] = {"kind": "grpo", "nproc_per_node": 2, "batch_size": 8, "num_generations": 4}
+    result = await place("grpo", **two, num_train_epochs=1)
     assert [line for line in place.logs() if "repeated" in line] == []
     assert (result["world_size"], result["dataset_size"], result["steps"]) == (2, 4, 1)
-    await place("grpo-repeated", **two, gradient_accumulation_steps=2)
+    await place("grpo-repeated", **two, num_train_epochs=1, gradient_accumulation_steps=2)
     assert "4 prompts are fewer than the 8 of one batch, so they are repeated" in place.logs()
 
 
