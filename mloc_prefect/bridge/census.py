@@ -30,7 +30,8 @@ async def take_census(stores: Stores) -> None:
         try:
             async with stores.publisher.listen(WORKER_EVENTS) as messages:
                 async for _, message in messages:
-                    counter = COUNTERS.get(str(message.get("type")).upper())
+                    kind = message.get("type")
+                    counter = COUNTERS.get(kind.upper()) if isinstance(kind, str) else None
                     if counter is not None:
                         await stores.tasks.add({counter: 1})
         except StoreError as error:

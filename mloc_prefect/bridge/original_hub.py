@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mloc_prefect.bridge.odd import contained
 from mloc_prefect.bridge.original_messages import read_news
 from mloc_prefect.bridge.ports import TASK_EVENTS, WORKER_EVENTS
 from mloc_prefect.errors import StoreError
@@ -31,7 +32,7 @@ class Hub:
         self._followers: dict[str, list[asyncio.Queue[News]]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
-        self._listening: asyncio.Future[None] | None = None
+        self._listening = asyncio.Event()
 
     async def listening(self) -> None:
         """Return once the channels are heard; what is said from then on is not missed.
@@ -39,17 +40,23 @@ class Hub:
         Raises:
             StoreError: There is no connection.
         """
-        if self._listener is None or self._listening is None:
-            self._listening = asyncio.get_running_loop().create_future()
-            self._listener = asyncio.create_task(self._listen(self._listening), name="original workers")
-        await asyncio.shield(self._listening)
+        if self._listener is None or self._listener.done():
+            self._listening.clear()
+            self._listener = asyncio.create_task(self._listen(), name="original workers")
+            self._listener.add_done_callback(_tell)
+        listener, listening = self._listener, asyncio.create_task(self._listening.wait())
+        try:
+            await asyncio.wait({listening, listener}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+        if listener.done():
+            await listener  # raises what ended it; the next caller tries again
 
     async def close(self) -> None:
         """Stop to listen."""
         if self._listener is not None:
             self._listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listener
+            await asyncio.gather(self._listener, return_exceptions=True)
             self._listener = None
 
     def follow(self, worker_id: str) -> asyncio.Queue[News]:
@@ -79,22 +86,19 @@ class Hub:
             async with asyncio.timeout(seconds):
                 await self._heard.wait()
 
-    async def _listen(self, listening: asyncio.Future[None]) -> None:
+    async def _listen(self) -> None:
         while True:
             try:
                 async with self._publisher.listen(TASK_EVENTS, WORKER_EVENTS) as messages:
-                    if not listening.done():
-                        listening.set_result(None)
+                    self._listening.set()
                     async for channel, message in messages:
-                        news = read_news(channel, message)
-                        if news is not None:
-                            self._hand_out(news)
+                        with contained(f"a message on {channel}"):
+                            news = read_news(channel, message)
+                            if news is not None:
+                                self._hand_out(news)
             except StoreError as error:
-                if not listening.done():
-                    self._listening, self._listener = None, None  # the next caller tries again
-                    listening.set_exception(error)
-                    listening.exception()  # looked at, also when the caller has gone
-                    return
+                if not self._listening.is_set():
+                    raise
                 _log.warning("workers of the original protocol are not heard: %s", error)
                 await asyncio.sleep(_AGAIN_SECONDS)
 
@@ -107,3 +111,10 @@ class Hub:
     def _wake(self) -> None:
         self._heard.set()
         self._heard = asyncio.Event()
+
+
+def _tell(listener: asyncio.Task[None]) -> None:
+    """Look at what ended a listener, also when no caller waits for it."""
+    error = None if listener.cancelled() else listener.exception()
+    if error is not None and not isinstance(error, StoreError):  # that one is the caller's
+        _log.error("workers of the original protocol are not heard until the next task: %r", error)

@@ -68,6 +68,6 @@ class RedisPublisher:
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # whoever may publish may nest as deep as he likes
         return None
     return value if isinstance(value, dict) else None

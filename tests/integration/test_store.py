@@ -55,6 +55,13 @@ class TestOnValkey(StoreContract):
     """The contract."""
 
 
+async def test_a_listener_hears_what_comes_after_a_message_that_nobody_can_read(stores):
+    async with stores.publisher.listen(TASK_EVENTS) as heard:
+        for data in ("[" * 100_000, "no json", json.dumps({"n": 1})):
+            await stores.backing.redis.publish(TASK_EVENTS, data)
+        assert await asyncio.wait_for(anext(heard), 5) == (TASK_EVENTS, {"n": 1})
+
+
 # --- the rule of steps ------------------------------------------------------------------------------------------------
 
 
