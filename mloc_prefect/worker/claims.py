@@ -64,11 +64,19 @@ class Claim:
 
 @dataclass
 class _Poll:
-    """What one poll has found out so far."""
+    """What one poll has found out so far.
+
+    Attributes:
+        claims: What to run.
+        full: Queues and engines for which there is no room.
+        again: Seconds after which there may be more to run, or None.
+        shut: The lease book cannot be used now.
+    """
 
     claims: list[Claim] = field(default_factory=list)
     full: set[tuple[str, str]] = field(default_factory=set)
     again: float | None = None
+    shut: bool = False
 
 
 class Claims:
@@ -167,6 +175,7 @@ class Claims:
         await self._lines.leave()
 
     async def _choose_work(self, client: PrefectClient, busy: Collection[UUID], poll: _Poll, here: Here) -> None:
+        await here.place.leases.look_again()
         queues = [q for q in self._queues if q.name != COORDINATOR_QUEUE and self._asked(q) and self._could(q)]
         queues = [q for q in queues if q.name not in self._quiet or self._told_of(q)]
         found = await asyncio.gather(*(self._read(client, q) for q in queues))
@@ -204,6 +213,8 @@ class Claims:
         engine = (queue.name, str(run.parameters.get("engine")))
         if engine in poll.full:
             return False
+        if queue.needs.lease and poll.shut:
+            return True
         try:
             job = await asyncio.to_thread(read_job, Path(str(run.parameters.get("attempt_dir"))))
         except MlocError as error:
@@ -211,9 +222,14 @@ class Claims:
             return False
         lease = None
         waited = time.monotonic() - self._first_seen[run.id]
-        if queue.needs.lease and (lease := await self._lines.turn(queue.name, job, waited=waited)) is None:
-            poll.full.add(engine)
-            return not (job.executor.shared or job.executor.preferred)
+        try:
+            if queue.needs.lease and (lease := await self._lines.turn(queue.name, job, waited=waited)) is None:
+                poll.full.add(engine)
+                return not (job.executor.shared or job.executor.preferred)
+        except MlocError as error:
+            logger.warning("no device for run %s now: %s", run.name, error.message)
+            poll.shut = self._could(queue)  # each further one might wait for the lock of the book, as long as this one
+            return True
         poll.claims.append(Claim(entry, lease))
         return False
 
@@ -238,4 +254,4 @@ class Claims:
     def _could(self, queue: Queue) -> bool:
         if queue.needs is None or self._here is None:
             return queue.needs is None
-        return misfit(queue.needs.request, self._here.place.inventory) is None
+        return misfit(queue.needs.request, self._here.place.leases.inventory) is None

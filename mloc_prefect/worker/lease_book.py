@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mloc_prefect.plan.model import ResourceRequest
+
+logger = logging.getLogger("prefect.mloc.worker")
 
 _T = TypeVar("_T")
 _POLL = 0.05  # seconds between looks of a waiting caller
@@ -118,7 +121,10 @@ class LeaseBook(Protocol):
         """Return how many leases for `request` could be had at this moment, at most `most`; 0 when it never fits."""
 
     async def release(self, lease: Lease) -> None:
-        """Give a lease back; a second time nothing happens."""
+        """Give a lease back; a second time nothing happens.
+
+        When the book cannot be written, that is done together with its next change.
+        """
 
     def snapshot(self) -> tuple[Held, ...]:
         """Return what is held now."""
@@ -146,6 +152,7 @@ class Book(ABC):
         self.rules = Rules(engines_per_device, patience)
         self._look = look
         self._looked = time.monotonic()
+        self._gone: set[str] = set()
 
     @abstractmethod
     def _state(self) -> AbstractContextManager[State | None]:
@@ -167,14 +174,14 @@ class Book(ABC):
         waited: float = 0.0,
     ) -> Lease:
         """See `LeaseBook.acquire`."""
-        await self._see()
+        await self.look_again()
         entry = self._entry(request, holder, share, engine)
         entry.priority, entry.asked = priority, entry.asked - waited
         await self._change(lambda s: s.enqueue(entry))
         try:
             return await self._wait(entry, request, on_wait)
         except BaseException:
-            await asyncio.shield(self._change(lambda s: s.drop(entry.id)))
+            await asyncio.shield(self._forget(entry.id, holder))
             raise
 
     async def try_acquire(
@@ -187,7 +194,7 @@ class Book(ABC):
         priority: int = 0,
     ) -> Lease | None:
         """See `LeaseBook.try_acquire`."""
-        await self._see()
+        await self.look_again()
         entry = self._entry(request, holder, share, engine)
         entry.priority = priority
 
@@ -204,7 +211,7 @@ class Book(ABC):
 
     async def room(self, request: ResourceRequest, *, most: int = 64) -> int:
         """See `LeaseBook.room`."""
-        await self._see()
+        await self.look_again()
         if misfit(request, self.inventory):
             return 0
         entry = self._entry(request, "", None, None)
@@ -217,7 +224,14 @@ class Book(ABC):
 
     async def release(self, lease: Lease) -> None:
         """See `LeaseBook.release`."""
-        await self._change(lambda s: s.drop(lease.id))
+        await self._forget(lease.id, lease.holder)
+
+    async def look_again(self) -> None:
+        """Read the inventory again when it may have changed."""
+        if self._look is None or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self.inventory = await asyncio.to_thread(self._look)
 
     def snapshot(self) -> tuple[Held, ...]:
         """See `LeaseBook.snapshot`."""
@@ -260,7 +274,7 @@ class Book(ABC):
                 on_wait(why)
                 told = why
             await asyncio.sleep(_POLL)
-            await self._see()
+            await self.look_again()
 
     def _attempt(self, state: State, entry: Entry, request: ResourceRequest) -> tuple[Entry | None, str]:
         state.drop_dead()
@@ -278,19 +292,26 @@ class Book(ABC):
         taken.since = time.time()
         return taken, ""
 
-    async def _see(self) -> None:
-        """Read the inventory again when it may have changed."""
-        if self._look is None or time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        self.inventory = await asyncio.to_thread(self._look)
+    async def _forget(self, entry_id: str, holder: str) -> None:
+        """Drop a holder or waiter; when the book cannot be written, together with the next change of it."""
+        self._gone.add(entry_id)
+        try:
+            await self._change(lambda _: None)
+        except DispatchError as error:
+            logger.warning("%s is taken out of the lease book later: %s", holder, error.message)
 
     async def _change(self, change: Callable[[State], _T]) -> _T:
         end = time.monotonic() + _LOCK_SECONDS
         while time.monotonic() < end:
             with self._state() as state:
                 if state is not None:
-                    return change(state)
+                    gone = self._gone.copy()
+                    for entry_id in gone:
+                        state.drop(entry_id)
+                    result = change(state)
+            if state is not None:  # and kept by now
+                self._gone -= gone
+                return result
             await asyncio.sleep(_LOCK_RETRY)
         raise DispatchError("the lease book is locked by a process that does not go on", hint="see `mloc down`")
 

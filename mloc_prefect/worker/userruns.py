@@ -48,7 +48,7 @@ class UserRuns:
         request = request_of(await self._variables(client, pool, run))
         if not request.gpu_count:
             return True, None
-        if misfit(request, self._place.inventory) is not None:
+        if misfit(request, self._place.leases.inventory) is not None:
             return False, None
         try:
             lease = await self._place.leases.try_acquire(request, holder=run.name)

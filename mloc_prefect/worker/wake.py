@@ -134,3 +134,5 @@ class Waker:
                     await self._poll()
             except httpx.HTTPError as error:
                 logger.info("poll after an event failed (%s), the next one follows by itself", error)
+            except Exception:  # boundary: without this task nothing would wake the worker any more
+                logger.exception("poll after an event failed, the next one follows by itself")

@@ -11,6 +11,7 @@ import anyio
 import httpx
 import pytest
 
+from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution.hosts import MemoryHosts
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.dispatch import InProcessDispatcher, StageJob
@@ -19,9 +20,11 @@ from mloc_prefect.plan.model import ResourceRequest
 from mloc_prefect.settings import get_settings
 from mloc_prefect.tasks.base import ExecutorRef
 from mloc_prefect.worker import claims as module
+from mloc_prefect.worker import lease_book
 from mloc_prefect.worker.claims import Claims
 from mloc_prefect.worker.directory import MemoryDirectory
 from mloc_prefect.worker.here import Here, Slots
+from mloc_prefect.worker.inventory import Inventory
 from mloc_prefect.worker.leases import MemoryLeaseBook
 from mloc_prefect.worker.place import Place
 from mloc_prefect.worker.queues import RequirementClass
@@ -390,6 +393,37 @@ async def test_one_that_comes_before_the_first_takes_its_place(desk: Desk):
     assert await desk.poll() == []
     await turn_comes(desk, lease)
     assert await desk.poll() == [later]
+
+
+async def test_a_lease_book_that_cannot_be_used_ends_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """A full disk, or a process that holds its lock and does not go on: asked once in a poll, as that takes long."""
+    asked: list[str] = []
+
+    async def broken(request: ResourceRequest, *, holder: str, **_: Any) -> Lease:
+        asked.append(holder)
+        raise DispatchError("the lease book is locked")
+
+    monkeypatch.setattr(desk.place.leases, "try_acquire", broken)
+    one = desk.add(ONE)
+    desk.add(TWO)
+    light, root = desk.add(LIGHT), desk.add("coordinator")
+    assert sorted(await desk.poll()) == sorted([root, light])
+    assert len(asked) == 1
+    monkeypatch.undo()
+    assert await desk.poll() == [one]
+
+
+async def test_a_card_that_falls_away_is_counted_with_no_longer_until_it_is_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+):
+    whole, now = desk.place.inventory, [Inventory(8, 64 << 30)]
+    desk.place.leases._look = lambda: now[0]
+    monkeypatch.setattr(lease_book, "_LOOK_SECONDS", 0.0)
+    run = desk.add(ONE)
+    assert await desk.poll() == []
+    assert ONE.name not in desk.asked
+    now[0] = whole
+    assert await desk.poll() == [run]
 
 
 async def test_leases_are_given_back_when_the_server_goes_away_meanwhile(desk: Desk):

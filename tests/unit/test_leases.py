@@ -237,6 +237,22 @@ async def test_an_unwritable_home_is_named(tmp_path: Path) -> None:
         await FileLeaseBook(tmp_path, HARDWARE).acquire(CPU, holder="a")
 
 
+async def test_what_cannot_be_given_back_now_is_given_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a process that holds the lock and does not go on, or a full disk; whoever ends does not fail for that."""
+    monkeypatch.setattr(lease_book, "_LOCK_SECONDS", 0.02)
+    book = FileLeaseBook(tmp_path, HARDWARE)
+    lease = await book.acquire(CPU, holder="a")
+    with book_file(tmp_path).with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        await book.release(lease)
+    assert "a is taken out of the lease book later: the lease book is locked" in caplog.text
+    assert [held.lease for held in book.snapshot()] == [lease]
+    assert (await book.try_acquire(CPU, holder="b")) is not None
+    assert [held.lease.holder for held in FileLeaseBook(tmp_path, HARDWARE).snapshot()] == ["b"]
+
+
 def test_start_marks_tell_processes_apart() -> None:
     assert start_mark(os.getpid()) == start_mark(os.getpid())
     assert start_mark(2**22 + 1) is None

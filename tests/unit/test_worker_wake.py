@@ -120,8 +120,9 @@ async def test_many_events_at_once_are_one_poll():
     assert server.polls == 1
 
 
-async def test_a_failed_poll_does_not_end_the_watch():
-    server = Server(httpx.ConnectError("down"), set())
+@pytest.mark.parametrize("error", [httpx.ConnectError("down"), KeyError("nobody thought of this")])
+async def test_a_failed_poll_does_not_end_the_watch(error: Exception):
+    server = Server(error, set())
     async with server.waker.running():
         server.waker.wake()
         await server.settle()
