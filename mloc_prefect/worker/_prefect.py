@@ -6,10 +6,11 @@ one fails there and not at a user's.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import flow_engine
 from prefect._flow_run_suspension import register_flow_run_suspension_request
@@ -19,7 +20,7 @@ from prefect.flow_engine import AsyncFlowRunEngine
 from mloc_prefect.orchestrate.lost import STOPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Coroutine, Iterator
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun, State
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from prefect.workers.base import BaseWorker
 
     Worker = BaseWorker[Any, Any, Any]
+
+_T = TypeVar("_T")
 
 __all__ = [
     "CancelSwitch",
@@ -96,7 +99,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
             raise Abort("it was started again elsewhere")
         if self.switch.stopped and state.is_crashed():  # else whoever waits for it takes its worker for lost
             state = state.model_copy(update={"message": STOPPED})
-        new = await super().set_state(state, force)
+        new = await _whole(super().set_state(state, force))
         self.switch.ended = new.is_final()
         return new
 
@@ -112,6 +115,22 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
             await self.handle_cancellation(exc)
         else:
             await super().handle_crash(exc)
+
+
+async def _whole(request: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for the answer to a request even when cancelled, and be cancelled then.
+
+    The server may carry out a request whose sender has gone: a run that is taken for Pending, and given back, would
+    become Running a moment later, and nobody's.
+    """
+    task = asyncio.ensure_future(request)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, else asyncio tells of it
+        raise
 
 
 @contextlib.contextmanager
