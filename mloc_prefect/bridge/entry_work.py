@@ -170,7 +170,7 @@ class EntryWork:
     async def _find(self, submission_id: str) -> tuple[RunView | None, dict[str | None, RunView]]:
         found = list(await self._runs.of_submissions([submission_id]))
         submission = await self._stores.tasks.submission(submission_id)
-        root = next((run for run in found if run.tags.task_id is None), None)
+        root = next((run for run in found if run.tags.root), None)
         if root is None and submission is not None and submission.flow_run is not None:
             root = (await self._runs.get([submission.flow_run])).get(submission.flow_run)
         return root, {run.tags.task_id: run for run in found if run.tags.task_id}

@@ -30,6 +30,7 @@ _BLOCK_MS = 1000
 _BATCH = 100
 _REMEMBERED = 10_000
 _TAG = "prefect.tag."
+_ATTEMPT = "mloc-attempt:"  # attempts on the pool: their stages tell of them, and nobody has to look them up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def parse(event: Mapping[str, Any]) -> RunEvent | None:
         return None
     related = [str(r.get("prefect.resource.id", "")) for r in event.get("related") or ()]
     tags = frozenset(r.removeprefix(_TAG) for r in related if r.startswith(_TAG))
-    if "mloc" not in tags:
+    if "mloc" not in tags or any(tag.startswith(_ATTEMPT) for tag in tags):
         return None
     told = name.startswith(PREFIX)
     return RunEvent(

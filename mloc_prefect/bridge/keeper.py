@@ -82,7 +82,7 @@ class Keeper:
             httpx.HTTPError: The API is needed and does not answer.
         """
         tags = Tags.of(event.tags)
-        if tags.task_id is None:
+        if tags.root:
             await self._root(event, tags)
             return
         record = await self._unended(await self._record(event.run_id, tags, event.at))
@@ -280,7 +280,7 @@ class Keeper:
         if record is not None:
             return record
         found = await self._runs.of_submissions([tags.submission_id]) if tags.submission_id else ()
-        root = next((r for r in found if r.tags.task_id is None), None)
+        root = next((r for r in found if r.tags.root), None)
         if root is None and tags.submission_id:  # a root that was not submitted gets its tag after it has begun
             root = (await self._runs.get([tags.submission_id])).get(tags.submission_id)
         if root is not None:

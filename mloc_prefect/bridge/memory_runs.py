@@ -49,7 +49,7 @@ class MemoryRuns:
             view
             for view in self.views.values()
             if view.id in {*submission_ids, *run_ids}
-            or (view.submission_id in submission_ids and (view.tags.task_id is None or view.tags.stage is not None))
+            or (view.submission_id in submission_ids and (view.tags.root or view.tags.stage is not None))
         ]
 
     async def live(self) -> Sequence[RunView]:
@@ -60,7 +60,7 @@ class MemoryRuns:
     async def made_since(self, ts: float) -> Sequence[RunView]:
         """See `Runs`."""
         self.asked += 1
-        return [view for view in self.views.values() if view.tags.task_id is None and view.created > ts]
+        return [view for view in self.views.values() if view.tags.root and view.created > ts]
 
     async def facts(self, run_ids: Collection[str]) -> Sequence[RunEvent]:
         """See `Runs`."""

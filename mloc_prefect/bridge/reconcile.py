@@ -160,7 +160,7 @@ class Reconciler:
         for stage in stages:
             if stage.final:
                 await self._keeper.end(stage)
-        root = next((run for run in runs if run.tags.task_id is None), None)
+        root = next((run for run in runs if run.tags.root), None)
         if root is not None and root.final:
             await self._keeper.end_root(root)
 
@@ -174,7 +174,7 @@ class Reconciler:
 
     async def _unknown(self, live: Sequence[RunView]) -> None:
         """Make records of runs that are at work and have none."""
-        roots = [run for run in live if run.tags.task_id is None]
+        roots = [run for run in live if run.tags.root]
         for root in roots:
             if self._age(root) >= self._grace and await self._tasks.submission(root.submission_id) is None:
                 stages = await self._runs.of_submissions([root.submission_id])
@@ -182,7 +182,7 @@ class Reconciler:
                     await self._keeper.know(root, [s for s in stages if s.tags.task_id])
 
     async def _submission(self, submission_id: str, records: Sequence[TaskRecord], runs: Sequence[RunView]) -> None:
-        root = next((run for run in runs if run.tags.task_id is None), None)
+        root = next((run for run in runs if run.tags.root), None)
         stages = {run.tags.task_id: run for run in runs if run.tags.task_id}  # the newest of each task
         if root is None and not stages:
             await self._gone(submission_id, records)

@@ -28,16 +28,23 @@ class Tags:
     """What the tags of a run of ours say.
 
     Attributes:
-        task_id: Task of a stage run; None for a root run.
+        task_id: Task of a stage run; None for others.
         submission_id: What it was submitted with, or None.
         task_type: `spec.taskType`.
         stage: Key of the stage; None for a run that our stage runner does not attend: then its states say all.
+        attempt_of: Task of which the run is one attempt on the pool, else None; what is told of it, its stage tells.
     """
 
     task_id: str | None = None
     submission_id: str | None = None
     task_type: str = ""
     stage: str | None = None
+    attempt_of: str | None = None
+
+    @property
+    def root(self) -> bool:
+        """Whether a run of ours with such tags is the root of a submission."""
+        return self.task_id is None and self.attempt_of is None
 
     @classmethod
     def of(cls, tags: Collection[str]) -> Tags:
@@ -48,6 +55,7 @@ class Tags:
             submission_id=found.get("mloc-submission"),
             task_type=found.get("mloc-type", ""),
             stage=found.get("mloc-stage"),
+            attempt_of=found.get("mloc-attempt"),
         )
 
 
@@ -166,7 +174,7 @@ class PrefectRuns:
         for at in range(0, max(len(names), len(ids)), _AT_HAND):
             some = {"id": {"any_": ids[at : at + _AT_HAND]}, "idempotency_key": {"any_": names[at : at + _AT_HAND]}}
             found |= {run.id: run for run in await self._filter({"operator": "or_", **some})}
-        roots = [run.id for run in found.values() if run.tags.task_id is None]
+        roots = [run.id for run in found.values() if run.tags.root]
         for at in range(0, len(roots), _AT_HAND):
             below = await self._filter({"parent_flow_run_id": {"any_": roots[at : at + _AT_HAND]}})
             found |= {run.id: run for run in below}
@@ -180,7 +188,7 @@ class PrefectRuns:
         """See `Runs`."""
         after = datetime.fromtimestamp(ts, UTC).isoformat()
         found = await self._filter({"tags": {"all_": ["mloc"]}, "expected_start_time": {"after_": after}})
-        return [run for run in found if run.tags.task_id is None]
+        return [run for run in found if run.tags.root]
 
     async def facts(self, run_ids: Collection[str]) -> Sequence[RunEvent]:
         """See `Runs`."""

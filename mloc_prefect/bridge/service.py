@@ -125,7 +125,7 @@ class Follower:
             _log.warning("the end of run %s is left to the reconciler: %s", event.run_id, error)
 
     async def _end(self, view: RunView) -> None:
-        if view.tags.task_id is None:
+        if view.tags.root:
             await self._keeper.end_root(view)
-        else:
+        elif view.tags.task_id is not None:
             await self._keeper.end(view)

@@ -35,6 +35,11 @@ def test_an_event_about_a_run_of_ours_is_read():
     assert parse({**EVENT, "related": []}) is None
 
 
+def test_the_stage_of_an_attempt_on_the_pool_tells_of_it():
+    attempt = {"prefect.resource.id": "prefect.tag.mloc-attempt:t1"}
+    assert parse({**EVENT, "related": [*EVENT["related"], attempt]}) is None
+
+
 @pytest.mark.parametrize("odd", ODD)
 def test_an_odd_event_is_named_in_one_line_and_left_out(odd, caplog):
     assert [event.id for event in parse_all([odd, EVENT])] == ["e1"]

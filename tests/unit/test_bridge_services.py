@@ -18,6 +18,7 @@ from mloc_prefect.bridge.dispatch_service import DispatchService
 from mloc_prefect.bridge.memory import MemoryLeases
 from mloc_prefect.bridge.memory_runs import MemorySource
 from mloc_prefect.bridge.reconcile import ASK_SECONDS, CRASH_SECONDS, KEPT_SECONDS, Reconciler
+from mloc_prefect.bridge.runs import Tags
 from mloc_prefect.bridge.service import Follower
 from mloc_prefect.bridge.states import Mark, Phase
 from mloc_prefect.bridge.watch import StoreWatch
@@ -277,6 +278,22 @@ async def test_runs_at_work_without_records_get_them():
     bench = BridgeBench(root(parameters={"spec": spec}, since=100))
     await reconciler(bench, 200).look()
     assert [r.submission_id for r in await bench.stores.tasks.list()] == ["s1"]
+
+
+async def test_attempts_on_the_pool_are_neither_tasks_nor_submissions():
+    tags = Tags.of({"mloc", "mloc-attempt:t1"})
+    bench = BridgeBench(replace(view("RUNNING", run="attempt-1", since=100), tags=tags))
+    await reconciler(bench, 200).look()
+    await reconciler(bench, 200).rebuild(quiet=True)
+    event = state("Running", run="attempt-1", task=None, submission=None)
+    await bench.keeper.apply(replace(event, tags=frozenset({"mloc", "mloc-attempt:t1"})))
+    source = MemorySource()
+    source.put(replace(state("Completed", run="attempt-1", at=100), tags=frozenset({"mloc", "mloc-attempt:t1"})))
+    bench.runs.put(replace(view("COMPLETED", run="attempt-1", since=100), tags=tags))
+    async with running(Follower(source, bench.keeper, bench.runs).run()):
+        await until(lambda: not source.pending)
+    assert await bench.stores.tasks.submission("attempt-1") is None
+    assert await bench.stores.tasks.list() == []
 
 
 @pytest.mark.parametrize("quiet", [True, False])
