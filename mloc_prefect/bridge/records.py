@@ -106,12 +106,18 @@ class TaskRecord:
     @property
     def retries(self) -> int:
         """Failures so far, as the original counts them: the last failure counts too."""
-        return self.mark.attempt if self.mark.phase is Phase.FAILED else self.mark.attempt - 1
+        return self.attempts if self.mark.phase is Phase.FAILED else self.mark.attempt - 1
 
     @property
     def attempts(self) -> int:
         """Attempts begun so far, as the later generation counts them."""
-        return self.mark.attempt if self.mark.phase >= Phase.DISPATCHED else self.mark.attempt - 1
+        begun = self.mark.phase >= Phase.DISPATCHED and not self._never_ran
+        return self.mark.attempt if begun else self.mark.attempt - 1
+
+    @property
+    def _never_ran(self) -> bool:
+        """Whether it ended before its first attempt: what it depends on failed, or it was cancelled while it waited."""
+        return self.mark.phase.terminal and self.mark.attempt == 1 and self.dispatched_ts is None
 
     def goes_by(self, name: str) -> bool:
         """Return whether `name` is its name, the submission's (the part before the first colon) or the stage's."""

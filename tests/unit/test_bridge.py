@@ -99,6 +99,22 @@ def test_counts_of_both_generations(mark, status, retries, attempts):
     assert (shown["status"], shown["retries"], shown["attempts"]) == (status, retries, attempts)
 
 
+@pytest.mark.parametrize(
+    ("phase", "dispatched_ts", "retries", "attempts"),
+    [
+        (Phase.FAILED, None, 0, 0),
+        (Phase.CANCELLED, None, 0, 0),
+        (Phase.DONE, None, 0, 0),
+        (Phase.FAILED, 5.0, 1, 1),
+        (Phase.CANCELLED, 5.0, 0, 1),
+        (Phase.DONE, 5.0, 0, 1),
+    ],
+)
+def test_a_task_that_ended_before_it_had_a_worker_made_no_attempt(phase, dispatched_ts, retries, attempts):
+    entry = record(mark=Mark(1, phase), dispatched_ts=dispatched_ts)
+    assert (entry.retries, entry.attempts) == (retries, attempts)
+
+
 def test_a_record_goes_by_its_name_the_submission_s_and_the_stage_s():
     entry = record(name="pipe:first", graph_node_name="first")
     assert [entry.goes_by(name) for name in ("pipe:first", "pipe", "first", "second", "")] == [True] * 3 + [False] * 2
