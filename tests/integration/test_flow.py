@@ -27,13 +27,14 @@ from mloc_prefect.orchestrate.entrypoint import run_workflow
 from mloc_prefect.orchestrate.flow import WorkflowFailedError, build_flow, run_plan
 from mloc_prefect.orchestrate.options import RunOptions
 from mloc_prefect.settings import get_settings
-from tests.support.flows import Api, Recorder, dispatcher, graph, graph_text, lines, rows, until
+from tests.support.flows import SUPPORT, Api, Holding, Recorder, dispatcher, graph, graph_text, lines, rows, until
 from tests.support.server import embedded_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-    from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
+    from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionResult
+    from mloc_prefect.orchestrate.dispatch import InProcessDispatcher, StageDispatcher, StageJob
     from tests.support.flows import Killable
 
 pytestmark = pytest.mark.usefixtures("url")
@@ -41,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("url")
 ROOT = Path(__file__).parents[2]
 DIAMOND = {
     "a": ([], {}),
-    "b": (["a"], {"echo": {"delay": 0.4}}),
-    "c": (["a"], {"echo": {"delay": 0.4}}),
+    "b": (["a"], {}),
+    "c": (["a"], {}),
     "d": (["b", "c"], {"seen": "${b.result.ok} and ${a.task_id}"}),
 }
 
@@ -68,12 +69,28 @@ async def local(tmp_path: Path) -> AsyncIterator[tuple[InProcessDispatcher, Kill
 
 def options(local: tuple[InProcessDispatcher, Killable], tmp_path: Path, **more: Any) -> RunOptions:
     settings = get_settings(home=tmp_path / "home", **{"retry_base_delay": 0.0, **more.pop("settings", {})})
-    return RunOptions(settings=settings, dispatcher=local[0], **more)
+    return RunOptions(settings=settings, **{"dispatcher": local[0], **more})
+
+
+class Together:
+    """Lets two stages begin only when both have come: one after the other they never would."""
+
+    def __init__(self, inner: StageDispatcher, *names: str) -> None:
+        self._inner, self._names, self._barrier = inner, names, asyncio.Barrier(len(names))
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        if job.request.name in self._names:
+            async with asyncio.timeout(60):
+                await self._barrier.wait()
+        return await self._inner.dispatch(job, on_event=on_event)
 
 
 async def test_a_graph_shows_its_edges_names_tags_and_labels(api: Api, local: Any, tmp_path: Path) -> None:
     recorder = Recorder()
-    outcome = await build_flow(graph(DIAMOND), options=options(local, tmp_path, observer=recorder))()
+    together = Together(local[0], "demo:b", "demo:c")
+    outcome = await build_flow(
+        graph(DIAMOND), options=options(local, tmp_path, observer=recorder, dispatcher=together)
+    )()
     root, stages = await api.run(outcome.flow_run_id), await api.stages(outcome.flow_run_id)
     assert outcome.ok
     assert await api.edges(outcome.flow_run_id) == {
@@ -89,7 +106,7 @@ async def test_a_graph_shows_its_edges_names_tags_and_labels(api: Api, local: An
     assert stages["demo:d"]["labels"].items() >= {"mloc.task-type": "echo", "mloc.task-id": task_id}.items()
     assert set(stages["demo:d"]["parameters"]) == {"upstream"}
     assert stages["demo:d"]["parameters"]["upstream"]["b"]["status"] == "DONE"
-    # Independent stages ran at the same time.
+    # Independent stages run at the same time.
     b, c = stages["demo:b"], stages["demo:c"]
     assert max(b["start_time"], c["start_time"]) < min(b["end_time"], c["end_time"])
     result = json.loads(Path(outcome.task("d").result_path or "").read_text())
@@ -128,16 +145,21 @@ async def test_a_failed_stage_fails_what_is_below_it_and_nothing_else(api: Api, 
     }
 
 
-async def test_a_killed_host_is_retried_and_its_rows_are_kept(local: Any, tmp_path: Path) -> None:
-    recorder, hosts, struck = Recorder(), local[1], []
+async def test_a_killed_host_is_retried_and_its_rows_are_kept(
+    local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", SUPPORT)
+    recorder, hosts, struck, release = Recorder(), local[1], [], tmp_path / "release"
 
     def strike(done: int) -> None:
         if done >= 4 and not struck:
             struck.append(done)
             hosts.kill()
+            release.touch()
 
     recorder.on_progress = strike
-    outcome = await run_plan(graph({"a": ([], rows(12, 0.03))}), options=options(local, tmp_path, observer=recorder))
+    plan = graph({"a": ([], {**rows(12, 0.03), "hold": [10, str(release)]})})
+    outcome = await run_plan(plan, options=options(local, tmp_path, observer=recorder, dispatcher=Holding(local[0])))
     task = outcome.task("a")
     directory = Path(task.result_path or "").parent
     assert [c for c in recorder.calls if c[0] == "started"] == [("started", "a", 1), ("started", "a", 2)]
@@ -188,9 +210,11 @@ async def test_cancelling_ends_the_run_its_stages_and_their_processes(api: Api, 
 
 
 async def test_a_run_whose_process_was_killed_goes_on_where_it_was(api: Api, url: str, tmp_path: Path) -> None:
-    text = graph_text({"a": ([], {}), "b": (["a"], rows(10, 0.1))})
+    release = tmp_path / "release"
+    text = graph_text({"a": ([], {}), "b": (["a"], {**rows(10, 0.1), "hold": [8, str(release)]})})
     (tmp_path / "spec.yaml").write_text(text)
-    environment = {**os.environ, "PREFECT_API_URL": url, "MLOC_HOME": str(tmp_path / "home")}
+    own = {"PREFECT_API_URL": url, "MLOC_HOME": str(tmp_path / "home"), "PYTHONPATH": SUPPORT}
+    environment = {**os.environ, **own}
 
     async def process(flow_run_id: str) -> asyncio.subprocess.Process:
         arguments = ("-m", "tests.support.started_run", flow_run_id, str(tmp_path / "spec.yaml"))
@@ -202,9 +226,10 @@ async def test_a_run_whose_process_was_killed_goes_on_where_it_was(api: Api, url
     async with get_client() as client:
         run = await client.create_flow_run(build_flow(graph({"a": ([], {})})), state=Scheduled())
         first = await process(str(run.id))
-        await until(lambda: len(done()) >= 3, 30)
+        await until(lambda: len(done()) >= 3)
         first.kill()
         await first.wait()
+        release.touch()
         for state in (Crashed(), AwaitingRetry()):  # as a reaper does it
             await client.set_flow_run_state(run.id, state, force=True)
     second = await process(str(run.id))

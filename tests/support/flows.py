@@ -7,6 +7,8 @@ import json
 import os
 import signal
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,18 +18,22 @@ from mloc_prefect.execution.hosts import HostPool
 from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
 from mloc_prefect.orchestrate.observer import NullObserver
 from mloc_prefect.plan import check
+from mloc_prefect.tasks.base import ExecutorRef
 from mloc_prefect.worker.inventory import Inventory
 from mloc_prefect.worker.leases import MemoryLeaseBook
+from tests.support.hosts import HELD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from mloc_prefect.execution.hosts import Host, HostSpec
-    from mloc_prefect.execution.protocol import ExecutionEvent
+    from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionResult
+    from mloc_prefect.orchestrate.dispatch import StageJob
     from mloc_prefect.orchestrate.outcome import StageOutcome
     from mloc_prefect.plan.model import WorkflowPlan
     from mloc_prefect.settings import MlocSettings
+
+SUPPORT = str(Path(__file__).parent)
 
 HEAD = """\
 apiVersion: mloc/v1
@@ -59,11 +65,27 @@ def rows(count: int, delay: float) -> dict[str, Any]:
     return {"echo": {"row_delay": delay}, "data": {"type": "list", "items": [f"row {i}" for i in range(count)]}}
 
 
+class Holding:
+    """Dispatches echoes that wait for the test where `spec.hold` says so (see `held_executors`).
+
+    Their hosts need `SUPPORT` in PYTHONPATH.
+    """
+
+    def __init__(self, inner: InProcessDispatcher) -> None:
+        self._inner = inner
+        self.capacity = inner.capacity
+
+    async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
+        """Dispatch with another executor."""
+        held = replace(job, executor=ExecutorRef(HELD, engine=job.executor.engine))
+        return await self._inner.dispatch(held, on_event=on_event)
+
+
 class Api:
     """What the server knows."""
 
     def __init__(self, url: str) -> None:
-        self.client = httpx.AsyncClient(base_url=url)
+        self.client = httpx.AsyncClient(base_url=url, timeout=60)
 
     async def run(self, flow_run_id: str) -> dict[str, Any]:
         return (await self.client.get(f"/flow_runs/{flow_run_id}")).json()
@@ -143,7 +165,7 @@ async def dispatcher(settings: MlocSettings) -> AsyncIterator[tuple[InProcessDis
         yield InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=inventory), hosts
 
 
-async def until(condition: Any, seconds: float = 10.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for a condition; fail when it does not come."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ECHO = "mloc_prefect.executors.echo:EchoExecutor"
 TROUBLE = "executors_for_tests:Trouble"
+HELD = "held_executors:Echo"
 
 _numbers = itertools.count(1)
 
@@ -106,7 +107,7 @@ def is_alive(pid: int) -> bool:
     return process is not None and process.alive
 
 
-async def until(fact: Callable[[], Any], seconds: float = 10.0) -> None:
+async def until(fact: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait until `fact()` is true."""
     deadline = time.monotonic() + seconds
     while not fact():
@@ -114,6 +115,6 @@ async def until(fact: Callable[[], Any], seconds: float = 10.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def until_dead(pids: list[int], seconds: float = 10.0) -> None:
+async def until_dead(pids: list[int], seconds: float = 60.0) -> None:
     """Wait until none of `pids` runs."""
     await until(lambda: not [pid for pid in pids if is_alive(pid)], seconds)

@@ -9,8 +9,11 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow_async
 
+from mloc_prefect.orchestrate.dispatch import local_dispatcher, use_dispatcher
 from mloc_prefect.orchestrate.flow import build_flow
 from mloc_prefect.plan import check
+from mloc_prefect.settings import get_settings
+from tests.support.flows import Holding
 
 
 async def main(flow_run_id: str, spec: str) -> None:
@@ -18,7 +21,9 @@ async def main(flow_run_id: str, spec: str) -> None:
     assert plan is not None, diagnostics
     async with get_client() as client:
         flow_run = await client.read_flow_run(flow_run_id)
-    await run_flow_async(build_flow(plan), flow_run=flow_run, return_type="state")
+    async with local_dispatcher(get_settings()) as here:
+        with use_dispatcher(Holding(here)):  # type: ignore[arg-type]  # it is one of this machine
+            await run_flow_async(build_flow(plan), flow_run=flow_run, return_type="state")
 
 
 if __name__ == "__main__":

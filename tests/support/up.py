@@ -101,7 +101,7 @@ class Up:
         assert state is not None
         return state
 
-    def end(self, number: int = signal.SIGINT, seconds: float = 30.0) -> int:
+    def end(self, number: int = signal.SIGINT, seconds: float = 60.0) -> int:
         """Send a signal and return the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -149,7 +149,7 @@ def kill(up: Up) -> None:
     if up.process is not None and up.process.poll() is None:
         up.process.kill()
         up.process.wait()
-    up.wait_nothing_left(20)
+    up.wait_nothing_left(60)
 
 
 def _read(path: Path) -> bytes:

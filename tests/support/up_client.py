@@ -40,11 +40,11 @@ def submit_echo(up: Up, *options: str) -> list[str]:
     return [task["task_id"] for task in answer["tasks"]]
 
 
-def wait_ended(url: str, ids: list[str], seconds: float = 40.0, **headers: str) -> dict[str, str]:
+def wait_ended(url: str, ids: list[str], seconds: float = 90.0, **headers: str) -> dict[str, str]:
     """Wait until tasks have ended; returns their states."""
     deadline = time.monotonic() + seconds
     states: dict[str, str] = dict.fromkeys(ids, "")
-    with httpx.Client(base_url=url, headers=headers) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
         while open_ones := [task_id for task_id, state in states.items() if state not in ENDS]:
             assert time.monotonic() < deadline, states
             time.sleep(0.1)
@@ -110,7 +110,7 @@ def kinds(heard: Messages, task_id: str) -> list[str]:
     return found
 
 
-def hear(heard: Messages, task_id: str, number: int, seconds: float = 20.0) -> list[str]:
+def hear(heard: Messages, task_id: str, number: int, seconds: float = 60.0) -> list[str]:
     """Wait until `number` messages about a task have come; returns them in short."""
     deadline = time.monotonic() + seconds
     while len(found := kinds(heard, task_id)) < number:

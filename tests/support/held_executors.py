@@ -1,0 +1,56 @@
+"""Executors that wait within an attempt for the test: what it does there cannot come too late. Loaded inside hosts.
+
+`spec["hold"]` is `[rows, file]`: when so many rows are done, earlier attempts included, nothing goes on until the file
+is there. Without it they are what they are made of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mloc_prefect.executors.echo import EchoExecutor
+from mloc_prefect.executors.transformers import TransformersExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mloc_prefect.execution.context import ExecutionContext
+    from mloc_prefect.execution.protocol import ExecutionRequest
+
+
+class Held:
+    """A context whose reports of progress return when the test says so."""
+
+    def __init__(self, context: ExecutionContext, rows: int, file: str) -> None:
+        self._context, self._rows, self._file = context, rows, Path(file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def progress(self, done: int, total: int | None, **extra: Any) -> None:
+        """Report, and wait when so many rows are done."""
+        self._context.progress(done, total, **extra)
+        if done >= self._rows and not self._file.exists():
+            self._context.flush()
+            while not self._file.exists():
+                self._context.sleep(0.01)
+
+
+class Echo(EchoExecutor):
+    """Echo that waits."""
+
+    def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
+        return super().run(request, _held(request, context))
+
+
+class Transformers(TransformersExecutor):
+    """Inference that waits."""
+
+    def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
+        return super().run(request, _held(request, context))
+
+
+def _held(request: ExecutionRequest, context: ExecutionContext) -> Any:
+    hold = request.spec.get("hold")
+    return Held(context, *hold) if hold else context
