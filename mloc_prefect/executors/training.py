@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -15,6 +16,7 @@ from mloc_prefect.executors.threads import wait_passively
 from mloc_prefect.executors.training_launch import devices, launch, world_of
 from mloc_prefect.executors.training_recipe import Group
 from mloc_prefect.executors.training_run import prepare, train
+from mloc_prefect.executors.training_saving import write_failure
 from mloc_prefect.tasks.training_table import KINDS
 
 if TYPE_CHECKING:
@@ -54,19 +56,27 @@ class TrainingExecutor:
             UserError: The spec, the data or the model is at fault.
             Cancelled: The client has gone; a checkpoint was left, from which a later attempt goes on.
         """
-        recipe = recipe_of(request.task_type)
-        prepared = prepare(request, context, recipe)
-        context.check()
-        world = world_of(Fields(request.spec))
-        if world > 1 or len(devices()) > 1:  # a single process would spread one batch over all GPUs that it sees
-            return launch(request, context, prepared, world)
-        return train(request, context, recipe, prepared, Group())
+        recipe, began = recipe_of(request.task_type), time.monotonic()
+        try:
+            return _trained(request, context, recipe)
+        except Exception as error:  # boundary: noted in the attempt's folder, told by the host
+            write_failure(request, recipe, time.monotonic() - began, error)
+            raise
 
     def close(self) -> None:
         """Return the memory of the device."""
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _trained(request: ExecutionRequest, context: ExecutionContext, recipe: Recipe) -> Mapping[str, Any]:
+    prepared = prepare(request, context, recipe)
+    context.check()
+    world = world_of(Fields(request.spec))
+    if world > 1 or len(devices()) > 1:  # a single process would spread one batch over all GPUs that it sees
+        return launch(request, context, prepared, world)
+    return train(request, context, recipe, prepared, Group())
 
 
 def recipe_of(task_type: str) -> Recipe:

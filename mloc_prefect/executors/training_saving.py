@@ -6,22 +6,30 @@ import errno
 import re
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.archive import pack
 from mloc_prefect.errors import ArtifactError
+from mloc_prefect.execution.failures import failure_of
+from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.fields import Fields
 from mloc_prefect.executors.training_checkpoints import REFERENCE
 from mloc_prefect.executors.training_metrics import draw_curve, last_numbers, write_history
 from mloc_prefect.executors.training_model import ADAPTER
+from mloc_prefect.tasks.training_table import DEFAULT_MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from mloc_prefect.execution.context import ExecutionContext
+    from mloc_prefect.execution.protocol import ExecutionRequest
     from mloc_prefect.executors.training_recipe import Job, Recipe
+
+FAILED = "failed.json"
+"""Left in the folder of an attempt that failed."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_ROOM = re.compile(r"No space left|Disk quota exceeded|File too large|unexpected pos \d+ vs|file write failed")
@@ -89,15 +97,9 @@ def result_of(job: Job, recipe: Recipe, trainer: Any, seconds: float, ended: str
     shown = {name: numbers[name] for name in _SHOWN if name in numbers}
     resumed = job.resume.step if job.resume else None
     return {
-        **({"task_id": job.request.task_id} if recipe.names_task else {}),
-        "training_successful": True,
-        "training_time_seconds": round(seconds, 3),
-        "error_message": None,
+        **_base(job.request, recipe, seconds),
         "model_name": job.weights.name,
         "dataset_size": len(job.rows.rows),
-        "output_dir": str(task_dir),
-        "checkpoints_dir": str(task_dir / "checkpoints"),
-        "resume_from_path": job.options.training.text("resume_from_path"),
         "steps": state.global_step,
         "resumed_from_step": resumed,
         "ended_early": ended,
@@ -121,6 +123,17 @@ def result_of(job: Job, recipe: Recipe, trainer: Any, seconds: float, ended: str
             **({"curve": str(curve)} if curve else {}),
         },
     }
+
+
+def write_failure(request: ExecutionRequest, recipe: Recipe, seconds: float, error: Exception) -> None:
+    """Leave the base keys of a failed training in the folder of its attempt. [protocol 5].
+
+    Not in `responses.json` of the task, where the endpoint and later stages would take it for the result.
+    """
+    # Whatever is wrong with the spec or the disk, it must not stand in the place of the failure itself.
+    with suppress(UserError, ArtifactError):
+        failed = {"training_successful": False, "error_message": failure_of(error).message}
+        atomic.write_json(Path(request.attempt_dir) / FAILED, {**_base(request, recipe, seconds), **failed})
 
 
 @contextmanager
@@ -157,6 +170,22 @@ def paced(context: ExecutionContext) -> Callable[[str, float | None], None]:
             context.phase(text, fraction)
 
     return tell
+
+
+def _base(request: ExecutionRequest, recipe: Recipe, seconds: float) -> dict[str, Any]:
+    """Return the keys that failed trainings have too, as far as they are known before the data is read."""
+    spec, task_dir = Fields(request.spec), Path(request.task_dir)
+    return {
+        **({"task_id": request.task_id} if recipe.names_task else {}),
+        "training_successful": True,
+        "training_time_seconds": round(seconds, 3),
+        "error_message": None,
+        "model_name": spec.child("model").child("source").text("identifier") or DEFAULT_MODELS[recipe.kind],
+        "dataset_size": None,
+        "output_dir": str(task_dir),
+        "checkpoints_dir": str(task_dir / "checkpoints"),
+        "resume_from_path": spec.child("training").text("resume_from_path"),
+    }
 
 
 def _put(staging: Path, target: Path) -> Path:

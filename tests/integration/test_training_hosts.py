@@ -239,3 +239,5 @@ async def test_a_mistake_in_one_process_is_a_mistake_of_the_user(place: Place) -
     with pytest.raises(ExecutionError, match="none is not a valid OptimizerNames") as caught:
         await place("mistake", nproc_per_node=2, max_steps=1, optim="none")
     assert not caught.value.retryable
+    failed = read_json(place.root / "mistake" / "attempts" / "1-1" / "failed.json")
+    assert failed["error_message"] == caught.value.message
