@@ -174,6 +174,8 @@ class _Coordinator:
         try:
             state, _ = await run_as(flow, parameters, self._identity(stage))
         except (httpx.HTTPError, PrefectException, PrefectSignal) as error:
+            if outcomes and not isinstance(error, PrefectSignal):  # only its report was refused, the work is done
+                return outcomes[0]
             return self._ended(stage, "FAILED", f"Prefect did not run it: {error or type(error).__name__}")
         if outcomes:
             return outcomes[0]
@@ -271,7 +273,7 @@ class _Coordinator:
                 await self.client.update_flow_run(self.run_.id, name=identity.name, tags=sorted(tags))
             if not set(identity.labels.items()) <= set(self.run_.labels.items()):
                 await self.client.update_flow_run_labels(self.run_.id, dict(identity.labels))
-        except httpx.HTTPError as error:  # a name must not fail the run
+        except report.SHOW_ERRORS as error:  # a name must not fail the run
             _log.warning("the root run could not be named: %s", error)
 
 

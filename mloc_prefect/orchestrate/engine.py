@@ -3,16 +3,18 @@
 Beside the stock engine: name, tags and labels are set when the run is created (the stock engine renames it afterwards
 and knows no labels); edges of the UI graph are given as run ids, so that a failed stage has them too; the tracking task
 of a stage has a key of its own, so that a second start of the parent finds each stage again whatever the order; a
-cancelled asyncio task ends as Cancelled instead of Crashed; stages send no heartbeats of their own (a thread each).
+cancelled asyncio task ends as Cancelled instead of Crashed; stages send no heartbeats of their own (a thread each), and
+wait for a server that is away: what they have done is not lost by its outage.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from prefect.client.schemas.actions import FlowRunCreate
@@ -23,12 +25,17 @@ from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.states import Pending, to_state_create
 from prefect.tasks import Task
 
+from mloc_prefect.orchestrate.outage import until_answered
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from uuid import UUID
 
     from prefect import Flow, State
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import TaskRun
+
+T = TypeVar("T")
 
 INHERITED = (
     "create_flow_run",
@@ -37,6 +44,7 @@ INHERITED = (
     "handle_cancellation",
     "heartbeat_seconds",
     "set_state",
+    "setup_run_context",
 )
 """Methods of the stock engine that are overridden or called; a test checks that they are there."""
 
@@ -119,6 +127,7 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
     """See the module."""
 
     identity: RunIdentity | None = None
+    hurried: bool = False  # it was cancelled, or its process goes away: nothing is worth a long wait
 
     @property
     def heartbeat_seconds(self) -> int | None:
@@ -131,31 +140,56 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
         parent: FlowRunContext | None = FlowRunContext.get()
         tracking: UUID | None = None
         if parent is not None:
-            task_run = await _tracking_task(self.flow, self.identity).create_run(
-                client=client,
-                flow_run_context=parent,
-                parameters=self.parameters,
-                extra_task_inputs=self._edges(),
-            )
+            task_run = await self._answered(lambda: self._track(client, parent))
             tracking = task_run.id
             started_before = parent.flow_run is not None and parent.flow_run.run_count > 1
-            if started_before and (known := await self.load_subflow_run(task_run, client, parent)):
+            load = partial(self.load_subflow_run, task_run, client, parent)
+            if started_before and (known := await self._answered(load)):
                 return known
         self._flow_run_name_set = True
-        return await _create(client, self.flow, self.parameters or {}, self.identity, tracking)
+        return await self._answered(
+            partial(_create, client, self.flow, self.parameters or {}, self.identity, tracking, _start_of(parent))
+        )
+
+    @asynccontextmanager
+    async def setup_run_context(self, client: PrefectClient | None = None) -> AsyncIterator[None]:
+        """Enter the context of the run; the first step to it, which may fail, is to read the run."""
+        enter = super().setup_run_context
+        async with AsyncExitStack() as stack:
+            await self._answered(lambda: stack.enter_async_context(enter(client)))
+            yield
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Propose a state, unless it is an end and the root run was given to another process meanwhile."""
-        if state.is_final() and not await _may_report.get()():
+        if state.is_final() and not await self._answered(_may_report.get()):
             raise Abort("its run was started again elsewhere")
-        return await super().set_state(state, force)
+        propose = super().set_state
+        return await self._answered(lambda: propose(state, force))
 
     async def handle_crash(self, exc: BaseException) -> None:
         """Take a cancelled asyncio task for what it is: Cancelled when that was wanted, else Crashed."""
+        self.hurried = True
         if isinstance(exc, asyncio.CancelledError) and _wanted.get()():
             await self.handle_cancellation(exc)
         else:
             await super().handle_crash(exc)
+
+    async def _answered(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return what `call` does; of a stage it is called until the server answers.
+
+        A root run is another matter: when its server was never there, that has to be said at once.
+        """
+        if self.hurried or self.identity is None or self.identity.key is None:
+            return await call()
+        return await until_answered(call, f"stage {self.identity.key!r}")
+
+    async def _track(self, client: PrefectClient, parent: FlowRunContext) -> TaskRun:
+        assert self.identity is not None
+        task = _tracking_task(self.flow, self.identity)
+        parent.task_run_dynamic_keys.pop(task.task_key, None)  # asked for again, it is the same one
+        return await task.create_run(
+            client=client, flow_run_context=parent, parameters=self.parameters, extra_task_inputs=self._edges()
+        )
 
     def _edges(self) -> dict[str, set[Any]] | None:
         after = self.identity.after if self.identity else ()
@@ -188,8 +222,17 @@ def _tracking_task(flow: Any, identity: RunIdentity) -> Task[..., Any]:
 _flow_ids: WeakKeyDictionary[PrefectClient, dict[str, asyncio.Task[UUID]]] = WeakKeyDictionary()
 
 
+def _start_of(parent: FlowRunContext | None) -> int:
+    return parent.flow_run.run_count if parent is not None and parent.flow_run is not None else 0
+
+
 async def _create(
-    client: PrefectClient, flow: Any, parameters: dict[str, Any], identity: RunIdentity, tracking: UUID | None
+    client: PrefectClient,
+    flow: Any,
+    parameters: dict[str, Any],
+    identity: RunIdentity,
+    tracking: UUID | None,
+    start: int,
 ) -> FlowRun:
     create = FlowRunCreate(
         flow_id=await _flow_id(client, flow),
@@ -199,6 +242,8 @@ async def _create(
         tags=sorted({*TagsContext.get().current_tags, *identity.tags}),
         labels=dict(identity.labels),
         parent_task_run_id=tracking,
+        # Sent again when the answer was lost, it makes no second run.
+        idempotency_key=f"{tracking}/{start}" if tracking else None,
         state=to_state_create(Pending()),
         empirical_policy=FlowRunPolicy(retries=0, retry_delay=0),
     )
@@ -211,6 +256,7 @@ async def _create(
 async def _flow_id(client: PrefectClient, flow: Any) -> UUID:
     """Return the id of a flow by its name, asked for once for each client, also by stages that start at once."""
     known = _flow_ids.setdefault(client, {})
-    if flow.name not in known:
-        known[flow.name] = asyncio.ensure_future(client.create_flow(flow))
-    return await asyncio.shield(known[flow.name])
+    asked = known.get(flow.name)
+    if asked is None or (asked.done() and (asked.cancelled() or asked.exception())):
+        asked = known[flow.name] = asyncio.ensure_future(client.create_flow(flow))
+    return await asyncio.shield(asked)

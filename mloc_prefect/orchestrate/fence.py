@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from prefect.exceptions import ObjectNotFound
+
 from mloc_prefect.errors import ExecutionError
+from mloc_prefect.orchestrate.outage import until_answered
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -23,7 +26,7 @@ class RunFence(Protocol):
     """Says whether this start of the root run is still the current one."""
 
     async def check(self) -> None:
-        """Return when it is.
+        """Return when it is; wait while nobody can tell, as nothing may be committed without an answer.
 
         Raises:
             StaleRunError: It is not.
@@ -53,7 +56,10 @@ class ApiFence:
 
     async def check(self) -> None:
         """See `RunFence`."""
-        run = await self._client.read_flow_run(self._flow_run_id)
+        try:
+            run = await until_answered(lambda: self._client.read_flow_run(self._flow_run_id), "a result")
+        except ObjectNotFound:
+            raise StaleRunError("the run was deleted") from None
         if run.run_count != self._run_count:
             raise StaleRunError(f"the run was started again (start {run.run_count}, this is {self._run_count})")
         if run.state is not None and run.state.is_final():

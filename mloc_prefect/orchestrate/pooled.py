@@ -23,6 +23,7 @@ from mloc_prefect.orchestrate.engine import tracking_task
 from mloc_prefect.orchestrate.follow import GONE
 from mloc_prefect.orchestrate.jobfile import EventReader, read_outcome, write_job
 from mloc_prefect.orchestrate.lost import STOPPED, WorkerLostError, WorkerStoppedError
+from mloc_prefect.orchestrate.outage import until_answered
 from mloc_prefect.worker.queues import RequirementClass, ensure_queue
 
 if TYPE_CHECKING:
@@ -176,9 +177,12 @@ class WorkPoolDispatcher:
             "idempotency_key": f"{context.flow_run.id}/{job.request.task_id}/{attempt}",
             "tags": ["mloc", f"mloc-attempt:{job.request.task_id}"],
         }
+        what = f"attempt {attempt} at {job.title}"
+        name = f"{job.request.task_id} {attempt}"
         try:
-            tracking = await _tracking_task(self._client, context, f"{job.request.task_id} {attempt}")
-            return await self._post(needs, body | {"parent_task_run_id": str(tracking)})
+            tracking = await until_answered(lambda: _tracking_task(self._client, context, name), what)
+            body["parent_task_run_id"] = str(tracking)
+            return await until_answered(lambda: self._post(needs, body), what)
         except httpx.HTTPError as error:
             raise DispatchError(f"the Prefect server took no run for it: {error or type(error).__name__}") from error
 
@@ -246,10 +250,15 @@ class WorkPoolDispatcher:
             await followed.wait(_TAIL_SECONDS)
 
     async def _cancel_created(self, creating: asyncio.Future[UUID]) -> None:
-        """Cancel a run that was being created: it may be there although nobody waited for the answer."""
+        """Cancel a run that was being created: it may be there although nobody waited for the answer.
+
+        Not while the server is away: Prefect itself cancels what is left below a cancelled run.
+        """
+        await asyncio.wait({creating}, timeout=_SETTLE_SECONDS)
+        creating.cancel()
         try:
             flow_run = await creating
-        except DispatchError:
+        except (asyncio.CancelledError, DispatchError):
             return
         with self._runs.following(flow_run) as followed:
             await self._cancel(flow_run, followed)
@@ -277,5 +286,6 @@ async def _tracking_task(client: PrefectClient, context: FlowRunContext, name: s
     async def attempt() -> None: ...
 
     task = tracking_task(attempt, name, key=f"mloc-attempt-{name}")
+    context.task_run_dynamic_keys.pop(task.task_key, None)  # asked for again, it is the same one
     run = await task.create_run(client=client, flow_run_context=context, parameters={})
     return run.id

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.exceptions import PrefectException
 
 from mloc_prefect.execution.meter import Meter, phase_text
 from mloc_prefect.plan.resources import describe
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from mloc_prefect.plan.model import WorkflowPlan
 
 _log = logging.getLogger(__name__)
+SHOW_ERRORS = (httpx.HTTPError, PrefectException)
+"""What can happen to a display: no answer, a refusal, or somebody deleted what it is shown on."""
+
 PLAN_KEY, RESULT_KEY = "mloc-plan", "mloc-result"
 PROGRESS_AFTER = 2.0  # seconds: shorter stages get no progress artifact
 PROGRESS_EVERY, PROGRESS_SELDOM = 2.0, 10.0  # seconds between its updates: the longer it takes, the fewer
@@ -41,7 +45,7 @@ async def publish(client: PrefectClient, flow_run_id: UUID, key: str, markdown: 
     create = ArtifactCreate(key=key, type="markdown", description=description, data=markdown, flow_run_id=flow_run_id)
     try:
         await client.create_artifact(create)
-    except httpx.HTTPError as error:
+    except SHOW_ERRORS as error:
         _log.warning("artifact %s could not be made: %s", key, error)
 
 
@@ -152,7 +156,7 @@ class ProgressArtifact:
         self._shown = now
         try:
             await self._send(percent, now[1])
-        except httpx.HTTPError as error:  # a display must not fail the stage
+        except SHOW_ERRORS as error:  # a display must not fail the stage
             _log.warning("progress of %s could not be shown: %s", self._name, error)
 
     async def _send(self, percent: float, text: str) -> None:
@@ -189,7 +193,10 @@ def _samples(task: StageOutcome) -> Iterable[str]:
     path = Path(task.result_path) if task.ok and task.result_path else None
     if path is None or not path.is_file() or path.stat().st_size > _READABLE:
         return
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # not ours to judge: samples are only shown
+        return
     inner = content.get("result", content) if isinstance(content, dict) else {}  # in an envelope, or without
     whole = inner.get("merged", inner) if isinstance(inner, dict) else {}  # of a divided task, or not
     items = whole.get("items") if isinstance(whole, dict) else None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID, uuid4
 
 import httpx
+from prefect.exceptions import PrefectException
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -136,8 +137,10 @@ class StageTeller:
                 except httpx.HTTPError as error:
                     _log.warning("the server was not told how %s goes: %s", self._resource, error)
                     await asyncio.sleep(_AGAIN_SECONDS)
-                else:
-                    del self._queue[: len(items)]
+                    continue
+                except PrefectException as error:  # the run is gone: there is nobody to tell
+                    _log.warning("%s is not told how it goes any more: %s", self._resource, error)
+                del self._queue[: len(items)]
             self._idle.set()
 
     async def _send(self, items: Sequence[_Item]) -> None:

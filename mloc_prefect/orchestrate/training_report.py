@@ -8,10 +8,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from prefect.client.schemas.actions import ArtifactCreate
 
-from mloc_prefect.orchestrate.report import publish
+from mloc_prefect.orchestrate.report import SHOW_ERRORS, publish
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +47,7 @@ async def publish_training(client: PrefectClient, flow_run_id: UUID, name: str, 
     )
     try:
         await client.create_artifact(create)
-    except httpx.HTTPError as error:
+    except SHOW_ERRORS as error:
         _log.warning("the curve of %s could not be shown: %s", name, error)
 
 

@@ -221,6 +221,26 @@ def test_a_restarted_server_finds_its_worker_at_work(bench: Bench, one: Worker):
     check(bench, bench.submit(spec("after", rows(ROWS, 0.01), gpu=GPU)))
 
 
+@pytest.mark.parametrize("light", [True, False])
+def test_a_server_that_is_away_for_longer_than_clients_try_costs_nothing(bench: Bench, *, light: bool):
+    """A stage ends meanwhile: its result waits, and the stage after it."""
+    kind = "gh100" if light else "gh200"
+    patient = {"PREFECT_CLIENT_MAX_RETRIES": "1", "MLOC_HEARTBEAT_TTL": "60"}
+    worker = bench.worker(f"patient-{kind}", gpus=[f"{kind}:80GiB"], **patient)
+    gpu = None if light else {"count": 1, "type": kind}
+    run = bench.submit(spec(f"away-{kind}", rows(4, 1), rows(2, 0.01), gpu=gpu))
+    until(lambda: executors(bench))
+    bench.restart_server(away=10)
+    done = bench.api.wait(run, seconds=90)
+    assert done["state"]["type"] == "COMPLETED", bench.story(run)
+    assert done["run_count"] == 1
+    states = [stage["state"]["type"] for stage in bench.api.stages(run).values()]
+    assert states == ["COMPLETED"] * 2
+    for task_id in bench.task_ids(run).values():
+        assert [path.name for path in (bench.results / task_id / "attempts").iterdir()] == ["1-1"]
+    worker.stop()
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_restarts_of_workers_cost_neither_starts_nor_retries(bench: Bench, *, alone: bool):
     """More clean restarts than there are retries: of the worker of a whole run, and of one that has its stage only."""

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelling, Completed, Crashed, Running
 
+from mloc_prefect.orchestrate import outage
 from mloc_prefect.orchestrate.fence import ApiFence, StaleRunError
 
 
 class Server:
-    """Answers one run."""
+    """Answers one run, once it has raised what it is to raise."""
 
-    def __init__(self, state: State[Any], run_count: int) -> None:
+    def __init__(self, state: State[Any], run_count: int, *errors: Exception) -> None:
         self.found = SimpleNamespace(state=state, run_count=run_count)
+        self.errors = list(errors)
 
     async def read_flow_run(self, _: Any) -> Any:
+        if self.errors:
+            raise self.errors.pop(0)
         return self.found
+
+
+def status(code: int) -> httpx.HTTPStatusError:
+    return httpx.HTTPStatusError(str(code), request=httpx.Request("GET", "http://x"), response=httpx.Response(code))
 
 
 @pytest.mark.parametrize("state", [Running(), Cancelling()])
@@ -40,3 +51,29 @@ async def test_the_current_start_may(state: State[Any]) -> None:
 async def test_an_earlier_one_may_not(state: State[Any], run_count: int, words: str) -> None:
     with pytest.raises(StaleRunError, match=words):
         await ApiFence(Server(state, run_count), uuid4(), 2).check()  # type: ignore[arg-type]
+
+
+async def test_what_is_done_waits_for_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(outage, "_sleep", sleep)
+    away = [httpx.ConnectError("no"), status(503), status(500), httpx.ReadTimeout("no"), *[httpx.ReadError("")] * 2]
+    await ApiFence(Server(Running(), 1, *away), uuid4(), 1).check()  # type: ignore[arg-type]
+    assert pauses == [1, 2, 4, 8, 10, 10]
+
+
+async def test_a_refusal_is_an_answer() -> None:
+    with pytest.raises(httpx.HTTPStatusError):
+        await ApiFence(Server(Running(), 1, status(403)), uuid4(), 1).check()  # type: ignore[arg-type]
+    with pytest.raises(StaleRunError, match="deleted"):
+        await ApiFence(Server(Running(), 1, ObjectNotFound(status(404))), uuid4(), 1).check()  # type: ignore[arg-type]
+
+
+async def test_a_wait_for_the_server_can_be_cancelled() -> None:
+    waiting = asyncio.create_task(ApiFence(Server(Running(), 1, status(503)), uuid4(), 1).check())  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    assert (await asyncio.gather(waiting, return_exceptions=True))[0].__class__ is asyncio.CancelledError

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.exceptions import ObjectNotFound
 
 from mloc_prefect.execution.protocol import ExecutionEvent
 from mloc_prefect.orchestrate import report
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Client:
     """Takes artifacts, or refuses them."""
 
-    def __init__(self, *, broken: bool = False) -> None:
+    def __init__(self, broken: Exception | None = None) -> None:
         self.shown: list[tuple[float, str]] = []
         self.broken = broken
 
@@ -36,7 +37,7 @@ class Client:
 
     async def update_artifact(self, _id: Any, artifact: Any) -> None:
         if self.broken:
-            raise httpx.ConnectError("gone")
+            raise self.broken
         self.shown.append((artifact.data, artifact.description))
 
 
@@ -102,8 +103,9 @@ async def test_the_progress_has_rates_and_the_time_that_is_left() -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_a_display_that_fails_does_not_fail_the_stage(caplog: pytest.LogCaptureFixture) -> None:
-    client = Client(broken=True)
+@pytest.mark.parametrize("error", [httpx.ConnectError("gone"), ObjectNotFound(Exception(), help_message="gone")])
+async def test_a_display_that_fails_does_not_fail_the_stage(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    client = Client(error)
     async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
         artifact.event(progress(1, 4))
         await asyncio.sleep(0.05)
@@ -153,4 +155,6 @@ def test_results_without_rows_or_too_large_have_no_samples(tmp_path: Path, monke
     assert "Samples" not in result_markdown(outcome, {})
     monkeypatch.undo()
     path.write_text('{"echo": {}}')
+    assert "Samples" not in result_markdown(outcome, {})
+    path.write_text("stored by somebody else, and no JSON")
     assert "Samples" not in result_markdown(outcome, {})

@@ -1,0 +1,51 @@
+"""Outages of the Prefect server: what a stage needs of it is asked for until it answers.
+
+Its client tries again for about a minute. An update of the server, or of its database, may take longer, and must not
+make failures of stages whose work is done, or need not even stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_FIRST_SECONDS, _MOST_SECONDS = 1.0, 10.0
+_TEMPORARY = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
+_sleep = asyncio.sleep
+
+
+async def until_answered(call: Callable[[], Awaitable[T]], what: str) -> T:
+    """Return what `call` does; call it again for as long as the server is away. Cancelling this ends it.
+
+    Args:
+        call: Asks the server; may be called more than once.
+        what: What waits for the answer, for the log.
+    """
+    pause = _FIRST_SECONDS
+    while True:
+        try:
+            return await call()
+        except httpx.HTTPError as error:
+            if not is_outage(error):
+                raise
+            _log.warning(
+                "%s waits for the Prefect server, which does not answer: %s", what, str(error) or type(error).__name__
+            )
+        await _sleep(pause)
+        pause = min(2 * pause, _MOST_SECONDS)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether the same request may be answered later: there was no answer, or one of a server in trouble."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error or error.response.status_code in _TEMPORARY
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
