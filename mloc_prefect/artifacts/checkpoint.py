@@ -6,23 +6,21 @@ fetched and unpacked into `<task dir>/imported_checkpoint`.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from mloc_prefect.artifacts.cache import check_url, fetch_folder
-from mloc_prefect.artifacts.delivery import shown_url
+from mloc_prefect.artifacts.delivery import sendable_headers, shown_url
 from mloc_prefect.artifacts.download import DownloadError, Source, check_digest, download
-from mloc_prefect.artifacts.layout import task_dir
+from mloc_prefect.artifacts.imported import IMPORTED, Importer, inside
+from mloc_prefect.artifacts.layout import MANIFEST, task_dir
 from mloc_prefect.artifacts.mirrors import is_url
 from mloc_prefect.artifacts.store import FsspecArtifactStore
 from mloc_prefect.artifacts.storing import digest_key
-from mloc_prefect.artifacts.unpack import Kind, kind_of, unpack
+from mloc_prefect.artifacts.trained import ARCHIVES, archive_beside, noted_digest, trained_folder
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -30,15 +28,9 @@ if TYPE_CHECKING:
 
     from mloc_prefect.artifacts.delivery import AllowedHosts
 
-IMPORTED = "imported_checkpoint"
-TRAINED = ("final_lora", "final_model", "checkpoints/final_lora", "checkpoints/final_model")
-"""Where trainings leave their result, below the directory of a task."""
-
-_EXTRACTED = "extracted"
-_FETCHED = ".fetched.json"
 _FILES = re.compile(r".*/api/v1/results/(?P<task>[^/]+)/files/(?P<name>[^/]+)/?")
-_TARS = frozenset({"tar", "tar.gz", "tgz", "tar.bz2", "tar.xz"})
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_LONGEST_NOTE = 200  # bytes; 64 of them are the digest
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +76,27 @@ def load_checkpoint(
     if path is not None:
         return _local(path, load, places, tell)
     task, name = _text(load, "task_id", "taskId"), _text(load, "filename")
-    if task is not None and (found := _trained(places.results, task, name)):
-        return _inside(found, _text(load, "subdir"))
+    if task is not None and (found := _of_task(task, name, load, places, tell)):
+        return found
     if kind == "local":
-        if task is not None:
-            raise ArtifactError(f"task {task} has no trained weights below {places.results}")
-        raise ArtifactError("checkpoint.load.path is required for local checkpoints")
-    return _remote(load, places, tell)
+        if task is None:
+            raise ArtifactError("checkpoint.load.path is required for local checkpoints")
+        asked = f" of which an archive has sha256 {sha}" if (sha := _text(load, "sha256")) else ""
+        raise ArtifactError(f"task {task} has no trained weights below {places.results}{asked}")
+    return _remote(_url_of(load, places), load, places, tell)
 
 
 def _local(path: str, load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Path:
-    subdir = _text(load, "subdir")
+    if path.lower().startswith(("http://", "https://")):
+        return _remote(path, load, places, tell)
     if is_url(path):
         check_url(path, places.allowed)
-        if path.lower().endswith(_ARCHIVES):
+        if path.lower().endswith(ARCHIVES):
             return _stored(path, load, places, tell)
+        if _text(load, "sha256"):
+            raise _no_archive(shown_url(path))
         tell("fetching checkpoint", None)
-        return _inside(fetch_folder(path, places.cache), subdir)
+        return inside(fetch_folder(path, places.cache), _text(load, "subdir"))
     try:
         found = places.base / Path(path).expanduser()
         there = found.exists()
@@ -109,24 +105,60 @@ def _local(path: str, load: Mapping[str, Any], places: Places, tell: Callable[[s
     if not there:
         raise ArtifactError(f"Checkpoint path {path} not found")
     if found.is_dir():
-        return _inside(found, subdir)
-    kind = _archive_kind(found, found.name, load)
-    if kind is None:
-        raise ArtifactError(f"Checkpoint path {path} is a file, but no zip or tar archive")
-    return _extract(found, kind, _emptied(places.task_dir / IMPORTED), subdir, tell)
+        if folder := _vouched(found, None, load, places, tell):
+            return folder
+        raise _no_archive(path)
+    if not found.is_file():
+        raise ArtifactError(f"Checkpoint path {path} is neither a folder nor a file")
+    return _importer(load, places, tell).unpacked(found)
 
 
-def _remote(load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Path:
-    url = _url_of(load, places)
-    near = _near(url, places)
-    if near is not None:
-        return _inside(near, _text(load, "subdir"))
+def _no_archive(path: str) -> ArtifactError:
+    text = f"Checkpoint path {path} is a folder, and sha256 is that of an archive"
+    return ArtifactError(text, hint="name the archive, or leave sha256 out")
+
+
+def _of_task(
+    task: str, name: str | None, load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]
+) -> Path | None:
+    """Return what a task trained; None when it is not here, or nothing here tells that it is what `sha256` asks for."""
+    found = trained_folder(places.results, task, name)
+    return _vouched(found, name, load, places, tell) if found else None
+
+
+def _vouched(
+    folder: Path,
+    name: str | None,
+    load: Mapping[str, Any],
+    places: Places,
+    tell: Callable[[str, float | None], None],
+) -> Path | None:
+    """Return a folder, or what its archive holds when only that can be of the digest that is asked for.
+
+    Raises:
+        ArtifactError: The archive has another one.
+    """
+    wanted = _text(load, "sha256")
+    if wanted is None or wanted.lower() == noted_digest(folder, name):
+        return inside(folder, _text(load, "subdir"))
+    archive = archive_beside(folder, name)
+    return _importer(load, places, tell).unpacked(archive) if archive else None
+
+
+def _remote(url: str, load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Path:
+    near = file_of_endpoint(url, places.endpoint, places.allowed)
+    # A task that is not done may still write its weights: the endpoint decides.
+    if near is not None and (task_dir(places.results, near[0]) / MANIFEST).is_file():
+        found = _of_task(*near, load, places, tell)
+        if found is not None:
+            return found
+    places.allowed.check(url)
     source = _source(url, load)
 
     def fetch(file: Path) -> None:
         download(source, file, places.allowed, lambda fraction: tell("fetching checkpoint", fraction))
 
-    return _imported(url, load, places, fetch, tell)
+    return _importer(load, places, tell).fetched(url, fetch)
 
 
 def _stored(url: str, load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Path:
@@ -138,45 +170,26 @@ def _stored(url: str, load: Mapping[str, Any], places: Places, tell: Callable[[s
         try:
             store = FsspecArtifactStore(home)
             store.get(name, file)
-            note = digest_key(name)
-            noted = store.read(note).decode(errors="replace").strip() if store.exists(note) else None
+            noted = _noted(store, name, file)
         except ArtifactError as error:
             gone = isinstance(error.__cause__, FileNotFoundError)
             raise DownloadError(error.message, hint=error.hint, retryable=not gone) from error
         check_digest(file, _text(load, "sha256") or noted)
 
-    return _imported(url, load, places, fetch, tell)
+    return _importer(load, places, tell).fetched(url, fetch)
 
 
-def _imported(
-    url: str,
-    load: Mapping[str, Any],
-    places: Places,
-    fetch: Callable[[Path], None],
-    tell: Callable[[str, float | None], None],
-) -> Path:
-    """Return the folder in what `fetch` writes to a file, or that file when it is no archive."""
-    subdir = _text(load, "subdir")
-    name = _file_name(_text(load, "filename") or unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2]))
-    stamp = {"url": url, "name": name, "sha256": _text(load, "sha256"), "format": _text(load, "archive_format")}
-    folder = places.task_dir / IMPORTED
-    if (kept := _kept(folder, stamp)) is not None:
-        return _inside(kept, subdir)
-    folder = _emptied(folder)
-    file = folder / name
-    try:
-        fetch(file)
-    except DownloadError as error:
-        file.unlink(missing_ok=True)
-        text = f"Failed to download checkpoint from {shown_url(url)}: {error.message}"
-        raise DownloadError(text, hint=error.hint, retryable=error.retryable) from error
-    kind = _archive_kind(file, name, load)
-    if kind is None:
-        return file
-    _extract(file, kind, folder, subdir, tell)
-    file.unlink()  # unpacked; weights need not lie there twice
-    (folder / _FETCHED).write_text(json.dumps(stamp))
-    return _inside(_top(folder / _EXTRACTED), subdir)
+def _noted(store: FsspecArtifactStore, name: str, file: Path) -> str | None:
+    """Return the digest that stands beside a file in a store, alone or before the name as `sha256sum` writes it."""
+    note = digest_key(name)
+    if not store.exists(note):
+        return None
+    copy = file.with_name(".sha256")  # on disk: somebody else's file may be of any size
+    store.get(note, copy)
+    with copy.open("rb") as read:
+        first = read.read(_LONGEST_NOTE).decode(errors="replace").lower().split(maxsplit=1)
+    copy.unlink()
+    return first[0] if first and _SHA256.fullmatch(first[0]) else None
 
 
 def _url_of(load: Mapping[str, Any], places: Places) -> str:
@@ -193,9 +206,8 @@ def _url_of(load: Mapping[str, Any], places: Places) -> str:
 
 
 def _source(url: str, load: Mapping[str, Any]) -> Source:
-    given = load.get("headers")
-    headers = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
-    sent = {k: v for k, v in headers.items() if k.lower() not in {"content-type", "content-length"}}
+    headers = sendable_headers(load.get("headers"), "checkpoint.load.headers")
+    sent = {k: v for k, v in headers.items() if k.lower() != "content-type"}
     timeout = load.get("timeoutSec", load.get("timeout_sec"))
     try:
         seconds = 60.0 if timeout is None else float(timeout)
@@ -204,116 +216,23 @@ def _source(url: str, load: Mapping[str, Any]) -> Source:
     return Source(url, sent, seconds, _text(load, "sha256"))
 
 
-def _near(url: str, places: Places) -> Path | None:
-    """Return the folder on this file system that a URL of our own endpoint means, None for all others."""
-    found = file_of_endpoint(url, places.endpoint, places.allowed)
-    if found is None:
-        return None
-    task, name = found
-    directory = task_dir(places.results, task)
-    return _trained(places.results, task, name) if (directory / "manifest.json").is_file() else None
+def _importer(load: Mapping[str, Any], places: Places, tell: Callable[[str, float | None], None]) -> Importer:
+    texts = (_text(load, name) for name in ("sha256", "subdir", "archive_format", "filename"))
+    return Importer(places.task_dir / IMPORTED, tell, *texts)
 
 
 def file_of_endpoint(url: str, endpoint: str | None, allowed: AllowedHosts) -> tuple[str, str] | None:
     """Return task id and file name when `url` names a file of our own endpoint, None for all others."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL at all
+        return None
     match = _FILES.fullmatch(parts.path)
     if match is None or not parts.netloc:
         return None
     if not (parts.netloc == urlsplit(endpoint or "").netloc or allowed.is_loopback(url)):
         return None
     return unquote(match["task"]), unquote(match["name"])
-
-
-def _trained(results: Path, task: str, name: str | None) -> Path | None:
-    """Return the folder that a training left; `name` is that of its archive, when one is asked for."""
-    directory = task_dir(results, task)
-    if name is not None:
-        stem = next((name.removesuffix(end) for end in _ARCHIVES if name.endswith(end)), name)
-        wanted = [top for top in TRAINED if Path(top).name == stem]
-    else:
-        wanted = list(TRAINED)
-    return next((directory / top for top in wanted if (directory / top).is_dir()), None)
-
-
-def _archive_kind(file: Path, name: str, load: Mapping[str, Any]) -> Kind | None:
-    """Return how to unpack a file, None for not at all. [protocol 4.9].
-
-    Raises:
-        ArtifactError: It is not the archive that the spec says.
-    """
-    asked = (_text(load, "archive_format") or "auto").lower()
-    found = kind_of(file)
-    if asked == "none":
-        return None
-    if asked == "auto":
-        return found
-    wanted: Kind = "zip" if asked == "zip" or (asked in _TARS and name.endswith(".zip")) else "tar"
-    if asked not in _TARS | {"zip"}:
-        wanted = "zip" if name.endswith(".zip") else "tar"
-    if found != wanted:
-        raise ArtifactError(f"Failed to unpack checkpoint archive: {name} is not a {wanted} archive")
-    return wanted
-
-
-def _extract(
-    file: Path, kind: Kind, folder: Path, subdir: str | None, tell: Callable[[str, float | None], None]
-) -> Path:
-    try:
-        unpack(file, folder / _EXTRACTED, kind=kind, on_progress=lambda part: tell("unpacking checkpoint", part))
-    except ArtifactError as error:
-        raise ArtifactError(f"Failed to unpack checkpoint archive: {error.message}", hint=error.hint) from error
-    return _inside(_top(folder / _EXTRACTED), subdir)
-
-
-def _top(extracted: Path) -> Path:
-    """Return the one folder that an archive holds, else the archive's own root."""
-    entries = [entry for entry in extracted.iterdir() if not entry.name.startswith(".")]
-    return entries[0] if len(entries) == 1 and entries[0].is_dir() else extracted
-
-
-def _inside(folder: Path, subdir: str | None) -> Path:
-    """Return `subdir` of a folder; it counts from the archive's root, and from its one folder when that has it."""
-    if subdir is None:
-        return folder
-    home = folder.parent if folder.parent.name == _EXTRACTED else folder
-    for start in dict.fromkeys((folder, home)):
-        path = Path(os.path.normpath(start / subdir))
-        if path.is_relative_to(start) and path.is_dir():
-            return path
-    raise ArtifactError(f"Extracted checkpoint path {folder / subdir} does not exist")
-
-
-def _kept(folder: Path, stamp: Mapping[str, Any]) -> Path | None:
-    """Return what an earlier attempt fetched for the same request, so that a retry does not fetch it again."""
-    try:
-        if json.loads((folder / _FETCHED).read_bytes()) != stamp:
-            return None
-        return _top(folder / _EXTRACTED)
-    except (OSError, ValueError):
-        return None
-
-
-def _emptied(folder: Path) -> Path:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ArtifactError(f"cannot make {folder}: {error.strerror or error}") from error
-    return folder
-
-
-def _file_name(name: str) -> str:
-    """Return the name that a download gets.
-
-    Raises:
-        ArtifactError: It is no plain file name.
-    """
-    if not name:
-        return "checkpoint"
-    if "/" in name or "\\" in name or "\0" in name or name in {".", "..", _EXTRACTED} or len(os.fsencode(name)) > 255:
-        raise ArtifactError(f"checkpoint.load.filename {name[:80]!a} is not a plain file name")
-    return name
 
 
 def _text(load: Mapping[str, Any], *names: str) -> str | None:

@@ -134,7 +134,9 @@ class HttpDestination:
         method = str(destination.get("method") or "POST").strip().upper()
         if not _TOKEN.fullmatch(method):
             raise DeliveryError(f"spec.output.destination.method {method!r} is not an HTTP method", retryable=False)
-        return cls(url, method, _headers(destination.get("headers")), seconds)
+        return cls(
+            url, method, sendable_headers(destination.get("headers"), "spec.output.destination.headers"), seconds
+        )
 
     def check(self, allowed: AllowedHosts) -> None:
         """Refuse a URL that names a host which nobody allowed.
@@ -145,8 +147,12 @@ class HttpDestination:
         allowed.check(self.url)
 
 
-def _headers(given: Any) -> dict[str, str]:
-    """Return the headers as text; those that describe the body are ours.
+def sendable_headers(given: Any, where: str) -> dict[str, str]:
+    """Return headers as text; those that describe the body are ours.
+
+    Args:
+        given: What the spec has.
+        where: Its place there.
 
     Raises:
         DeliveryError: A name or value that http cannot carry. The value is not shown, as it may be a token.
@@ -155,8 +161,7 @@ def _headers(given: Any) -> dict[str, str]:
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
             raise DeliveryError(
-                f"spec.output.destination.headers: {name!r} cannot be sent: "
-                "a name needs plain letters, a value must be one line of ASCII text",
+                f"{where}: {name!r} cannot be sent: a name needs plain letters, a value must be one line of ASCII text",
                 retryable=False,
             )
     return {k: v for k, v in headers.items() if k.lower() not in _OF_THE_BODY}

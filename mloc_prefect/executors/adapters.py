@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.artifacts.checkpoint import TRAINED
 from mloc_prefect.artifacts.layout import task_dir as task_dir_of
+from mloc_prefect.artifacts.trained import TRAINED
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.adapter_sum import combined
 from mloc_prefect.executors.checkpoints import ADAPTER_CONFIG, checkpoint_of, load_folder

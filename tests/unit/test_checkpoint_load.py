@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
-from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts import atomic, imported
 from mloc_prefect.artifacts.archive import pack
 from mloc_prefect.artifacts.checkpoint import Places, load_checkpoint
 from mloc_prefect.artifacts.delivery import AllowedHosts
+from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, survey
 from mloc_prefect.errors import ArtifactError
 
 URL = "http://127.0.0.1:8000/api/v1/results/first/files/final_model.zip"
@@ -114,10 +119,16 @@ def test_a_task_on_this_file_system(places: Places) -> None:
         ({"type": "http", "url": "http://127.0.0.1:9/m", "filename": "../evil"}, "is not a plain file name"),
         ({"type": "http", "url": "http://127.0.0.1:9/m", "filename": "a/b"}, "is not a plain file name"),
         ({"type": "http", "url": "http://127.0.0.1:9/m", "timeoutSec": "soon"}, "timeoutSec must be a number"),
+        ({"type": "http", "url": "http://["}, "is not a URL"),
+        ({"path": "http://elsewhere.example/m.zip"}, "host 'elsewhere.example'"),
+        ({"type": "http", "url": "http://127.0.0.1:9/m", "headers": {"A": "b\nc"}},
+         "checkpoint.load.headers: 'A' cannot be sent"),
+        ({"path": "pipe"}, "Checkpoint path pipe is neither a folder nor a file"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_or_not_allowed(load: dict[str, Any], message: str, places: Places) -> None:
     (places.base / "plain.bin").write_bytes(b"0" * 99)
+    os.mkfifo(places.base / "pipe")
     with pytest.raises(ArtifactError, match=re.escape(message)):
         load_checkpoint(load, places)
 
@@ -137,3 +148,125 @@ def test_hostile_archives_name_the_field(places: Places) -> None:
         archive.writestr("../evil", "x")
     with pytest.raises(ArtifactError, match=r"^Failed to unpack checkpoint archive: member '../evil' leads out"):
         load_checkpoint({"path": "evil.zip"}, places)
+
+
+def test_an_archive_that_cannot_even_be_looked_into(places: Places) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    (places.base / "evil.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(ArtifactError, match=r"^Failed to unpack checkpoint archive: a header of the archive has more"):
+        load_checkpoint({"path": "evil.tar"}, places)
+
+
+def test_an_archive_is_unpacked_once_a_task(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inference looks at a checkpoint twice: for a model, then for an adapter."""
+    calls: list[Path] = []
+    unpack = imported.unpack
+    monkeypatch.setattr(
+        imported, "unpack", lambda file, *args, **more: (calls.append(file), unpack(file, *args, **more))
+    )
+    pack(model(places.base / "src"), places.base / "m.zip")
+    assert load_checkpoint({"path": "m.zip"}, places) == load_checkpoint({"path": "m.zip"}, places)
+    assert len(calls) == 1
+    (places.base / "src" / "config.json").write_text('{"new": 1}')
+    pack(places.base / "src", places.base / "m.zip")
+    assert (load_checkpoint({"path": "m.zip"}, places) / "config.json").read_text() == '{"new": 1}'
+
+
+# What `sha256` asks for.
+
+WRONG = "0" * 64
+
+
+def test_the_digest_of_an_archive_is_checked_before_it_is_unpacked(places: Places) -> None:
+    packed = pack(model(places.base / "src"), places.base / "m.zip")
+    with pytest.raises(ArtifactError, match=rf"m\.zip is another file: its sha256 is {packed.sha256}, wanted {WRONG}$"):
+        load_checkpoint({"path": "m.zip", "sha256": WRONG}, places)
+    assert list(places.task_dir.iterdir()) == []
+    load_checkpoint({"path": "m.zip"}, places)
+    with pytest.raises(ArtifactError, match="is another file"):
+        load_checkpoint({"path": "m.zip", "sha256": WRONG}, places)
+    for sha in (packed.sha256, packed.sha256.upper()):
+        assert (load_checkpoint({"uri": "m.zip", "sha256": sha}, places) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("url", ["m", "file://{base}/m", "memory://digests/m"])
+def test_a_folder_has_no_digest(url: str, places: Places) -> None:
+    model(places.base / "m")
+    fsspec.filesystem("memory").pipe({"/digests/m/config.json": b"{}"})
+    load = {"path": url.format(base=places.base)}
+    assert load_checkpoint(load, places).is_dir()
+    with pytest.raises(ArtifactError, match="is a folder, and sha256 is that of an archive"):
+        load_checkpoint({**load, "sha256": WRONG}, places)
+
+
+def done(places: Places, *, archive: bool = True) -> tuple[Path, str]:
+    """Leave what a finished training does; return its folder, and the digest of its archive."""
+    folder = model(places.results / "first" / "final_model")
+    sha = pack(folder, folder.with_name("final_model.zip")).sha256 if archive else WRONG
+    directory = folder.parent
+    entries = survey(directory, result=(0, WRONG))
+    commit_manifest(directory, Manifest(task_id="first", generated_at="", entries=entries, spec_sha256=""))
+    return folder, sha
+
+
+NEAR = [
+    {"task_id": "first"},
+    {"type": "http", "task_id": "first"},
+    {"type": "http", "task_id": "first", "filename": "final_model.zip"},
+    {"type": "http", "url": URL},
+    {"path": URL},
+    {"path": "results/first/final_model"},
+]
+
+
+@pytest.fixture
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise ArtifactError("downloaded")
+
+    monkeypatch.setattr("mloc_prefect.artifacts.checkpoint.download", refused)
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("load", NEAR, ids=str)
+def test_the_digest_of_what_a_task_trained(load: dict[str, Any], places: Places) -> None:
+    folder, sha = done(places)
+    assert load_checkpoint({**load, "sha256": sha}, places) == folder, "the manifest knows it"
+    with pytest.raises(ArtifactError, match=f"another file: its sha256 is {sha}, wanted {WRONG}"):
+        load_checkpoint({**load, "sha256": WRONG}, places)
+    folder.with_name("final_model.zip").unlink()  # as `mloc gc` does
+    assert load_checkpoint({**load, "sha256": sha}, places) == folder
+    (model(places.base / "other") / "new").write_text("")
+    other = pack(places.base / "other", folder.with_name("final_model.zip"))
+    found = load_checkpoint({**load, "sha256": other.sha256}, places)
+    assert found.is_relative_to(places.task_dir), "somebody put another archive there, and means that"
+    assert (found / "new").is_file()
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ({"type": "http", "url": URL}, "downloaded"),
+        ({"type": "http", "task_id": "first"}, "downloaded"),
+        ({"task_id": "first"}, "of which an archive has sha256 0000"),
+    ],
+)
+def test_a_digest_that_nothing_tells(load: dict[str, Any], message: str, places: Places) -> None:
+    folder, _ = done(places, archive=False)
+    assert load_checkpoint(load, places) == folder
+    allowed = AllowedHosts(frozenset({"mloc.example"}), loopback=True)
+    with pytest.raises(ArtifactError, match=message):
+        load_checkpoint({**load, "sha256": WRONG}, dataclasses.replace(places, allowed=allowed))
+
+
+@pytest.mark.parametrize("note", ["{sha}  m.zip\n", "{SHA}", "", "see the release page"])
+def test_digests_beside_archives_of_others(note: str, places: Places) -> None:
+    packed = pack(model(places.base / "src"), places.base / "m.zip")
+    text = note.format(sha=packed.sha256, SHA=packed.sha256.upper())
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/digests/m.zip": packed.path.read_bytes(), "/digests/m.zip.sha256": text.encode()})
+    found = load_checkpoint({"path": "memory://digests/m.zip"}, places)
+    assert (found / "config.json").is_file()
+    assert sorted(p.name for p in found.parent.iterdir()) == [".fetched.json", "extracted"]
