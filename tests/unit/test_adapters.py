@@ -114,7 +114,11 @@ def test_adapters_that_cannot_be_combined(places: Places, tmp_path: Path, config
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ({"model": {"adapters": [{"path": "x"}]}}, "holds no adapter_config.json"),
+        ({"model": {"adapters": [{"path": "x"}]}}, r"^spec\.model\.adapters\[0\]: Checkpoint path x not found"),
+        ({"model": {"adapters": [{"path": "."}]}}, "holds no adapter_config.json"),
+        ({"model": {"adapters": [{"path": "https://x/y.zip"}]}}, "host 'x' of https://x/y.zip is not allowed"),
+        ({"model": {"adapters": [{"path": "sftp://x/y"}]}}, "host 'x' of"),
+        ({"model": {"adapters": [{"path": "plain.bin"}]}}, "is a file, but no zip or tar archive"),
         ({"model": {"adapters": [{"url": "https://x/y"}]}}, "host 'x' of https://x/y is not allowed"),
         ({"model": {"adapters": [{"name": "n"}]}}, "needs path, task_id, or url"),
         ({"model": {"adapters": [{"type": "ia3", "path": "x"}]}}, "must be lora"),
@@ -123,8 +127,47 @@ def test_adapters_that_cannot_be_combined(places: Places, tmp_path: Path, config
     ],
 )
 def test_adapters_that_cannot_be(places: Places, tmp_path: Path, spec: dict[str, Any], problem: str) -> None:
+    (tmp_path / "plain.bin").write_bytes(b"0" * 99)
     with pytest.raises(UserError, match=problem):
         find(spec, places, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["path", "url"])
+@pytest.mark.parametrize(
+    "place", ["mine.zip", "{base}/mine.zip", "file://{base}/mine.zip", "file://{base}/mine", "mine"]
+)
+def test_adapters_by_archive_and_by_url(field: str, place: str, places: Places, tmp_path: Path) -> None:
+    plain = pack(adapter_in(tmp_path / "mine", r=4), tmp_path / "mine.zip")
+    entry = {field: place.format(base=tmp_path)}
+    found = find({"model": {"adapters": [entry]}}, places, tmp_path)
+    assert (found.name, found.rank) == ("mine", 4)
+    scaled = find({"model": {"adapters": [{**entry, "scale": 2}]}}, places, tmp_path)
+    assert json.loads((Path(scaled.path) / "adapter_config.json").read_text())["lora_alpha"] == 32
+    with pytest.raises(UserError, match=r"^spec\.model\.adapters\[0\]: .* sha256 is"):
+        find({"model": {"adapters": [{**entry, "sha256": "0" * 64}]}}, places, tmp_path)
+    if not place.startswith("file://") or place.endswith(".zip"):
+        assert find({"model": {"adapters": [{**entry, "sha256": plain.sha256}]}}, places, tmp_path).rank == 4
+
+
+def test_the_digest_of_the_adapter_of_a_task(places: Places, tmp_path: Path) -> None:
+    folder = adapter_in(tmp_path / "results" / "before" / "final_lora", r=4)
+    sha = pack(folder, folder.with_name("final_lora.zip")).sha256
+    assert find({"model": {"adapters": [{"taskId": "before", "sha256": sha}]}}, places, tmp_path).rank == 4
+    with pytest.raises(UserError, match=rf"another file: its sha256 is {sha}"):
+        find({"model": {"adapters": [{"taskId": "before", "sha256": "0" * 64}]}}, places, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ("[]", r"adapter_config\.json is not a mapping"),
+        ('{"r": 4, "lora_alpha": "much"}', r"adapter_config\.json\.lora_alpha must be a"),
+    ],
+)
+def test_configurations_that_are_none(config: str, problem: str, places: Places, tmp_path: Path) -> None:
+    (adapter_in(tmp_path / "a") / "adapter_config.json").write_text(config)
+    with pytest.raises(UserError, match=problem):
+        find({"model": {"adapters": [{"path": "a", "scale": 2}]}}, places, tmp_path)
 
 
 @pytest.fixture
@@ -151,9 +194,11 @@ def test_the_adapter_of_a_task_on_another_machine_is_fetched(endpoint: str, tmp_
         find(by_task, unknown, tmp_path)
     url = f"{endpoint}/api/v1/results/far/files/final_lora.zip"
     assert find({"model": {"adapters": [{"taskId": "far", "url": url}]}}, unknown, tmp_path).rank == 6
-    wrong = {"taskId": "far", "url": url, "sha256": "0" * 64}
-    with pytest.raises(UserError, match="its sha256 is"):
-        find({"model": {"adapters": [wrong]}}, unknown, tmp_path)
+    by_path = find({"model": {"adapters": [{"path": url}]}}, unknown, tmp_path)
+    assert (by_path.name, by_path.rank) == ("final_lora", 6)
+    for wrong in ({"taskId": "far", "url": url}, {"path": url}):
+        with pytest.raises(UserError, match="its sha256 is"):
+            find({"model": {"adapters": [{**wrong, "sha256": "0" * 64}]}}, unknown, tmp_path)
 
 
 def test_checkpoint_of_another_task(places: Places, tmp_path: Path) -> None:
