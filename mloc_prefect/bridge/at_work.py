@@ -26,7 +26,7 @@ class AtWork:
     """
 
     def __init__(self, stores: Stores) -> None:
-        self._tasks, self._workers, self._publisher = stores.tasks, stores.workers, stores.publisher
+        self._tasks, self._workers = stores.tasks, stores.workers
         self._of: defaultdict[str, set[str]] = defaultdict(set)
 
     async def load(self) -> None:
@@ -94,9 +94,8 @@ class AtWork:
 
     async def _left(self, worker: str, task_id: str, *, tell: bool) -> None:
         status, extra = "RUNNING" if self._of[worker] else "IDLE", {"last_task": task_id}
-        await self._workers.set_status(worker, status, extra=extra)
-        if tell:  # also of workers that are not registered, like all else that is said of them
-            await self._publisher.publish(*mapping.status(worker, status, time.time(), extra))
+        messages = [mapping.status(worker, status, time.time(), extra)] if tell else []
+        await self._workers.set_status(worker, status, extra=extra, messages=messages)
 
 
 def _worker(record: TaskRecord) -> str | None:

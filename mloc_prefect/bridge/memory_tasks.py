@@ -186,8 +186,15 @@ class MemoryTaskStore:
 
     async def dispatched(self, submission_id: str, flow_run: str) -> None:
         """Note the Prefect flow run of a submission."""
+        self._change(submission_id, flow_run=flow_run)
+
+    async def attend(self, submission_id: str, until: float) -> None:
+        """Note until when the process that runs a submission counts as alive."""
+        self._change(submission_id, attended_until=until)
+
+    def _change(self, submission_id: str, **changes: Any) -> None:
         if submission_id in self._submissions:
-            self._submissions[submission_id] = replace(self._submissions[submission_id], flow_run=flow_run)
+            self._submissions[submission_id] = replace(self._submissions[submission_id], **changes)
 
     async def counts(self) -> Mapping[TaskStatus, int]:
         """Return how many records show each status, zeros included."""

@@ -117,6 +117,10 @@ class TaskStore(Protocol):
         """Note the Prefect flow run of a submission; nothing happens when it is unknown."""
         ...
 
+    async def attend(self, submission_id: str, until: float) -> None:
+        """Note until when the process that runs a submission counts as alive; nothing happens when it is unknown."""
+        ...
+
     async def counts(self) -> Mapping[TaskStatus, int]:
         """Return how many records show each status, zeros included."""
         ...

@@ -16,7 +16,7 @@ from mloc_prefect.orchestrate.options import RunOptions
 from mloc_prefect.plan import check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mloc_prefect.bridge.ports import TaskStore
     from mloc_prefect.bridge.runs import RunView, Tags
@@ -32,10 +32,14 @@ class Rebuilder:
     Args:
         tasks: Where to.
         settings: For the results root and the number of attempts.
+        attended_until: See `Submission`; given by a process that keeps the records of its own run only. The run is then
+            not noted: it may be another Prefect's than the bridge's, who would miss it there and take it for deleted.
     """
 
-    def __init__(self, tasks: TaskStore, settings: MlocSettings) -> None:
-        self._tasks, self._settings = tasks, settings
+    def __init__(
+        self, tasks: TaskStore, settings: MlocSettings, *, attended_until: Callable[[], float] | None = None
+    ) -> None:
+        self._tasks, self._settings, self._attended_until = tasks, settings, attended_until
 
     async def from_root(self, root: RunView, stages: Sequence[RunView] = ()) -> None:
         """Make the records of a submission from its root run.
@@ -59,7 +63,8 @@ class Rebuilder:
             file=str(given.get("file") or "<submitted>"),
             parameters={str(k): str(v) for k, v in (given.get("parameters") or {}).items()},
             strict=bool(given.get("strict")),
-            flow_run=root.id,
+            flow_run=root.id if self._attended_until is None else None,
+            attended_until=None if self._attended_until is None else self._attended_until(),
         )
         records: tuple[TaskRecord, ...] = ()
         if plan is not None:

@@ -44,6 +44,9 @@ UNKNOWN_SECONDS = 30.0
 CRASH_SECONDS = 120.0
 """A crashed root run that nobody started again by then has ended."""
 
+DELETED = "its run was deleted in Prefect"
+LEFT = "the process that ran it (mloc run) is not heard of any more"
+
 REBUILD_SECONDS = 7 * 86400.0
 """How far back runs are looked for when the records are gone: as long as Prefect keeps events."""
 
@@ -218,13 +221,20 @@ class Reconciler:
                 await self._keeper.apply(event)
 
     async def _gone(self, submission_id: str, records: Sequence[TaskRecord]) -> None:
-        """Fail tasks whose run was there and is not any more; those that wait for their run are left alone."""
-        submission = await self._tasks.submission(submission_id)
-        if submission is None or submission.flow_run is None:
+        """Fail tasks whose run was there and is not any more; those that wait for their run are left alone.
+
+        A run of another Prefect than ours cannot be looked at: it counts as gone when nobody says that it goes on.
+        """
+        submission, now = await self._tasks.submission(submission_id), self._clock()
+        if submission is None or (submission.attended_until is not None and now < submission.attended_until):
             return
-        if not await self._runs.get([submission.flow_run]):
+        if submission.flow_run is not None:
+            error = None if await self._runs.get([submission.flow_run]) else DELETED
+        else:
+            error = LEFT if submission.attended_until is not None else None
+        if error is not None:
             for record in records:
-                await self._keeper.lost(record, "its run was deleted in Prefect", self._clock())
+                await self._keeper.lost(record, error, now)
 
     def _lags(self, record: TaskRecord, stage: RunView) -> bool:
         """Return whether the record is behind what such a run must have told, and that can be read by now."""

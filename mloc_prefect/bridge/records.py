@@ -152,8 +152,10 @@ class Submission:
         strict: Whether warnings of executors end its stages.
         idempotency_key: What the client sent as `Idempotency-Key`, or None.
         digest: Hash of what the client sent, compared when the key is used again.
-        flow_run: Prefect flow run of the submission once there is one, or None.
+        flow_run: Prefect flow run of the submission once the bridge's Prefect has one, or None.
         cancelled: Whether its end was asked for.
+        attended_until: Until when the process that runs it, and keeps its records itself (`mloc run`), counts as alive,
+            seconds since the epoch; None where the bridge does all that.
     """
 
     submission_id: str
@@ -168,6 +170,7 @@ class Submission:
     digest: str | None = None
     flow_run: str | None = None
     cancelled: bool = False
+    attended_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

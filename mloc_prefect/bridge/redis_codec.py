@@ -23,7 +23,7 @@ COMPRESSED_FROM = 4096
 
 _MARK = b"\0"  # in front of what is compressed
 _INTEGERS = {"max_attempts", "shard_index", "shard_total", "load"}
-_NUMBERS = {"submitted_ts", "last_queue_ts", "dispatched_ts", "started_ts", "finished_ts"}
+_NUMBERS = {"submitted_ts", "last_queue_ts", "dispatched_ts", "started_ts", "finished_ts", "attended_until"}
 _JSON = {"parsed", "depends_on", "task_ids", "parameters"}
 _LONG = ("raw_yaml", "parsed")
 
@@ -39,6 +39,7 @@ SUBMISSION_FIELDS = (
     "digest",
     "flow_run",
     "cancelled",
+    "attended_until",
 )
 BRIEF_FIELDS = (
     "task_id",

@@ -151,7 +151,13 @@ class RedisTaskStore:
 
     async def dispatched(self, submission_id: str, flow_run: str) -> None:
         """Note the Prefect flow run of a submission."""
-        await self._client.script(scripts.DISPATCHED, [submission_key(submission_id)], [flow_run])
+        await self._client.script(scripts.SET_IF_THERE, [submission_key(submission_id)], ["flow_run", flow_run])
+
+    async def attend(self, submission_id: str, until: float) -> None:
+        """Note until when the process that runs a submission counts as alive."""
+        await self._client.script(
+            scripts.SET_IF_THERE, [submission_key(submission_id)], ["attended_until", repr(until)]
+        )
 
     async def counts(self) -> Mapping[TaskStatus, int]:
         """Return how many records show each status, zeros included."""

@@ -1,12 +1,14 @@
 """`mloc run` on a site with a Redis: its own run gets records and messages for as long as it lasts.
 
-Another bridge may follow the same server; both then take the same steps, of which each is taken once.
+Another bridge may follow the same server; both then take the same steps, of which each is taken once. A bridge on
+another server does not know the run, and leaves its records alone as long as this process says that it goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 _CATCH_UP_SECONDS = 3.0
 _LOOK_SECONDS = 0.05
+ATTENDED_SECONDS = 300.0
+"""So long after its last sign of life a process counts as alive: Redis, or a machine, may be away for a while."""
+
+_ATTEND_SECONDS = 20.0
 
 
 class OneRun:
@@ -108,13 +114,33 @@ async def republished(
         await stores.check()
         async with get_client() as client, StoreWatch(stores.tasks) as watch:
             runs = PrefectRuns(client)
-            keeper = Keeper(stores, runs, Rebuilder(stores.tasks, settings))
+            keeper = Keeper(stores, runs, Rebuilder(stores.tasks, settings, attended_until=_attended_until))
             follower = Follower(OneRun(SocketSource(), root_id, submission_id), keeper, runs)
-            following = asyncio.create_task(follower.run(), name="republish")
+            beside = [
+                asyncio.create_task(follower.run(), name="republish"),
+                asyncio.create_task(attend(stores.tasks, submission_id), name="attend"),
+            ]
             try:
                 yield Republished(stores.tasks, Reconciler(stores.tasks, keeper, runs), watch)
             finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
     finally:
         await stores.close()
+
+
+async def attend(tasks: TaskStore, submission_id: Callable[[], str | None], every: float = _ATTEND_SECONDS) -> None:
+    """Say until cancelled that this process is there; `submission_id` as in `OneRun`."""
+    while True:
+        name = submission_id()
+        try:
+            if name is not None:
+                await tasks.attend(name, _attended_until())
+        except StoreError as error:
+            _log.info("that the run goes on is not told: %s", error.message)
+        await asyncio.sleep(every)
+
+
+def _attended_until() -> float:
+    return time.time() + ATTENDED_SECONDS

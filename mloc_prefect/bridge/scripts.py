@@ -193,10 +193,10 @@ return {redis.call('XADD', KEYS[1], '*', unpack(entry)), aof_pending()}
 
 PENDING_SYNCS = _AOF + "return aof_pending()"
 
-DISPATCHED = """
--- KEYS: submission. ARGV: flow run.
+SET_IF_THERE = """
+-- KEYS: hash. ARGV: field, value.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HSET', KEYS[1], 'flow_run', ARGV[1])
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
 ACQUIRE = """

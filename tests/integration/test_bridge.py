@@ -469,29 +469,56 @@ async def test_of_two_bridges_one_is_active_and_the_other_takes_over(
             assert "is active" in logs[1].read_text()
 
 
-async def test_mloc_run_keeps_records_of_its_own_run(
-    site: Site, stores: Stores, heard: Heard, alone: None, tmp_path: Path
-) -> None:
-    spec = tmp_path / "spec.yaml"
-    text = graph_text({"a": ([], {}), "b": (["a"], {"who": "${param.who}"})}, name="mine")
+async def run_by_command(env: dict[str, str], folder: Path, text: str, *options: str) -> dict[str, Any]:
+    """Run a spec with `mloc run` in a home of its own, and return what it says of it."""
+    spec = folder / "spec.yaml"
     spec.write_text(text)
-    command, env = [sys.executable, "-m", "mloc_prefect.cli"], site.env() | {"MLOC_HOME": str(tmp_path / "home")}
+    command, env = [sys.executable, "-m", "mloc_prefect.cli"], env | {"MLOC_HOME": str(folder / "home")}
     process = await asyncio.create_subprocess_exec(
-        *(*command, "run", str(spec), "--param", "who=me", "--json"),
+        *(*command, "run", str(spec), *options, "--json"),
         env=env,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, error = await asyncio.wait_for(process.communicate(), 60)
+    out, error = await asyncio.wait_for(process.communicate(), 120)
     down = await asyncio.create_subprocess_exec(*command, "down", env=env, stderr=asyncio.subprocess.DEVNULL)
     assert await asyncio.wait_for(down.wait(), 30) == 0
     assert process.returncode == 0, error.decode()
-    answer = json.loads(out.splitlines()[-1])
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+async def test_mloc_run_keeps_records_of_its_own_run(
+    site: Site, stores: Stores, heard: Heard, alone: None, tmp_path: Path
+) -> None:
+    text = graph_text({"a": ([], {}), "b": (["a"], {"who": "${param.who}"})}, name="mine")
+    answer = await run_by_command(site.env(), tmp_path, text, "--param", "who=me")
     found = await stores.tasks.page(submission_id=answer["flow_run_id"])
     assert [(r.task_id, str(r.status)) for r in found] == [(t["task_id"], "DONE") for t in answer["tasks"]]
     assert {r.raw_yaml for r in found} == {text}
     for record in found:
         assert heard.of(record.task_id) == DISPATCH + DONE
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "same"])
+async def test_a_bridge_leaves_the_run_of_mloc_run_alone(
+    site: Site, stores: Stores, heard: Heard, alone: None, tmp_path: Path, *, own: bool
+) -> None:
+    """Whether it runs on a server of its own, of which the bridge knows nothing, or on that of the site."""
+    log, env = tmp_path / "bridge.log", site.env()
+    if own:
+        prepare_home(tmp_path / "home")
+        env = {name: value for name, value in env.items() if name not in {"PREFECT_API_URL", "PREFECT_HOME"}}
+    with bridge_process(site.env(MLOC_RECONCILE_SECONDS="0.5"), log):
+        await until(lambda: "is active" in log.read_text())
+        text = graph_text({"a": ([], rows(40, 0.1)), "b": (["a"], {})})
+        answer = await run_by_command(env, tmp_path, text)
+        found = await stores.tasks.page(submission_id=answer["flow_run_id"])
+    assert [str(record.status) for record in found] == ["DONE", "DONE"]
+    for record in found:
+        assert heard.of(record.task_id) == DISPATCH + DONE
+    async with httpx.AsyncClient(base_url=site.url) as http:
+        known = (await http.get(f"/flow_runs/{answer['flow_run_id']}")).is_success
+    assert known is not own
 
 
 async def test_the_watch_reads_records_of_the_store(stores: Stores, site: Site) -> None:

@@ -91,8 +91,11 @@ class StoreContract:
         await store.dispatched("s1", "run")
         await store.request_cancel("s1")
         await store.dispatched("nobody", "run")
+        assert (await store.submission("s1")).attended_until is None
+        await store.attend("s1", TIME)
+        await store.attend("nobody", TIME)
         found = await store.submission("s1")
-        assert (found.flow_run, found.cancelled) == ("run", True)
+        assert (found.flow_run, found.cancelled, found.attended_until) == ("run", True, TIME)
         assert await store.submission("nobody") is None
 
     async def test_records_of_runs_started_elsewhere_are_added_once_and_in_their_place(self, stores):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ from mloc_prefect.bridge.active import LEASE, ActiveLease
 from mloc_prefect.bridge.dispatch_service import DispatchService
 from mloc_prefect.bridge.memory import MemoryLeases
 from mloc_prefect.bridge.memory_runs import MemorySource
-from mloc_prefect.bridge.reconcile import ASK_SECONDS, CRASH_SECONDS, KEPT_SECONDS, Reconciler
+from mloc_prefect.bridge.rebuild import Rebuilder
+from mloc_prefect.bridge.reconcile import ASK_SECONDS, CRASH_SECONDS, KEPT_SECONDS, LEFT, Reconciler
+from mloc_prefect.bridge.republish import attend
 from mloc_prefect.bridge.runs import Tags
 from mloc_prefect.bridge.service import Follower
 from mloc_prefect.bridge.states import Mark, Phase
@@ -271,6 +274,43 @@ async def test_a_deleted_run_fails_its_tasks_but_one_that_is_not_made_yet_does_n
     await bench.stores.tasks.dispatched("s1", "root-1")
     await reconciler(bench, 100).look()
     assert (await bench.record()).error == "its run was deleted in Prefect"
+
+
+async def test_a_run_of_another_prefect_is_left_alone_as_long_as_its_process_is_heard_of():
+    bench = BridgeBench()
+    elsewhere = Rebuilder(bench.stores.tasks, bench.settings, attended_until=lambda: 300.0)
+    await elsewhere.from_root(root(parameters={"spec": graph_text({"a": ([], {})})}))
+    (made,) = await bench.stores.tasks.list()
+    await reconciler(bench, 299).look()
+    assert (await bench.record(made.task_id)).status == "PENDING"
+    await bench.stores.tasks.attend("s1", 600)
+    await reconciler(bench, 301).look()
+    assert (await bench.record(made.task_id)).status == "PENDING"
+    await reconciler(bench, 601).look()
+    assert (await bench.record(made.task_id)).error == LEFT
+
+
+async def test_a_process_says_that_its_run_goes_on_as_soon_as_it_has_one(monkeypatch):
+    bench = BridgeBench()
+    await bench.submitted()
+    named: list[str] = []
+    answers = [StoreError("away")]
+    noted = bench.stores.tasks.attend
+
+    async def sometimes(name, until):
+        if answers:
+            raise answers.pop()
+        await noted(name, until)
+
+    monkeypatch.setattr(bench.stores.tasks, "attend", sometimes)
+    async with running(attend(bench.stores.tasks, lambda: named[0] if named else None, every=0.001)):
+        await asyncio.sleep(0.01)
+        named.append("s1")
+
+        async def told() -> bool:
+            return ((await bench.stores.tasks.submission("s1")).attended_until or 0) > time.time() + 60
+
+        await until(told)
 
 
 async def test_runs_at_work_without_records_get_them():
