@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
+from uuid import uuid4
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from mloc_prefect.artifacts.atomic import stream
+from mloc_prefect.artifacts.delivery import shown_text, shown_url
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -29,12 +31,15 @@ _WITHOUT_HOST = frozenset(
     {"file", "local", "memory", "s3", "s3a", "r2", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf"}
 )
 
+_HASHED = 17  # characters of a name in the cache that stand for the whole URL
+_FORGOTTEN = 86400.0  # seconds without a change, after which what is half fetched is taken to be of a dead process
+
 
 def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | None = None) -> Path:
     """Return a local copy of the folder at `url`, fetched when it is not in `cache` yet.
 
-    The copy appears under its name only when it is complete; two processes that fetch at once do not disturb each
-    other. A folder whose content changes must get a new URL.
+    The copy appears under its name only when it is complete; two tasks that fetch at once do not disturb each other.
+    A folder whose content changes must get a new URL.
 
     Args:
         url: fsspec URL of a folder; ``file://`` is used in place.
@@ -46,23 +51,24 @@ def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | N
     """
     try:
         fs, root = url_to_fs(url)
-        if isinstance(fs, LocalFileSystem):
-            return Path(root)
-        target = cache / _name(url)
+        local = isinstance(fs, LocalFileSystem)
+        target = Path(root) if local else cache / _name(url)
         if target.is_dir():
             return target
-        files = sorted(str(name) for name in fs.find(root))
+        files = [] if local else sorted(str(name) for name in fs.find(root))
+        if files == [root] or target.is_file():
+            raise ArtifactError(f"{shown_url(url)} is a file, not a folder")
         if not files:
-            raise ArtifactError(f"{url} does not exist or is empty")
+            raise ArtifactError(f"{shown_url(url)} does not exist or is empty")
         with _staging(target) as staging:
             for done, name in enumerate(files):
-                place = staging / name.removeprefix(root).lstrip("/")
+                place = staging / _below(root, name)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(name, str(place))
                 if on_progress:
                     on_progress((done + 1) / len(files))
     except (OSError, ImportError, ValueError) as error:
-        raise ArtifactError(f"{url} cannot be fetched: {' '.join(str(error).split())}") from None
+        raise ArtifactError(shown_text(f"{url} cannot be fetched: {' '.join(str(error).split())}")) from None
     return target
 
 
@@ -77,7 +83,8 @@ def check_url(url: str, allowed: AllowedHosts) -> None:
     """
     scheme, _, rest = url.partition("://")
     if "::" in url:
-        raise ArtifactError(f"{url} is a chained URL, which specs may not use", hint="add a mirror for it")
+        text = f"{shown_url(url)} is a chained URL, which specs may not use"
+        raise ArtifactError(text, hint="add a mirror for it")
     if scheme.lower() not in _WITHOUT_HOST:
         allowed.check(url if scheme in {"http", "https"} else f"https://{rest}")
 
@@ -92,16 +99,17 @@ def fetch_http(url: str, cache: Path, allowed: AllowedHosts, timeout: float = 30
         timeout: Seconds without a byte.
 
     Raises:
-        ArtifactError: The host is not allowed, or the answer is not 200.
+        ArtifactError: The host is not allowed, the answer is not 200, or it breaks off.
     """
-    from mloc_prefect.artifacts.delivery import shown_url
-
     allowed.check(url)
     target, shown = cache / _name(url), shown_url(url)  # a query may hold a signature
     opener = urllib.request.build_opener(_CheckedRedirects(allowed))
+    _sweep(target)
     try:
         with opener.open(url, timeout=timeout) as answer, stream(target) as file:
             shutil.copyfileobj(answer, file)
+            if answer.length:  # what is still to come; the library does not mind
+                raise ArtifactError(f"{shown} broke off: {answer.length} bytes are missing")
     except urllib.error.HTTPError as error:
         raise ArtifactError(f"{shown} answered status {error.code}") from None
     except (OSError, HTTPException) as error:
@@ -130,18 +138,39 @@ def _name(url: str) -> str:
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{safe or 'data'}"
 
 
+def _below(root: str, name: str) -> PurePosixPath:
+    """Return the path of a file of a remote folder in its copy; object stores take any text as a name.
+
+    Raises:
+        ArtifactError: It would lie elsewhere.
+    """
+    path = PurePosixPath(name.removeprefix(root).lstrip("/"))
+    if not path.parts or ".." in path.parts or "\0" in name:
+        raise ArtifactError(f"{shown_text(name)!a} has no place below its folder, so nothing is fetched")
+    return path
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that died have left half fetched."""
+    for part in target.parent.glob(f".{target.name[:_HASHED]}*"):
+        with suppress(OSError):  # another one may be doing the same
+            newest = max(p.lstat().st_mtime for p in (part, *part.rglob("*")))
+            if time.time() - newest > _FORGOTTEN:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target` that becomes `target` when all went well."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
+    _sweep(target)
+    staging = target.with_name(f".{target.name}.{uuid4().hex[:12]}")  # tasks of one process fetch at once too
     staging.mkdir(parents=True)
     try:
         yield staging
         try:
             staging.rename(target)
         except OSError:
-            if not target.is_dir():  # otherwise another process was first with the same content
+            if not target.is_dir():  # otherwise another task was first with the same content
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

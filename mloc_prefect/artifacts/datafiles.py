@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import fsspec
 from fsspec.core import url_to_fs
 
+from mloc_prefect.artifacts.delivery import shown_text
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def split_files(root: str, config: str | None, split: str) -> tuple[str, ...]:
         if fs.isfile(path):
             return (root,)
         if not fs.isdir(path):
-            raise ArtifactError(f"{root} does not exist")
+            raise ArtifactError(shown_text(f"{root} does not exist"))
         return _in_folder(fs, root, path.rstrip("/"), config, split)
     except (OSError, ImportError, ValueError) as error:
-        raise ArtifactError(f"{root} cannot be read: {_one_line(error)}") from None
+        raise ArtifactError(shown_text(f"{root} cannot be read: {_one_line(error)}")) from None
 
 
 def _in_folder(fs: AbstractFileSystem, root: str, path: str, config: str | None, split: str) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ def _in_folder(fs: AbstractFileSystem, root: str, path: str, config: str | None,
         if split in splits:
             return tuple(fs.unstrip_protocol(name) if "://" in root else name for name in splits[split])
         seen.update(splits)
-    wanted = f"{root} has no split '{split}'{f' of {config}' if config else ''}"
+    wanted = shown_text(f"{root} has no split '{split}'{f' of {config}' if config else ''}")
     if seen or config:
         hint = f"name the file {split}.jsonl, .json, .csv or .parquet"
     else:

@@ -29,6 +29,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
 STAGE_RUN = "X-MLOC-Stage-Run"
 """Header that names the flow run of the stage whose own runner sends its result."""
+_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -228,13 +230,21 @@ async def deliver(
 
 
 def shown_url(url: str) -> str:
-    """Return `url` without user name, password and query, for messages."""
+    """Return `url` without user name, password and query, for messages; of a chained one in each link."""
+    first, *rest = _CHAIN.split(url)
+    if rest:
+        return "::".join(shown_url(link) for link in (first, *rest))
     try:
         parts = urlsplit(url)
     except ValueError:
         return "<unreadable url>"
     host = parts.netloc.rsplit("@", 1)[-1]
     return f"{parts.scheme}://{host}{parts.path}" if host else url.split("?", 1)[0]
+
+
+def shown_text(text: str) -> str:
+    """Return a message with its URLs as `shown_url` has them; paths stay."""
+    return _URL.sub(lambda url: shown_url(url[0]), text)
 
 
 class _Body:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from mloc_prefect.artifacts.delivery import shown_text
 from mloc_prefect.errors import ArtifactError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class FsspecArtifactStore:
         self._fs, self._base = self._guard(lambda: _open(url, self._options), "open", url)
 
     def __repr__(self) -> str:
-        return f"FsspecArtifactStore({self.url!r})"
+        return f"FsspecArtifactStore({shown_text(self.url)!r})"
 
     @classmethod
     def check_kind(cls, url: str) -> None:
@@ -140,11 +141,11 @@ class FsspecArtifactStore:
         try:
             return action()
         except FileNotFoundError as error:
-            raise ArtifactError(f"{self.url} has no {what!r}") from error
+            raise ArtifactError(f"{shown_text(self.url)} has no {what!r}") from error
         except ImportError as error:
             raise _missing(self.url.split("://", 1)[0], error) from error
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"cannot {verb} {what!r} at {self.url}: {error}") from error
+            raise ArtifactError(shown_text(f"cannot {verb} {what!r} at {self.url}: {error}")) from error
 
 
 def _missing(scheme: str, error: ImportError) -> MissingExtraError:

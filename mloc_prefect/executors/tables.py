@@ -6,9 +6,11 @@ import csv
 import io
 import itertools
 import json
+import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts.datafiles import open_binary
+from mloc_prefect.artifacts.delivery import shown_text
 from mloc_prefect.execution.protocol import UserError
 
 if TYPE_CHECKING:
@@ -36,14 +38,15 @@ def read_split(files: Sequence[str], split: Split) -> list[Row]:
 
 def _all_rows(files: Sequence[str]) -> Iterator[Row]:
     for file in files:
-        reader = _reader(file)
+        shown = shown_text(file)
+        reader = _reader(shown)
         try:
             with open_binary(file) as stream:
-                yield from reader(stream, file)
+                yield from reader(stream, shown)
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-        except (OSError, EOFError, csv.Error, ImportError) as error:
-            raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+            raise UserError(f"{shown} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        except (OSError, EOFError, zlib.error, csv.Error, ImportError) as error:
+            raise UserError(f"{shown} cannot be read: {shown_text(' '.join(str(error).split()))}") from None
 
 
 def _reader(file: str) -> Callable[[IO[bytes], str], Iterator[Row]]:
