@@ -25,6 +25,7 @@ _CHUNK = 1 << 20
 _TRIES = 5
 _PAUSE = 0.5  # seconds before the second try, doubled each time
 _WORTH_A_RETRY = frozenset({408, 425, 429})
+_RANGE = re.compile(r"bytes (\d{1,18})-")
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 _sleep = time.sleep
 
@@ -129,19 +130,27 @@ def _try(
     except (OSError, HTTPException) as error:
         return _text(error)
     with answer:
-        _begin(answer, file, progress)
+        if not _begin(answer, file, progress):
+            return "the server sent another part than it was asked for"
         return _receive(answer, file, progress, tell)
 
 
-def _begin(answer: Any, file: IO[bytes], progress: _Progress) -> None:
-    """Take in the headers; without the part that was asked for, the file starts anew."""
-    tag = answer.headers.get("ETag") or ""
-    length = answer.headers.get("Content-Length")
-    if answer.status != 206:
-        progress.done, progress.total = 0, int(length) if length is not None else None
+def _begin(answer: Any, file: IO[bytes], progress: _Progress) -> bool:
+    """Take in the headers; without the part that was asked for, the file starts anew.
+
+    Returns:
+        Whether what comes is of use: False for a part of another file, or another part, after which all is asked for.
+    """
+    tag, length = answer.headers.get("ETag") or "", answer.headers.get("Content-Length") or ""
+    part = answer.status == 206
+    start = _RANGE.match(answer.headers.get("Content-Range") or "")
+    other = part and ((start and int(start[1]) != progress.done) or (progress.tag and tag and tag != progress.tag))
+    if other or not part:
+        progress.done, progress.total = 0, int(length) if length.isdecimal() else None
         file.seek(0)
         file.truncate()
-    progress.tag = tag if tag and not tag.startswith("W/") else None
+    progress.tag = None if other or tag.startswith("W/") else tag or None
+    return not other
 
 
 def _receive(answer: Any, file: IO[bytes], progress: _Progress, tell: Callable[[float | None], None]) -> str | None:

@@ -219,7 +219,11 @@ class Broken(BaseHTTPRequestHandler):
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.path != "/no-ranges" else 0
         self.send_response(206 if start else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(self.data).hexdigest()}"')
+        tag = "other" if start and self.path == "/other-file" else hashlib.sha256(self.data).hexdigest()
+        self.send_header("ETag", "odd" if self.path == "/other-part" else f'"{tag}"')
+        if start and self.path == "/other-part":
+            start //= 2
+            self.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
         self.send_header("Content-Length", str(len(self.data) - start))
         self.end_headers()
         cut = self.cuts.pop(0) if self.cuts else len(self.data)
@@ -260,6 +264,14 @@ def test_a_server_without_ranges_starts_anew(broken: str, tmp_path: Path) -> Non
     Broken.cuts = [1000]
     assert fetch(f"{broken}/no-ranges", tmp_path / "x") == len(WEIGHTS)
     assert (tmp_path / "x").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("path", ["other-part", "other-file"])
+def test_a_part_that_does_not_fit_is_not_taken(path: str, broken: str, tmp_path: Path) -> None:
+    Broken.cuts = [1000]
+    assert fetch(f"{broken}/{path}", tmp_path / "x") == len(WEIGHTS)
+    assert (tmp_path / "x").read_bytes() == WEIGHTS
+    assert [wanted for _, wanted, _ in Broken.seen] == [None, "bytes=1000-", None]
 
 
 def test_a_download_that_never_ends_is_given_up(broken: str, tmp_path: Path) -> None:
