@@ -130,7 +130,8 @@ def read_json(path: Path) -> Any:
 
 def _part(path: Path) -> Path:
     # A name of its own for each writer: two writers of one path never share a part file.
-    return path.with_name(f".{path.name[:80]}.{uuid4().hex[:12]}.part")
+    short = os.fsencode(path.name)[:80].decode(errors="ignore")  # bytes: file systems count these
+    return path.with_name(f".{short}.{uuid4().hex[:12]}.part")
 
 
 def _flush(file: IO[bytes]) -> None:

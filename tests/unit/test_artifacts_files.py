@@ -211,3 +211,9 @@ def test_a_missing_file_system_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MissingExtraError, match="s3://") as caught:
         FsspecArtifactStore("s3://bucket/x", {"secret": "hush"})
     assert caught.value.hint == "pip install 'mloc-prefect[s3]'"
+
+
+def test_long_names_that_are_no_ascii_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("\u6a21" * 83)
+    atomic.write_bytes(path, b"x")
+    assert path.read_bytes() == b"x"
