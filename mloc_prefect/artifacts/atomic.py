@@ -29,8 +29,8 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def encode_json(value: Any, *, indent: int | None = 2) -> bytes:
-    """Return `value` as UTF-8 JSON with a final newline."""
-    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "surrogatepass")
+    r"""Return `value` as UTF-8 JSON with a final newline; half of a surrogate pair becomes its `\ud800` escape."""
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +17,7 @@ from mloc_prefect.server.counters import CountAnswers, Counters
 from mloc_prefect.server.feed import Feed
 from mloc_prefect.server.fleet import Fleet
 from mloc_prefect.server.masking import Masker
-from mloc_prefect.server.replies import Json, Problem
+from mloc_prefect.server.replies import Json, Problem, error_answer
 from mloc_prefect.server.routes import events, files, health, logs, results, tasks, workers
 
 if TYPE_CHECKING:
@@ -75,15 +75,14 @@ def create_app(stores: Stores, settings: MlocSettings) -> FastAPI:
 async def _problem(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, HTTPException)
-    more: dict[str, Any] = error.more if isinstance(error, Problem) else {}
-    return Json({"detail": error.detail, **more}, error.status_code, headers=dict(error.headers or {}))
+    return error_answer(error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, RequestValidationError)
     entries = [{key: row[key] for key in ("type", "loc", "msg", "input") if key in row} for row in error.errors()]
-    return Json({"detail": entries}, 422)
+    return error_answer(Problem(422, entries))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
-from mloc_prefect.server.replies import MISSING_BODY, Problem
+from mloc_prefect.server.replies import MISSING_BODY, Problem, is_text
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -102,6 +102,9 @@ def _parameters(given: Any) -> dict[str, str]:
         return {}
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
         raise Problem(400, "parameters must be an object of texts")
+    for name, text in given.items():
+        if not (is_text(name) and is_text(text)):  # Prefect could not be told of it
+            raise Problem(400, f"parameters: {name!a} holds half of a surrogate pair, which is no text")
     return given
 
 

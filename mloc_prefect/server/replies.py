@@ -43,9 +43,27 @@ class Problem(HTTPException):
         self.more = more or {}
 
 
-def encode(value: Any) -> bytes:
-    """Return `value` as compact UTF-8 JSON."""
+def error_answer(problem: HTTPException) -> Json:
+    """Return the answer to a request that failed."""
+    more: dict[str, Any] = problem.more if isinstance(problem, Problem) else {}
+    headers = dict(problem.headers or {})
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair can be written as an escape only
-        return json.dumps(value, separators=(",", ":")).encode()
+        return Json({"detail": problem.detail, **more}, problem.status_code, headers=headers)
+    except RecursionError:  # what was sent could just be read: it can be refused, but not shown again
+        detail: Any = problem.detail
+        entries = [{key: value for key, value in entry.items() if key != "input"} for entry in detail]
+        return Json({"detail": entries, **more}, problem.status_code, headers=headers)
+
+
+def encode(value: Any) -> bytes:
+    r"""Return `value` as compact UTF-8 JSON; half of a surrogate pair becomes its `\ud800` escape."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def is_text(value: str) -> bool:
+    """Return whether `value` can be written as UTF-8: JSON lets clients send halves of surrogate pairs."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -16,8 +16,8 @@ from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.layout import RESPONSES
 from mloc_prefect.bridge import mapping
 from mloc_prefect.errors import ArtifactError
-from mloc_prefect.server.body import is_json, parse_json
-from mloc_prefect.server.replies import MISSING_BODY, Json, Problem
+from mloc_prefect.server.body import is_json, json_problem, parse_json
+from mloc_prefect.server.replies import MISSING_BODY, Json, Problem, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +72,8 @@ async def envelope_of(request: Request, body: bytes) -> Envelope:
         raise Problem(422, [{**entry, "loc": ["body", *entry["loc"]]} for entry in entries]) from None
     if not envelope.task_id.strip():
         raise Problem(400, "task_id is required")
+    if not is_text(envelope.task_id):
+        raise Problem(400, "task_id holds half of a surrogate pair, which is no text")
     return envelope
 
 
@@ -79,14 +81,16 @@ def store(directory: Path, envelope: Envelope) -> Path:
     """Write the file of a result and return its path.
 
     Raises:
-        Problem: 507 for a full disk.
+        Problem: 507 for a full disk; 400 for a result that could just be read, but nests too deep to be written.
         ArtifactError: It cannot be written.
     """
     path = directory / RESPONSES
     value = {**envelope.model_dump(), "task_id": envelope.task_id.strip()}
-    small = len(json.dumps(value, separators=(",", ":"))) <= _INDENTED
     try:
+        small = len(json.dumps(value, separators=(",", ":"))) <= _INDENTED
         atomic.write_json(path, value, indent=2 if small else None)
+    except RecursionError as error:
+        raise json_problem(error) from None
     except ArtifactError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise Problem(507, "no space is left for the results") from error

@@ -67,10 +67,10 @@ async def served(home: Path, *, stores: Stores | None = None, **settings: Any) -
         yield Served(app, stores, client, in_force.results_root)
 
 
-async def add_worker(stores: Stores, worker_id: str = "w-a", **changes: Any) -> None:
+async def add_worker(stores: Stores, worker_id: str = "w-a", *, ttl: float = 60, **changes: Any) -> None:
     """Register a live worker with 8 cores, 32 GiB and no GPU."""
     await stores.workers.register(
-        WorkerRecord(**{"worker_id": worker_id, "status": "IDLE", "hardware": HARDWARE, **changes}), ttl=60
+        WorkerRecord(**{"worker_id": worker_id, "status": "IDLE", "hardware": HARDWARE, **changes}), ttl=ttl
     )
 
 

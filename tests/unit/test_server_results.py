@@ -144,10 +144,38 @@ async def test_numbers_that_json_does_not_know_come_back(tmp_path):
         assert (await endpoint.client.post(RESULTS, content=body, headers=JSON)).status_code == 200
         got = await endpoint.client.get(f"{RESULTS}/nan")
         assert (got.status_code, b"NaN" in got.content) == (200, True)
+        assert r"\ud800" in got.content.decode(), "what is sent is UTF-8, in which half of a pair is an escape"
+
+
+async def test_an_id_that_is_no_text_is_refused_before_anything_is_stored(tmp_path):
+    async with served(tmp_path) as endpoint:
+        answer = await endpoint.client.post(RESULTS, content=rb'{"task_id": "\ud800", "result": {}}', headers=JSON)
+        assert (answer.status_code, "surrogate" in answer.json()["detail"]) == (400, True)
+        assert not endpoint.results.exists()
+
+
+async def test_what_nests_too_deep_to_be_shown_again_is_refused_all_the_same(tmp_path):
+    """Answers are written a few frames deeper than bodies are read: the depths at which only that fails."""
+    async with served(tmp_path) as endpoint:
+        for depth in range(900, 1000):
+            deep = "[" * depth + "]" * depth
+            for path, body in (
+                ("/api/v1/tasks", deep),
+                (RESULTS, deep),
+                (RESULTS, f'{{"task_id": {deep}, "result": {{}}}}'),
+                ("/workers/w/elastic", deep),
+            ):
+                answer = await endpoint.client.post(path, content=body, headers=JSON)
+                assert answer.status_code in {400, 422}, (depth, path)
+                assert answer.json()["detail"]
+            for size in (1, 70_000):  # the latter is read in a thread
+                body = f'{{"task_id": "x", "result": {{"pad": "{"y" * size}", "a": {deep}}}}}'
+                answer = await endpoint.client.post(RESULTS, content=body, headers=JSON)
+                assert answer.status_code in {200, 400}, (depth, size)
 
 
 @pytest.mark.parametrize(
-    "task_id", ["../../etc/x y.z", "/etc/passwd", "..", ".", "a/b", "ü", "x" * 400, "a\0b", "\ud800", "~", "C:\\x"]
+    "task_id", ["../../etc/x y.z", "/etc/passwd", "..", ".", "a/b", "ü", "x" * 400, "a\0b", "~", "C:\\x"]
 )
 async def test_ids_stay_inside_and_apart(tmp_path, task_id):
     async with served(tmp_path) as endpoint:
@@ -158,7 +186,7 @@ async def test_ids_stay_inside_and_apart(tmp_path, task_id):
         path = Path(answer.json()["path"])
         assert path == endpoint.results / safe_task_id(task_id) / "responses.json"
         assert path.is_file()
-        assert json.loads(path.read_text("utf-8", "surrogatepass"))["task_id"] == task_id
+        assert json.loads(path.read_text("utf-8"))["task_id"] == task_id
         twin = re.sub(r"[^\w-]", "_", task_id)
         assert twin == task_id or not (endpoint.results / twin).exists(), "the twin of the original's rule is another"
 

@@ -345,6 +345,11 @@ async def test_parameters(tmp_path):
         for bad in ("x", {"a": 1}, [1]):
             answer = await endpoint.client.post(TASKS, json={"yaml": text, "parameters": bad})
             assert (answer.status_code, answer.json()["detail"]) == (400, "parameters must be an object of texts")
+        for name, half in ((r"topic", r"\ud800"), (r"\udc00", "x")):
+            sent = f'{{"yaml": {json.dumps(text)}, "parameters": {{"topic": "", "{name}": "{half}"}}}}'
+            answer = await endpoint.client.post(TASKS, content=sent, headers=JSON)
+            assert (answer.status_code, "surrogate" in answer.json()["detail"]) == (400, True)
+        assert len(await endpoint.stores.tasks.list()) == 1
 
 
 async def test_warnings_are_told_and_strict_refuses_them(tmp_path):
