@@ -87,6 +87,11 @@ def cancellation_wanted(wanted: Callable[[], bool]) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def end_is_wanted() -> bool:
+    """Return whether what is cancelled now is so because somebody wanted it, see `cancellation_wanted`."""
+    return _wanted.get()()
+
+
 async def _always() -> bool:
     return True
 
@@ -105,6 +110,11 @@ def reporting_while(current: Callable[[], Awaitable[bool]]) -> Iterator[None]:
         yield
     finally:
         _may_report.reset(token)
+
+
+async def may_report() -> bool:
+    """Return whether the root run is still this process's, see `reporting_while`."""
+    return await _may_report.get()()
 
 
 async def run_as(flow: Flow[..., Any], parameters: dict[str, Any], identity: RunIdentity) -> tuple[State[Any], FlowRun]:
@@ -161,7 +171,7 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Propose a state, unless it is an end and the root run was given to another process meanwhile."""
-        if state.is_final() and not await self._answered(_may_report.get()):
+        if state.is_final() and not await self._answered(may_report):
             raise Abort("its run was started again elsewhere")
         propose = super().set_state
         return await self._answered(lambda: propose(state, force))
@@ -169,7 +179,7 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
     async def handle_crash(self, exc: BaseException) -> None:
         """Take a cancelled asyncio task for what it is: Cancelled when that was wanted, else Crashed."""
         self.hurried = True
-        if isinstance(exc, asyncio.CancelledError) and _wanted.get()():
+        if isinstance(exc, asyncio.CancelledError) and end_is_wanted():
             await self.handle_cancellation(exc)
         else:
             await super().handle_crash(exc)
@@ -212,6 +222,23 @@ def tracking_task(
         task.task_key = key
     task._is_subflow_tracking_task = True  # type: ignore[attr-defined]  # as the stock engine marks it
     return task
+
+
+async def child_task(client: PrefectClient, context: FlowRunContext, name: str) -> UUID:
+    """Return the id of the task run that stands for a run which this process does not start as a flow.
+
+    Args:
+        client: Open client.
+        context: Of the parent run.
+        name: Names the child among those of its parent, whatever start of it.
+    """
+
+    async def attempt() -> None: ...
+
+    task = tracking_task(attempt, name, key=f"mloc-attempt-{name}")
+    context.task_run_dynamic_keys.pop(task.task_key, None)  # asked for again, it is the same one
+    run = await task.create_run(client=client, flow_run_context=context, parameters={})
+    return run.id
 
 
 def _tracking_task(flow: Any, identity: RunIdentity) -> Task[..., Any]:

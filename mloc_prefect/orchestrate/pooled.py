@@ -19,7 +19,7 @@ from mloc_prefect.execution.hosttypes import engine_key
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionFailure
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_STAGE, ensure_deployment
-from mloc_prefect.orchestrate.engine import tracking_task
+from mloc_prefect.orchestrate.engine import child_task
 from mloc_prefect.orchestrate.follow import GONE
 from mloc_prefect.orchestrate.jobfile import EventReader, read_outcome, write_job
 from mloc_prefect.orchestrate.lost import STOPPED, WorkerLostError, WorkerStoppedError
@@ -180,7 +180,7 @@ class WorkPoolDispatcher:
         what = f"attempt {attempt} at {job.title}"
         name = f"{job.request.task_id} {attempt}"
         try:
-            tracking = await until_answered(lambda: _tracking_task(self._client, context, name), what)
+            tracking = await until_answered(lambda: child_task(self._client, context, name), what)
             body["parent_task_run_id"] = str(tracking)
             return await until_answered(lambda: self._post(needs, body), what)
         except httpx.HTTPError as error:
@@ -278,14 +278,3 @@ class WorkPoolDispatcher:
                 await followed.wait(_TAIL_SECONDS)
         except httpx.HTTPError as error:
             _log.warning("run %s could not be cancelled: %s", flow_run, error)
-
-
-async def _tracking_task(client: PrefectClient, context: FlowRunContext, name: str) -> UUID:
-    """Return the id of the task run that stands for the child in the stage's run: it links both in the UI."""
-
-    async def attempt() -> None: ...
-
-    task = tracking_task(attempt, name, key=f"mloc-attempt-{name}")
-    context.task_run_dynamic_keys.pop(task.task_key, None)  # asked for again, it is the same one
-    run = await task.create_run(client=client, flow_run_context=context, parameters={})
-    return run.id

@@ -7,9 +7,11 @@ ends when all are there and their results are merged.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -24,10 +26,11 @@ from mloc_prefect.orchestrate.outcome import was_cancelled
 from mloc_prefect.orchestrate.shard_merge import Finished, check_mergeable, merge
 from mloc_prefect.orchestrate.shard_plan import begun_whole, digest_of, make_plan, read_plan
 from mloc_prefect.orchestrate.shard_progress import ShardProgress
+from mloc_prefect.orchestrate.shard_runs import ShardRuns
 from mloc_prefect.plan.shards import MULTI, SHARDED_TYPES, Wish
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mloc_prefect.execution.protocol import EventKind
     from mloc_prefect.orchestrate.dispatch import StageDispatcher, StageJob
@@ -130,11 +133,23 @@ class _Divided:
         check_mergeable(self._job.request)
         self._emit("placed", {"worker": MULTI, "protocol": "ours", "flow_run": None})
         parts = [await asyncio.to_thread(self._part, index) for index in range(len(self._plan.task_ids))]
-        tasks = [asyncio.create_task(self._shard(p), name=f"{p.job.title}") for p in parts]
+        runs = ShardRuns()
+        tasks = [
+            asyncio.create_task(runs.show(p.job.title, p.task_id, partial(self._shard, p)), name=p.job.title)
+            for p in parts
+        ]
+        try:
+            return await self._merged(tasks, runs)
+        finally:
+            await runs.close(hurried=isinstance(sys.exception(), asyncio.CancelledError))
+
+    async def _merged(self, tasks: Sequence[asyncio.Task[Finished]], runs: ShardRuns) -> ExecutionResult:
+        """Wait for all shards, or for the first that fails, and merge them."""
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             broken = next((e for t in tasks if t.done() and not t.cancelled() and (e := t.exception())), None)
             if broken is not None:
+                runs.given_up = True
                 raise broken
         finally:
             for task in tasks:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_STAGE, RUN_WORKFLOW
 from mloc_prefect.orchestrate.lost import stopped_starts, with_stop
+from mloc_prefect.orchestrate.shard_runs import SHARD_FLOW
 from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.leases import start_mark
 
@@ -107,7 +108,7 @@ class Recovery:
             return
         cancelled = run["state"]["type"] == "CANCELLING"
         for stage in await self._active({"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}}):
-            await self._end_attempts(stage["id"])
+            await self._end_attempts(stage["id"], why)
             await self._end(stage["id"], why, cancelled=cancelled)
         if run["state"]["type"] != "CRASHED":
             await self._end(run["id"], why, cancelled=cancelled)
@@ -130,11 +131,17 @@ class Recovery:
         else:  # whoever waits for it begins another attempt
             await self._end(run["id"], why, cancelled=run["state"]["type"] == "CANCELLING")
 
-    async def _end_attempts(self, stage_run: str) -> None:
-        """Cancel the runs that do the work of a stage elsewhere: they belong to a start of the root that is over."""
+    async def _end_attempts(self, stage_run: str, why: str) -> None:
+        """End the runs below a stage: they belong to a start of the root that is over.
+
+        Those at work elsewhere end themselves when asked; shards have ended with the process of their stage.
+        """
         runs = {"parent_flow_run_id": {"any_": [stage_run]}, "state": {"type": {"any_": [*_ACTIVE, "SCHEDULED"]}}}
         found = await ask(self._client, "POST", "/flow_runs/filter", {"flow_runs": runs, "limit": _PAGE})
         for attempt in found or ():
+            if await self._flow(attempt["flow_id"]) == SHARD_FLOW:
+                await self._end(attempt["id"], why, cancelled=False)
+                continue
             await self._set(attempt["id"], "CANCELLING", "Cancelling", "its run is started again", force=False)
 
     async def _put_back(self, run: Mapping[str, Any], why: str) -> None:

@@ -177,6 +177,27 @@ def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: 
     cancel(pool, run)
 
 
+def test_each_shard_is_a_run(pool: Pool, duo: Worker):
+    """Also one that is computed where its stage is; who cancels it cancels the task."""
+    divided = {"parallel": {"enabled": True, "max_shards": 2}}
+    run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(4, 0.2), **divided))
+    finish(pool, run)
+    shards = {name: run["state"] for name, run in pool.runs(run).items() if name.endswith("]")}
+    assert {name: state["type"] for name, state in shards.items()} == {
+        "parts [1/2]": "COMPLETED",
+        "parts [2/2]": "COMPLETED",
+    }
+    run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(400, 1), **divided))
+    until(lambda: len(duo.leases) == 2, 30, lambda: pool.story(run))
+    shard = until(lambda: pool.runs(run).get("parts [2/2]"))
+    assert shard["state"]["type"] == "RUNNING"
+    pool.api.post(f"/flow_runs/{shard['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert pool.api.wait(run)["state"]["type"] == "CANCELLED", pool.story(run)
+    assert stage_of(pool, run)["state"]["type"] == "CANCELLED"
+    assert {shard["state"]["type"] for shard in pool.runs(run).values()} == {"CANCELLED"}
+    until(lambda: not duo.leases)
+
+
 def test_coordinators_take_no_slots(pool: Pool, duo: Worker):
     """Five specs of two stages each whose stages run elsewhere: a limit of one run holds none of them up."""
     only = pool.worker("roots", options={"limit": 1, "queues": ["coordinator"]})

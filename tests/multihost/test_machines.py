@@ -134,6 +134,9 @@ def test_one_task_is_divided_over_both_machines(machines: Machines, east: Worker
     (task_id,) = machines.task_ids(run).values()
     found = machines.result(task_id)
     assert {shard["worker_id"] for shard in found["shards"]} == {"east", "west"}
+    runs = {name: shard["state"]["type"] for name, shard in machines.runs(run).items()}
+    assert runs == runs | {"divided [1/2]": "COMPLETED", "divided [2/2]": "COMPLETED"}
+    assert len(runs) == 3, "and the attempt at the shard that is not where its stage is"
     assert [item["output"] for item in found["merged"]["items"]] == [f"row {i}" for i in range(ROWS)]
     assert [item["index"] for item in found["merged"]["items"]] == list(range(ROWS))
 

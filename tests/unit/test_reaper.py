@@ -247,9 +247,11 @@ async def test_a_root_run_starts_again_with_all_below_it_ended():
         run("stage", "mloc-echo", "RUNNING", worker=None, parent="root"),
         run("done", "mloc-echo", "COMPLETED", worker=None, parent="root"),
         run("elsewhere", "run-stage", "RUNNING", worker="other", parent="stage"),
+        run("shard", "mloc-shard", "RUNNING", worker=None, parent="stage"),  # nobody else would ever end it
     )
     assert await server.recover() == [
         "elsewhere Cancelling asked",
+        "shard Crashed",
         "stage Crashed",
         "root Crashed",
         "root AwaitingRetry",
