@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -94,17 +94,37 @@ def _opened(target: Path, piece: Piece) -> Iterator[IO[bytes]]:
     part.parent.mkdir(parents=True, exist_ok=True)
     for other in part.parent.glob(f".{_literal(short)}.{'[0-9a-f]' * 32}.part"):
         if other != part:
-            other.unlink(missing_ok=True)
+            _forget(other)
     with part.open("ab", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Problem(409, "somebody else is sending this file", headers={"Retry-After": "2"}) from None
+        if not _taken(file):
+            raise Problem(409, "somebody else is sending this file", headers={"Retry-After": "2"})
         try:
             yield file
         finally:
-            if os.fstat(file.fileno()).st_size == 0:  # somebody only asked
+            if os.fstat(file.fileno()).st_size == 0 and _in_place(file):  # somebody only asked
                 part.unlink(missing_ok=True)
+
+
+def _forget(part: Path) -> None:
+    """Remove what came of a file, unless somebody is just sending it."""
+    with suppress(FileNotFoundError), part.open("r+b") as file:
+        if _taken(file):
+            part.unlink(missing_ok=True)
+
+
+def _taken(file: IO[bytes]) -> bool:
+    """Return whether the file is ours alone now, and still in its place: only who has it so may move or remove it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return _in_place(file)
+
+
+def _in_place(file: IO[bytes]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), _path(file).stat())
+    return False
 
 
 def _literal(text: str) -> str:
@@ -166,11 +186,15 @@ def _hashed(file: IO[bytes]) -> hashlib._Hash:
 def _publish(sink: _Rest, directory: Path, target: Path, piece: Piece) -> None:
     part, found = _path(sink.file), sink.sha.hexdigest()
     if found != piece.sha256:
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise Problem(422, f"the sha256 of what came is {found}, wanted {piece.sha256}; all of it has to be sent again")
     os.fsync(sink.file.fileno())
     state = os.fstat(sink.file.fileno())
-    part.replace(target)
+    try:
+        part.replace(target)
+    except FileNotFoundError:  # whoever cleans up the results knows nothing of our lock
+        text = "what came was removed meanwhile; all of it has to be sent again"
+        raise Problem(409, text, headers={OFFSET: "0"}) from None
     sync_directory(target.parent)
     digests.remember(directory, target, state, found)
 
