@@ -18,9 +18,10 @@ from prefect.exceptions import Abort
 from prefect.flow_engine import AsyncFlowRunEngine
 
 from mloc_prefect.orchestrate.lost import STOPPED
+from mloc_prefect.orchestrate.outage import until_answered
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun, State
@@ -71,10 +72,11 @@ class CancelSwitch:
 class WarmEngine(AsyncFlowRunEngine[Any, Any]):
     """Prefect's async engine for a run that shares a process with others.
 
-    Four things differ from the stock engine. A run that is cancelled ends Cancelled, not Crashed: nobody outside the
+    Five things differ from the stock engine. A run that is cancelled ends Cancelled, not Crashed: nobody outside the
     process is there to say so. And it starts no suspension observer, a thread with a websocket on which the stock
     engine blocks the event loop for every run of a deployment; nor a thread for its heartbeats: the worker has one for
-    all. And it reports no end when the run was given to another worker meanwhile.
+    all. It reports no end when the run was given to another worker meanwhile. And it waits for a server that is away: a
+    run whose work is done would stay Running for ever.
     """
 
     switch: CancelSwitch = field(default_factory=CancelSwitch)
@@ -95,13 +97,20 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """Propose a state; see the class."""
-        if self.switch.abandoned or (state.is_final() and not await self._is_ours()):
+        if self.switch.abandoned or (state.is_final() and not await self._answered(self._is_ours)):
             raise Abort("it was started again elsewhere")
         if self.switch.stopped and state.is_crashed():  # else whoever waits for it takes its worker for lost
             state = state.model_copy(update={"message": STOPPED})
-        new = await _whole(super().set_state(state, force))
+        propose = super().set_state
+        new = await self._answered(lambda: _whole(propose(state, force)))
         self.switch.ended = new.is_final()
         return new
+
+    async def _answered(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Return what `call` does; call it until the server answers, unless the run ends before its time."""
+        if self.switch.requested or self.switch.stopped or self.switch.abandoned:
+            return await call()
+        return await until_answered(call, f"run {self.flow_run.name!r}" if self.flow_run else "a run")
 
     async def _is_ours(self) -> bool:
         assert self.flow_run is not None
