@@ -382,6 +382,28 @@ def test_a_file_that_is_not_what_the_endpoint_says_is_not_kept(fake, tmp_path):
     assert list(tmp_path.glob("*.json")) == []
 
 
+@pytest.mark.parametrize(("tag", "code"), [('"{}"', 0), ('W/"{}"', 6), ("", 6)])
+def test_a_file_that_was_uploaded_again_is_checked_by_the_tag_of_its_answer(fake, tmp_path, monkeypatch, tag, code):
+    """Only where that tells no digest, the manifest counts, which is of the time before."""
+    entries = [{"path": "final.zip", "status": "present", "sha256": digest(b"before")}]
+    fake.files = {
+        ONE: b"{}",
+        f"{ONE}/files/manifest.json": json.dumps({"entries": entries}).encode(),
+        f"{ONE}/files/final.zip": b"again",
+    }
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        answer = fake(request)
+        if request.url.path.endswith("/final.zip"):
+            answer.headers["ETag"] = tag.format(digest(b"again"))
+        return answer
+
+    monkeypatch.setattr(Endpoint, "configured", classmethod(lambda *_: answering(handle)))
+    result = mloc("results", ONE, "-o", str(tmp_path))
+    assert result.exit_code == code, result.stderr
+    assert (tmp_path / "final.zip").exists() == (code == 0)
+
+
 def test_no_result_yet_is_one_line(fake, tmp_path):
     fake.records[ONE] |= {"status": "FAILED", "error": "boom"}
     result = mloc("results", ONE)

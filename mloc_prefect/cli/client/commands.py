@@ -174,10 +174,14 @@ def results(
     wanted: Id,
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Save the results and all files there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Save the result and the files that the task left there."),
     ] = None,
 ) -> None:
-    """Print the result of a task as JSON, or save it with all files. Sizes and SHA-256 of files are checked."""
+    """Print the result of a task as JSON, or save it with the files that the task left.
+
+    Sizes and SHA-256 of files are checked. What was only uploaded later is fetched by its name, with curl.
+    """
     from mloc_prefect.cli.client.fetching import save
     from mloc_prefect.cli.client.finding import find_tasks, label
 

@@ -84,7 +84,8 @@ def _download(endpoint: Endpoint, path: str, target: Path, sha256: str | None) -
         endpoint: Where from.
         path: Path of the URL.
         target: Where to.
-        sha256: What the manifest says; the entity tag of the answer counts, too.
+        sha256: What the manifest says. The entity tag of the answer comes first when it is a digest: a file may have
+            been uploaded again since the manifest was written.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -110,10 +111,10 @@ def _verify(name: str, answer: httpx.Response, size: int, digest: str, sha256: s
     length = answer.headers.get("content-length")
     if length and "content-encoding" not in answer.headers and int(length) != size:
         raise ArtifactError(f"{name} has {size} bytes, not {length}: it was cut off", hint="try again")
-    tag = answer.headers.get("etag", "").strip('"')
-    known = [value for value in (sha256, tag) if value and len(value) == _SHA256_DIGITS]
-    if any(value != digest for value in known):
+    tag = answer.headers.get("etag", "").strip('"')  # a weak one begins with `W/`, and tells no digest
+    known = tag if len(tag) == _SHA256_DIGITS else sha256
+    if known and known != digest:
         raise ArtifactError(
-            f"{name} arrived with SHA-256 {digest}, the endpoint says {known[0]}",
+            f"{name} arrived with SHA-256 {digest}, the endpoint says {known}",
             hint="try again; the file may have changed",
         )
