@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from mloc_prefect.artifacts.cache import check_url, fetch_folder
 from mloc_prefect.artifacts.delivery import sendable_headers, shown_url
 from mloc_prefect.artifacts.download import DownloadError, Source, check_digest, download
-from mloc_prefect.artifacts.imported import IMPORTED, Importer, inside
+from mloc_prefect.artifacts.imported import IMPORTED, NOTE, Importer, inside
 from mloc_prefect.artifacts.layout import MANIFEST, task_dir
 from mloc_prefect.artifacts.mirrors import is_url
 from mloc_prefect.artifacts.store import FsspecArtifactStore
@@ -184,7 +184,7 @@ def _noted(store: FsspecArtifactStore, name: str, file: Path) -> str | None:
     note = digest_key(name)
     if not store.exists(note):
         return None
-    copy = file.with_name(".sha256")  # on disk: somebody else's file may be of any size
+    copy = file.with_name(NOTE)  # on disk: somebody else's file may be of any size
     store.get(note, copy)
     with copy.open("rb") as read:
         first = read.read(_LONGEST_NOTE).decode(errors="replace").lower().split(maxsplit=1)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 IMPORTED = "imported_checkpoint"
+NOTE = ".sha256"
+"""Where a digest that stands beside a fetched archive lies while it is read."""
+
 _EXTRACTED = "extracted"
 _FETCHED = ".fetched.json"
 _TARS = frozenset({"tar", "tar.gz", "tgz", "tar.bz2", "tar.xz"})
@@ -180,7 +183,7 @@ def _file_name(name: str) -> str:
     """
     if not name:
         return "checkpoint"
-    own = name in {".", "..", _EXTRACTED, _FETCHED}
+    own = name in {".", "..", _EXTRACTED, _FETCHED, NOTE}
     if own or "/" in name or "\\" in name or "\0" in name or len(os.fsencode(name)) > 255:
         raise ArtifactError(f"checkpoint.load.filename {name[:80]!a} is not a plain file name")
     return name

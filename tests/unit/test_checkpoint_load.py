@@ -118,6 +118,7 @@ def test_a_task_on_this_file_system(places: Places) -> None:
         ({"path": "zip://a::http://inner.example/m"}, "chained URL"),
         ({"type": "http", "url": "http://127.0.0.1:9/m", "filename": "../evil"}, "is not a plain file name"),
         ({"type": "http", "url": "http://127.0.0.1:9/m", "filename": "a/b"}, "is not a plain file name"),
+        ({"path": "memory://none/m.zip", "filename": ".sha256"}, "is not a plain file name"),
         ({"type": "http", "url": "http://127.0.0.1:9/m", "timeoutSec": "soon"}, "timeoutSec must be a number"),
         ({"type": "http", "url": "http://["}, "is not a URL"),
         ({"path": "http://elsewhere.example/m.zip"}, "host 'elsewhere.example'"),
