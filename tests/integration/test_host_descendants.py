@@ -54,7 +54,7 @@ async def test_discard(tmp_path: Path, _round: int) -> None:
         how = await pool.discard(host_spec(TROUBLE).key)
         assert how.signal == "SIGKILL"
         assert not [pid for pid in [host, *grandchildren, *read_pids(stranger)] if is_alive(pid)]
-        await until_dead([supervisor], 2)
+        await until_dead([supervisor])
         with pytest.raises(ExecutionError, match="killed by SIGKILL"):
             await task
 
@@ -69,7 +69,7 @@ async def test_host_killed(tmp_path: Path, _round: int) -> None:
         with pytest.raises(ExecutionError) as caught:
             await task
         assert caught.value.failure.signal == "SIGKILL"
-        await until_dead([supervisor, *grandchildren, *read_pids(stranger)], 5)
+        await until_dead([supervisor, *grandchildren, *read_pids(stranger)])
 
 
 @pytest.mark.parametrize("_round", ROUNDS)
@@ -79,7 +79,7 @@ async def test_supervisor_killed(tmp_path: Path, _round: int) -> None:
         os.kill(supervisor, signal.SIGKILL)
         with pytest.raises(ExecutionError, match="killed by SIGKILL"):
             await task
-        await until_dead([host, *grandchildren], 5)
+        await until_dead([host, *grandchildren])
         again = await pool.acquire(host_spec(TROUBLE))
         assert is_alive(again.pid)
 
@@ -90,7 +90,7 @@ async def test_supervisor_that_does_not_move(tmp_path: Path, monkeypatch: pytest
         _, host, supervisor, grandchildren = await begin(pool, tmp_path)
         os.kill(supervisor, signal.SIGSTOP)
         await pool.discard(host_spec(TROUBLE).key)
-        await until_dead([host, supervisor, *grandchildren], 5)
+        await until_dead([host, supervisor, *grandchildren])
 
 
 @pytest.mark.parametrize("_round", ROUNDS)
@@ -109,7 +109,7 @@ async def test_owner_killed(tmp_path: Path, _round: int, fork: bool) -> None:
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
     try:
-        await until_dead(pids, 5)
+        await until_dead(pids)
     finally:
         if fork:
             os.kill(int((tmp_path / "forked").read_text()), signal.SIGKILL)
@@ -131,7 +131,7 @@ async def test_owner_and_supervisor_killed_at_once(tmp_path: Path, _round: int) 
     os.kill(supervisor, signal.SIGKILL)
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
-    await until_dead([host], 5)  # by its death signal
+    await until_dead([host])  # by its death signal
     async with HostPool(run_dir_of(tmp_path / "other"), idle_seconds=60, start_seconds=30):
         assert [pid for pid in grandchildren if is_alive(pid)]  # of another directory: not ours to end
     async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30):
@@ -157,7 +157,7 @@ async def start_owner(root: Path, *, fork: bool) -> tuple[asyncio.subprocess.Pro
     """Return an owner process, and the pids of host, supervisor and grandchildren."""
     arguments = [sys.executable, "-m", "tests.support.owner", str(root), *(["fork"] if fork else [])]
     owner = await asyncio.create_subprocess_exec(*arguments, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL)
-    await until((root / "ready").exists, 20)
+    await until((root / "ready").exists)
     return owner, [*read_pids(root / "host"), *read_pids(root / "grandchildren")]
 
 

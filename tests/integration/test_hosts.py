@@ -10,11 +10,13 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mloc_prefect.errors import DispatchError, ExecutionError
+from mloc_prefect.execution import client
 from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool, HostSpec
 from tests.support.hosts import (
@@ -42,6 +44,14 @@ async def pool(tmp_path: Path) -> AsyncIterator[HostPool]:
 @pytest.fixture
 def run(pool: HostPool, tmp_path: Path) -> Runner:
     return Runner(pool, tmp_path)
+
+
+def late_spec(root: Path) -> HostSpec:
+    """Return the spec of a host that begins when the file `begin` is there."""
+    python = root / "late-python"
+    python.write_text(f'#!/bin/sh\nwhile [ ! -e {root}/begin ]; do sleep 0.02; done\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return replace(host_spec(), python=str(python))
 
 
 async def failure_of(run: Runner, *steps: list, **limits: float):
@@ -76,11 +86,11 @@ class TestAnswers:
         assert one.host_pid != two.host_pid
 
     async def test_racing_clients_start_one_host(self, run: Runner, tmp_path: Path) -> None:
-        requests = [echo_request(tmp_path, echo={"delay": 0.2}) for _ in range(40)]
+        requests = [echo_request(tmp_path, echo={"delay": 1.0}) for _ in range(40)]
         started = time.monotonic()
         results = await asyncio.gather(*(run(request, host_spec()) for request in requests))
         assert len({r.host_pid for r in results}) == 1
-        assert time.monotonic() - started < 40 * 0.2  # at once, not one after the other
+        assert time.monotonic() - started < 40 * 1.0  # at once, not one after the other
 
     async def test_engine_runs_on_the_main_thread_without_our_libraries(self, run: Runner) -> None:
         answer = await run.trouble(["note_thread"], ["note_modules"])
@@ -188,7 +198,10 @@ class TestFailures:
 
 
 class TestLimits:
-    async def test_timeout_ends_the_task_and_keeps_a_host_that_listens(self, run: Runner) -> None:
+    async def test_timeout_ends_the_task_and_keeps_a_host_that_listens(
+        self, run: Runner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mloc_prefect.execution.client.CANCEL_SECONDS", 30.0)
         before = (await run.trouble())["pid"]
         failure = await failure_of(run, ["wait_cancelled"], timeout=0.2)
         assert failure.kind == "timeout"
@@ -198,25 +211,29 @@ class TestLimits:
     async def test_timeout_counts_from_the_start_of_the_task(self, run: Runner, tmp_path: Path) -> None:
         """A task that waits for a worker is not late."""
         started = tmp_path / "started"
-        first = asyncio.create_task(run.trouble(["note_pid", str(started)], ["wait_cancelled", 0.6]))
+        first = asyncio.create_task(run.trouble(["note_pid", str(started)], ["wait_cancelled", 2.5]))
         await until(started.exists)
-        second = await run.trouble(["wait_cancelled", 0.1], timeout=0.4, stall=0.4)
+        second = await run.trouble(["wait_cancelled", 0.1], timeout=2.0, stall=2.0)
         assert second["ok"]
         assert (await first)["ok"]
 
-    async def test_stall_ends_the_host(self, run: Runner, tmp_path: Path) -> None:
-        pids = tmp_path / "pid"
-        failure = await failure_of(run, ["note_pid", str(pids)], ["hang"], stall=0.5)
+    async def test_stall_ends_the_host(self, run: Runner) -> None:
+        pid = (await run.trouble())["pid"]
+        failure = await failure_of(run, ["hang"], stall=0.5)
         assert failure.kind == "stalled"
-        await until_dead(read_pids(pids), 3)
+        await until_dead([pid])
 
     async def test_events_keep_the_watchdog_away(self, run: Runner) -> None:
-        answer = await run.trouble(["beat", 12, 0.1], stall=0.6)
+        answer = await run.trouble(["beat", 16, 0.2], stall=3.0)
         assert answer["ok"] is True
-        assert len(run.events) == 12
+        assert len(run.events) == 16
 
-    async def test_cancelling_frees_the_host_within_three_seconds(self, run: Runner, tmp_path: Path) -> None:
-        for step, survives in (["wait_cancelled"], True), (["hang"], False):
+    async def test_cancelling_frees_the_host_within_three_seconds(
+        self, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert client.CANCEL_SECONDS == 3.0
+        for step, survives, patience in (["wait_cancelled"], True, 30.0), (["hang"], False, 3.0):
+            monkeypatch.setattr(client, "CANCEL_SECONDS", patience)
             pids = tmp_path / step[0]
             task = asyncio.create_task(run.trouble(["note_pid", str(pids)], step))
             await until(pids.exists)
@@ -224,21 +241,24 @@ class TestLimits:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
             host = read_pids(pids)[0]
             assert is_alive(host) is survives
             assert (await run.trouble())["ok"] is True  # there is a host for the next one
 
-    async def test_cancelling_a_task_that_waits_does_not_touch_the_running_one(self, run: Runner) -> None:
-        first = asyncio.create_task(run.trouble(["beat", 8, 0.1]))
+    async def test_cancelling_a_task_that_waits_does_not_touch_the_running_one(
+        self, run: Runner, tmp_path: Path
+    ) -> None:
+        end = tmp_path / "end"
+        first = asyncio.create_task(run.trouble(["beat", 1, 0.0], ["wait_for", str(end)]))
         await until(lambda: run.events)
         second = asyncio.create_task(run.trouble(["wait_cancelled"]))
         await asyncio.sleep(0.1)
-        started = time.monotonic()
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
-        assert time.monotonic() - started < 0.5
+        assert not first.done()  # nor did the second one wait for it
+        end.touch()
         assert (await first)["ok"] is True
 
     async def test_client_that_vanishes_cancels_its_task(self, pool: HostPool, tmp_path: Path) -> None:
@@ -257,7 +277,7 @@ class TestLimits:
         await child.wait()
         started = time.monotonic()
         assert (await Runner(pool, tmp_path).trouble())["pid"] == host.pid
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
 
 
 class TestIdle:
@@ -267,7 +287,7 @@ class TestIdle:
             run = Runner(pool, tmp_path)
             spec = host_spec(TROUBLE, closed_file=str(closed))
             result = await run(trouble_request(tmp_path), spec)
-            await until_dead([result.host_pid], 5)
+            await until_dead([result.host_pid])
             assert closed.read_text() == "closed"  # the executor was told
             await until(lambda: not pool.snapshot())
             assert (await pool.exit_of(spec.key)).exit_code == 0
@@ -275,26 +295,28 @@ class TestIdle:
             assert again.host_pid != result.host_pid
 
     async def test_a_host_that_was_still_starting_when_its_task_was_cancelled_does_not_stay(
-        self, pool: HostPool
+        self, pool: HostPool, tmp_path: Path
     ) -> None:
-        spec = host_spec()
+        spec = late_spec(tmp_path)
         task = asyncio.ensure_future(pool.acquire(spec))
         await until(pool.snapshot)
         assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        (tmp_path / "begin").touch()
         assert await pool.leave(spec.key)
         assert pool.snapshot() == []
 
-    async def test_a_host_that_another_task_waits_for_does_not_leave(self, pool: HostPool) -> None:
-        spec = host_spec()
+    async def test_a_host_that_another_task_waits_for_does_not_leave(self, pool: HostPool, tmp_path: Path) -> None:
+        spec = late_spec(tmp_path)
         given_up, wanted = (asyncio.ensure_future(pool.acquire(spec)) for _ in range(2))
         await until(pool.snapshot)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
         assert not await pool.leave(spec.key)
+        (tmp_path / "begin").touch()
         assert is_alive((await wanted).pid)
         assert await pool.leave(spec.key)
 
@@ -312,7 +334,7 @@ class TestIdle:
             results = await asyncio.gather(*(run(echo_request(tmp_path), host_spec()) for _ in range(3)))
             pids = [result.host_pid for result in results]
             assert len(set(pids)) == 3
-            await until_dead(pids, 5)
+            await until_dead(pids)
 
     async def test_eviction_takes_idle_hosts_of_the_device_only(self, pool: HostPool, tmp_path: Path) -> None:
         run = Runner(pool, tmp_path)
@@ -321,10 +343,12 @@ class TestIdle:
             for n, device in enumerate(["cpu", "cpu", "gpu:1", "cpu"])
         )
         pids = [(await run(trouble_request(tmp_path), spec)).host_pid for spec in (idle, busy, other, keep)]
-        task = asyncio.create_task(run(trouble_request(tmp_path, ["beat", 5, 0.1]), busy))
+        end = tmp_path / "end"
+        task = asyncio.create_task(run(trouble_request(tmp_path, ["beat", 1, 0.0], ["wait_for", str(end)]), busy))
         await until(lambda: run.events)
         assert await pool.evict(["cpu"], keep=keep.key) == 1
         assert [is_alive(pid) for pid in pids] == [False, True, True, True]
+        end.touch()
         await task
         new = HostSpec(TROUBLE, sys.executable, {"n": 9}, devices=("gpu:1",), env=host_spec().env)
         await pool.acquire(new)  # an engine takes the whole GPU: the one before has to go
@@ -350,12 +374,14 @@ class TestIdle:
         first, second = (
             HostSpec(TROUBLE, sys.executable, {}, devices=(f"gpu:{n}",), env=host_spec().env) for n in range(2)
         )
-        busy = asyncio.create_task(run(trouble_request(tmp_path, ["beat", 5, 0.1]), second))
+        end = tmp_path / "end"
+        busy = asyncio.create_task(run(trouble_request(tmp_path, ["beat", 1, 0.0], ["wait_for", str(end)]), second))
         others = [(await pool.acquire(first)).pid]
         await until(lambda: run.events)
         async with HostPool(pool._run_dir, 60, 30) as ours:
             await ours.acquire(HostSpec(TROUBLE, sys.executable, {"n": 1}, ("gpu:0", "gpu:1"), env=host_spec().env))
             assert not is_alive(others[0])
+        end.touch()
         assert (await busy).host_pid  # a busy one stays: it has a lease itself
 
     async def test_engines_that_can_sleep_take_turns_on_a_gpu_without_a_reload(
@@ -410,7 +436,7 @@ class TestPlaces:
         async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
             run = Runner(pool, tmp_path)
             pids = [(await run(echo_request(tmp_path), host_spec(n=n))).host_pid for n in range(2)]
-            starting = asyncio.create_task(pool.acquire(host_spec(n=3)))
+            starting = asyncio.create_task(pool.acquire(late_spec(tmp_path)))  # it never begins
             await asyncio.sleep(0.02)
         assert not any(is_alive(pid) for pid in pids)
         assert not list(run_dir_of(tmp_path).glob("*.sock*"))

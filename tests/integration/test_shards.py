@@ -25,7 +25,7 @@ from mloc_prefect.settings import get_settings
 from mloc_prefect.worker.inventory import Gpu, Inventory
 from mloc_prefect.worker.leases import MemoryLeaseBook
 from tests.support.counts import count
-from tests.support.flows import Recorder, graph
+from tests.support.flows import SUPPORT, Holding, Recorder, graph
 from tests.support.smollm import prepared_home
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Machine:
         self.leases = MemoryLeaseBook(inventory)
         self.inner = InProcessDispatcher(settings=self.settings, hosts=pool, leases=self.leases, inventory=inventory)
         self.events: list[ExecutionEvent] = []
+        self.let_go = root / "let-go"
 
     async def run(
         self, task_id: str, spec: dict[str, Any], *, run_count: int = 1, on_event: Any = None
@@ -63,7 +64,7 @@ class Machine:
         options = RunOptions(settings=self.settings, base_dir=self.root)
         scope = RunScope(
             options=options,
-            dispatcher=ShardingDispatcher(self.inner, settings=self.settings, root=options.root),
+            dispatcher=ShardingDispatcher(Holding(self.inner), settings=self.settings, root=options.root),
             observer=Recorder(),
             fence=NoFence(),
             run_count=run_count,
@@ -84,11 +85,12 @@ class Machine:
     def busy(self) -> list[int]:
         """Return the executor processes on leased devices."""
         leased = {device for held in self.leases.snapshot() for device in held.lease.devices}
-        return [host["pid"] for host in self.pool.snapshot() if set(host["devices"]) & leased]
+        return [host["pid"] for host in self.pool.snapshot() if host["pid"] and set(host["devices"]) & leased]
 
 
 @asynccontextmanager
 async def machine(root: Path, **settings: Any) -> AsyncIterator[Machine]:
+    """Run one; a task with `hold` waits until its file `let_go` is there."""
     (root / "rows.jsonl").write_text("".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(ROWS)))
     async with HostPool(run_dir(root / "home"), 60, 60) as pool:
         yield Machine(root, pool, **settings)
@@ -96,8 +98,10 @@ async def machine(root: Path, **settings: Any) -> AsyncIterator[Machine]:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def echoes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Machine]:
-    async with machine(tmp_path_factory.mktemp("echoes")) as found:
-        yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", SUPPORT)
+        async with machine(tmp_path_factory.mktemp("echoes")) as found:
+            yield found
 
 
 def divided(spec: dict[str, Any], shards: int) -> dict[str, Any]:
@@ -135,13 +139,17 @@ async def test_shards_have_the_rows_of_the_whole_in_content_and_order(echoes: Ma
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("number", range(count("shard_kill", 2, 20)))
 async def test_a_shard_whose_process_is_killed_goes_on_alone_where_it_was(echoes: Machine, number: int) -> None:
-    spec = divided({"echo": {"row_delay": 0.02}, "data": DATA["list"], **ONE_GPU}, 3)
+    echoes.let_go.unlink(missing_ok=True)
+    hold = [11, str(echoes.let_go)]  # of the twelve or thirteen rows of each shard
+    spec = divided({"echo": {"row_delay": 0.02}, "data": DATA["list"], "hold": hold, **ONE_GPU}, 3)
     victim: list[int] = []
 
     def kill_late(event: ExecutionEvent) -> None:
-        if event.kind == "progress" and event.data["done"] >= 6 + number and not victim:
-            victim.append(echoes.busy()[number % 3])
+        late = event.kind == "progress" and event.data["done"] >= 6 + number
+        if late and not victim and len(busy := echoes.busy()) == 3:
+            victim.append(busy[number % 3])
             os.kill(victim[0], signal.SIGKILL)
+            echoes.let_go.touch()
 
     found = result(await echoes.run(f"killed-{number}", spec, on_event=kill_late))
     assert [i["output"] for i in found["merged"]["items"]] == DATA["list"]["items"]
@@ -154,8 +162,10 @@ async def test_a_shard_whose_process_is_killed_goes_on_alone_where_it_was(echoes
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_later_start_repeats_no_finished_shard(echoes: Machine) -> None:
-    items = list("abcd")  # the first shard has two, so it is the last to end
-    spec = divided({"echo": {"row_delay": 0.2}, "data": {"type": "list", "items": items}, **ONE_GPU}, 3)
+    items = list("abcd")  # the first shard has two, and stops at the second one
+    echoes.let_go.unlink(missing_ok=True)
+    data = {"type": "list", "items": items}
+    spec = divided({"echo": {"row_delay": 0.2}, "data": data, "hold": [1, str(echoes.let_go)], **ONE_GPU}, 3)
     settings = echoes.settings
     echoes.settings = settings.model_copy(update={"max_retries": 0})
     killed: list[int] = []
@@ -165,6 +175,7 @@ async def test_a_later_start_repeats_no_finished_shard(echoes: Machine) -> None:
             killed.extend(echoes.busy())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
+            echoes.let_go.touch()
 
     with pytest.raises(ExecutionError, match="Child shard failed"):
         await echoes.run("again", spec, on_event=kill_one)

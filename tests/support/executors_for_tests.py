@@ -85,6 +85,11 @@ class Trouble:
     def wait_cancelled(self, seconds: float = 300.0) -> None:
         self.context.sleep(seconds)
 
+    def wait_for(self, file: str) -> None:
+        """Do nothing until the test says so."""
+        while not Path(file).exists():
+            self.context.sleep(0.01)
+
     def beat(self, number: int, period: float) -> None:
         for i in range(number):
             self.context.phase("beat", i / number)

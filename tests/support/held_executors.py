@@ -1,7 +1,7 @@
 """Executors that wait within an attempt for the test: what it does there cannot come too late. Loaded inside hosts.
 
-`spec["hold"]` is `[rows, file]`: when so many rows are done, earlier attempts included, nothing goes on until the file
-is there. Without it they are what they are made of.
+`spec["hold"]` is `[rows, file]`: when so many rows are done (earlier attempts included) and not all of them, nothing
+goes on until the file is there. Without it they are what they are made of.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Held:
         return getattr(self._context, name)
 
     def progress(self, done: int, total: int | None, **extra: Any) -> None:
-        """Report, and wait when so many rows are done."""
+        """Report, and wait where the test wants it."""
         self._context.progress(done, total, **extra)
-        if done >= self._rows and not self._file.exists():
+        if done >= self._rows and done != total:
             self._context.flush()
             while not self._file.exists():
                 self._context.sleep(0.01)
