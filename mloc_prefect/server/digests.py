@@ -1,4 +1,7 @@
-"""SHA-256 of files, kept beside them in `.sha256/` with size and time of the file that it belongs to."""
+"""SHA-256 of files, kept beside them in `.sha256/` with size, time and inode of the file that it belongs to.
+
+Two uploads of the same size within one tick of the kernel's clock have the same time. Executors leave the inode out.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ async def etag(directory: Path, path: Path, found: os.stat_result) -> str:
 def remember(directory: Path, path: Path, found: os.stat_result, sha256: str) -> None:
     """Keep the digest of a file; one that cannot be kept is computed again when it is wanted."""
     try:
-        atomic.write_json(_sidecar(directory, path), [found.st_size, found.st_mtime_ns, sha256], indent=None)
+        note = [found.st_size, found.st_mtime_ns, sha256, found.st_ino]
+        atomic.write_json(_sidecar(directory, path), note, indent=None)
     except ArtifactError as error:
         _log.warning("the digest of %s is not kept: %s", path.name, error)
 
@@ -55,10 +59,10 @@ async def _later(directory: Path, path: Path, found: os.stat_result) -> None:
 
 def _known(directory: Path, path: Path, found: os.stat_result) -> str | None:
     try:
-        size, changed, sha256 = json.loads(_sidecar(directory, path).read_bytes())
+        size, changed, sha256, *inode = json.loads(_sidecar(directory, path).read_bytes())
     except (OSError, ValueError, TypeError):
         return _in_manifest(directory, path, found)
-    if (size, changed) == (found.st_size, found.st_mtime_ns):
+    if (size, changed) == (found.st_size, found.st_mtime_ns) and inode in ([], [found.st_ino]):
         return str(sha256)
     return _in_manifest(directory, path, found)
 
