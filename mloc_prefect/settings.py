@@ -264,6 +264,24 @@ class MlocSettings(BaseSettings):
         validation_alias=_names("DISPATCH"),
         description="Workers that stages go to: ours, those of the original protocol, or ours first (`auto`).",
     )
+    cpu_only_weight: float = Field(
+        default=0.6,
+        ge=0,
+        validation_alias=_names("CPU_ONLY_WEIGHT", "CPU_ONLY_WEIGHT"),
+        description="What an idle worker of the original protocol without GPUs counts, see `low_avail_ratio`.",
+    )
+    gpu_weight: float = Field(
+        default=1.0,
+        ge=0,
+        validation_alias=_names("GPU_WEIGHT", "GPU_WEIGHT"),
+        description="What an idle one with GPUs counts.",
+    )
+    low_avail_ratio: float = Field(
+        default=0.6,
+        ge=0,
+        validation_alias=_names("LOW_AVAIL_RATIO", "LOW_AVAIL_RATIO"),
+        description="Sum of these for each waiting task up to which the first idle one is taken, not the best one.",
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         default="INFO",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from mloc_prefect.bridge.original_choice import choose_worker
+from mloc_prefect.bridge.original_choice import Weights, choose_worker
 from mloc_prefect.bridge.original_claim import Claim, End, Times, works_at
 from mloc_prefect.bridge.original_hub import Hub
 from mloc_prefect.bridge.original_results import ResultPlace, says_failed
@@ -50,7 +50,7 @@ async def original_workers(settings: MlocSettings) -> AsyncIterator[OriginalDisp
     from mloc_prefect.bridge.stores import open_stores
 
     stores = open_stores(settings.redis_url)
-    dispatcher = OriginalDispatcher(stores, settings.results_root)
+    dispatcher = OriginalDispatcher.of(stores, settings)
     try:
         yield dispatcher
     finally:
@@ -65,10 +65,14 @@ class OriginalDispatcher:
         stores: Registry, messages, leases.
         root: Results root that the workers, or the endpoint that they post to, share with us.
         times: Waiting times.
+        weights: When the best worker is looked for.
     """
 
-    def __init__(self, stores: Stores, root: Path, times: Times | None = None) -> None:
+    def __init__(
+        self, stores: Stores, root: Path, times: Times | None = None, *, weights: Weights | None = None
+    ) -> None:
         self._stores = stores
+        self._weights = weights or Weights()
         self._root = root
         self._times = times or Times()
         self._hub = Hub(stores.publisher)
@@ -76,6 +80,11 @@ class OriginalDispatcher:
         self._waiting = 0
         self._failed: dict[str, set[str]] = {}
         self._left: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, stores: Stores, settings: MlocSettings) -> OriginalDispatcher:
+        """Return the one of a site with these settings."""
+        return cls(stores, settings.results_root, weights=Weights.of(settings))
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
         """See `StageDispatcher`. A worker that vanishes costs the attempt only when no other one is free."""
@@ -101,7 +110,9 @@ class OriginalDispatcher:
             StoreError: The registry cannot be reached.
         """
         workers = await self._roster.workers()
-        return choose_worker(workers, resources, demand=self._waiting + 1, engaged=self._hub.followed)
+        return choose_worker(
+            workers, resources, demand=self._waiting + 1, engaged=self._hub.followed, weights=self._weights
+        )
 
     async def close(self) -> None:
         """Stop to listen; workers that still work at a task nobody waits for are not followed any longer."""
@@ -142,6 +153,7 @@ class OriginalDispatcher:
                     demand=self._waiting,
                     avoid=trial.avoid,
                     engaged=engaged,
+                    weights=self._weights,
                 )
                 resumed = [w for w in workers if not w.stale and works_at(w, trial.task_id)]
                 for worker in (*resumed, *choice.ready):

@@ -14,11 +14,31 @@ if TYPE_CHECKING:
 
     from mloc_prefect.bridge.records import WorkerRecord
     from mloc_prefect.plan.model import ResourceRequest
+    from mloc_prefect.settings import MlocSettings
     from mloc_prefect.worker.inventory import Inventory
 
-CPU_WEIGHT, GPU_WEIGHT = 0.6, 1.0
-LOW_AVAILABILITY = 0.6
-"""Weight of idle workers for each waiting task up to which the first one is as good as the best one."""
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How scarce workers are. [protocol 2.4, 6].
+
+    Attributes:
+        cpu_only: What an idle worker without GPUs counts.
+        gpu: What an idle one with GPUs counts.
+        low: Sum of these for each waiting task up to which the first worker is as good as the best one.
+    """
+
+    cpu_only: float = 0.6
+    gpu: float = 1.0
+    low: float = 0.6
+
+    @classmethod
+    def of(cls, settings: MlocSettings) -> Weights:
+        """Return those that are set."""
+        return cls(settings.cpu_only_weight, settings.gpu_weight, settings.low_avail_ratio)
+
+
+USUAL = Weights()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +65,7 @@ def choose_worker(
     demand: int = 1,
     avoid: Collection[str] = (),
     engaged: Collection[str] = (),
+    weights: Weights = USUAL,
 ) -> Choice:
     """Return the workers that may take a task.
 
@@ -54,19 +75,20 @@ def choose_worker(
         demand: Tasks that wait, this one included.
         avoid: Workers on which the task failed before: they come last, but are not left out.
         engaged: Workers that are known to have a task, whatever their status says.
+        weights: When the best one is looked for.
     """
     original = [worker for worker in workers if worker.protocol == "original"]
     live = [worker for worker in original if not (worker.stale or worker.elastic_disabled)]
     fitting = [worker for worker in live if misfit(resources, worker_inventory(worker)) is None]
     idle = [worker for worker in fitting if worker.status == "IDLE" and worker.worker_id not in engaged]
-    ready = sorted(_ordered(idle, demand), key=lambda worker: worker.worker_id in avoid)
+    ready = sorted(_ordered(idle, demand, weights), key=lambda worker: worker.worker_id in avoid)
     why = "" if ready else _why(original, live, fitting, resources)
     return Choice(tuple(live), tuple(fitting), tuple(ready), why)
 
 
-def _ordered(idle: Sequence[WorkerRecord], demand: int) -> list[WorkerRecord]:
-    weight = sum(GPU_WEIGHT if worker_inventory(worker).gpus else CPU_WEIGHT for worker in idle)
-    if weight / max(1, demand) <= LOW_AVAILABILITY:
+def _ordered(idle: Sequence[WorkerRecord], demand: int, weights: Weights) -> list[WorkerRecord]:
+    weight = sum(weights.gpu if worker_inventory(worker).gpus else weights.cpu_only for worker in idle)
+    if weight / max(1, demand) <= weights.low:
         return list(idle)
     return sorted(idle, key=lambda worker: _power(worker_inventory(worker)), reverse=True)
 

@@ -243,7 +243,7 @@ class Node:
 
         stores = open_stores(url)
         self._stack.push_async_callback(stores.close)
-        original = OriginalDispatcher(stores, self._settings.results_root)
+        original = OriginalDispatcher.of(stores, self._settings)
         self._stack.push_async_callback(original.close)
         return original
 

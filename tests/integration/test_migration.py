@@ -46,6 +46,9 @@ ELSEWHERE = {
     "VLLM_MODEL": "unit/test_models.py",
     "CUDA_VISIBLE_DEVICES": "integration/test_runtime.py",
     "MAX_AUTO_SHARDS": "unit/test_shards.py",
+    "CPU_ONLY_WEIGHT": "unit/test_original.py",
+    "GPU_WEIGHT": "unit/test_original.py",
+    "LOW_AVAIL_RATIO": "unit/test_original.py",
 }
 """Variables whose effect needs a model, a GPU or several workers, and the tests that show it."""
 

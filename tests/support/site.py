@@ -31,10 +31,7 @@ BEAT, TTL = 0.5, 45
 WITHOUT_EFFECT = {
     "TASK_TOPIC": "other",
     "QUEUE_LOG_INTERVAL_SEC": "never",
-    "CPU_ONLY_WEIGHT": "x",
-    "GPU_WEIGHT": "-1",
     "HIGH_AVAIL_RATIO": "",
-    "LOW_AVAIL_RATIO": "nan",
     "HOST_APP_RELOAD": "true",
     "HOST_METRICS_DIR": "/proc/none",
     "ORCHESTRATOR_METRICS_DIR": "/proc/none",

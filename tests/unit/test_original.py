@@ -22,6 +22,7 @@ from mloc_prefect.errors import ExecutionError, StoreError
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.dispatch import StageJob
 from mloc_prefect.plan.model import ResourceRequest
+from mloc_prefect.settings import get_settings
 from mloc_prefect.tasks.base import ExecutorRef
 from tests.support.original_worker import hardware
 
@@ -203,6 +204,36 @@ def test_the_best_worker_comes_first_while_there_are_enough() -> None:
     ]
     assert names(choose_worker(workers, ResourceRequest())) == ["gpu", "big", "cpu"]
     assert names(choose_worker(workers, ResourceRequest(), demand=10)) == ["cpu", "big", "gpu"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, "gpu"),
+        ({"LOW_AVAIL_RATIO": "1.6"}, "cpu"),  # the two count 1.6
+        ({"LOW_AVAIL_RATIO": "1.6", "GPU_WEIGHT": "1.1"}, "gpu"),
+        ({"LOW_AVAIL_RATIO": "1.6", "CPU_ONLY_WEIGHT": "0.7"}, "gpu"),
+        ({"CPU_ONLY_WEIGHT": "0", "GPU_WEIGHT": "0"}, "cpu"),
+    ],
+)
+async def test_the_site_says_when_the_best_worker_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stores = memory_stores()
+    dispatcher = OriginalDispatcher.of(stores, get_settings())
+    for one in (worker("cpu"), worker("gpu", hardware=hardware(gpus=("l4",)))):
+        await stores.workers.register(one, ttl=60)
+    assert names(await dispatcher.choice(ResourceRequest()))[0] == first
+    waiting = asyncio.create_task(dispatcher.dispatch(job(tmp_path), on_event=lambda _: None))
+    async with asyncio.timeout(5):
+        while not (told := [m["assigned_worker"] for name, m in stores.publisher.sent if name == TASKS]):  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
+    assert told[0] == first
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await dispatcher.close()
 
 
 def test_a_worker_that_failed_comes_last_but_stays() -> None:
