@@ -6,9 +6,12 @@ import asyncio
 import importlib
 import logging
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from prefect.exceptions import Abort, Pause
+import anyio
+import httpx
+from prefect.exceptions import Abort, Pause, PrefectException
 from prefect.flows import Flow
 from prefect.states import Cancelled, Crashed
 
@@ -53,6 +56,29 @@ def own_flow(deployment: DeploymentResponse) -> Flow[..., Any] | None:
     return flow if isinstance(flow, Flow) and flow.isasync and not flow.isgenerator else None
 
 
+@dataclass(slots=True)
+class _Run:
+    """One run.
+
+    Attributes:
+        task: Ends with it.
+        switch: Says why it ends.
+        cancelled: Its task was cancelled; a second time would interrupt the report of the first.
+        left: Set when nothing more is asked of the API for it.
+    """
+
+    task: asyncio.Task[bool]
+    switch: CancelSwitch
+    cancelled: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def end(self) -> None:
+        """Cancel it, unless that was done or it has reported its end."""
+        if not (self.cancelled or self.switch.ended):
+            self.cancelled = True
+            self.task.cancel()
+
+
 class WarmRuns:
     """The runs in this loop; an async context manager.
 
@@ -64,8 +90,9 @@ class WarmRuns:
     def __init__(self, client: PrefectClient, cancels: CancelWatch) -> None:
         self._client = client
         self._cancels = cancels
-        self._runs: dict[UUID, tuple[asyncio.Task[bool], CancelSwitch]] = {}
+        self._runs: dict[UUID, _Run] = {}
         self._stack = ExitStack()
+        self._closed = False
         self.ended_early: tuple[UUID, ...] = ()
 
     async def __aenter__(self) -> Self:
@@ -76,11 +103,10 @@ class WarmRuns:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         """End what still runs, as crashed, so that it may be started again elsewhere (`ended_early`)."""
-        early = {run_id: switch for run_id, (_, switch) in self._runs.items() if not switch.requested}
-        for switch in early.values():
-            switch.stopped = True
-        self.ended_early = tuple(early)
+        for run_id, run in self._runs.items():
+            self._note_stop(run_id, run)
         await self._end_all()
+        self._closed = True
         self._stack.close()
 
     @property
@@ -90,8 +116,8 @@ class WarmRuns:
 
     async def abandon(self) -> None:
         """End all runs without a word: they were given to other workers."""
-        for _, switch in self._runs.values():
-            switch.abandoned = True
+        for run in self._runs.values():
+            run.switch.abandoned = True
         await self._end_all()
 
     async def run(self, flow: Flow[..., Any], flow_run: FlowRun, dispatcher: StageDispatcher) -> int:
@@ -107,18 +133,21 @@ class WarmRuns:
         """
         switch = CancelSwitch()
         task = asyncio.create_task(self._go(flow, flow_run, dispatcher, switch), name=f"run {flow_run.name}")
-        self._runs[flow_run.id] = (task, switch)
+        run = self._runs[flow_run.id] = _Run(task, switch)
         self._cancels.add(flow_run.id, lambda: self.cancel(flow_run.id))
         try:
             await asyncio.wait({task})
+            return await self._outcome(flow_run, run)
+        except asyncio.CancelledError:
+            if not self._closed:
+                with anyio.CancelScope(shield=True):
+                    await self._hand_over(flow_run, run)
+            raise
         finally:
-            self._cancels.remove(flow_run.id)
-            del self._runs[flow_run.id]
-        if switch.abandoned or (not task.cancelled() and task.exception() is None and task.result()):
-            return 0
-        if await self._settled(flow_run, switch):
-            return 0
-        return _unreported(task, flow_run)
+            if self._runs.get(flow_run.id) is run:  # else it was given up, and is here anew
+                self._cancels.remove(flow_run.id)
+                del self._runs[flow_run.id]
+            run.left.set()
 
     async def _go(
         self, flow: Flow[..., Any], flow_run: FlowRun, dispatcher: StageDispatcher, switch: CancelSwitch
@@ -136,11 +165,37 @@ class WarmRuns:
 
     def cancel(self, flow_run_id: UUID) -> None:
         """Cancel a run of this loop, once: the engine itself says Cancelling again, and that must not interrupt it."""
-        task, switch = self._runs.get(flow_run_id, (None, None))
-        if task is None or switch is None or switch.requested or switch.ended:
+        run = self._runs.get(flow_run_id)
+        if run is None or run.switch.requested or run.switch.ended:
             return
-        switch.requested = True
-        task.cancel()
+        run.switch.requested = True
+        run.end()
+
+    def _note_stop(self, run_id: UUID, run: _Run) -> None:
+        """Note that a run ends before its time, by no fault of its own."""
+        switch = run.switch
+        if not (run.task.done() or switch.requested or switch.abandoned or switch.stopped):
+            switch.stopped = True
+            self.ended_early = (*self.ended_early, run_id)
+
+    async def _hand_over(self, flow_run: FlowRun, run: _Run) -> None:
+        """End a run whose caller is cancelled: Prefect cancels all at once when one has an error that nobody took."""
+        self._note_stop(flow_run.id, run)
+        run.end()
+        await asyncio.wait({run.task}, timeout=_SETTLE_SECONDS)
+        try:
+            if run.task.done():
+                await self._outcome(flow_run, run)
+        except (httpx.HTTPError, PrefectException) as error:
+            logger.warning("run %s has no end in the API: %s", flow_run.name, str(error) or type(error).__name__)
+
+    async def _outcome(self, flow_run: FlowRun, run: _Run) -> int:
+        task, switch = run.task, run.switch
+        if switch.abandoned or (not task.cancelled() and task.exception() is None and task.result()):
+            return 0
+        if await self._settled(flow_run, switch):
+            return 0
+        return _unreported(task, flow_run)
 
     async def _settled(self, flow_run: FlowRun, switch: CancelSwitch) -> bool:
         """Return whether the run has an end in the API; give it one if it was interrupted too early for the engine.
@@ -160,11 +215,12 @@ class WarmRuns:
         return state is not None and state.is_final()
 
     async def _end_all(self) -> None:
-        tasks = [task for task, switch in self._runs.values() if not switch.ended]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
+        runs = list(self._runs.values())
+        for run in runs:
+            run.end()
+        with anyio.move_on_after(_SETTLE_SECONDS):
+            for run in runs:
+                await run.left.wait()
 
 
 def _unreported(task: asyncio.Task[bool], flow_run: FlowRun) -> int:
