@@ -37,6 +37,7 @@ __all__ = [
     "WarmEngine",
     "being_submitted",
     "is_synced",
+    "not_submitted",
     "note_poll",
     "run_warm",
     "signals_left_alone",
@@ -180,6 +181,21 @@ def is_synced(worker: Worker) -> bool:
 def being_submitted(worker: Worker) -> Collection[UUID]:
     """Return the runs that a worker has taken from a poll and not started yet: a view that moves."""
     return worker._submitting_flow_run_ids
+
+
+def not_submitted(worker: Worker, flow_run_id: UUID, *, runs: bool) -> None:
+    """Let a worker forget a run that it was submitting, whatever came of it; a second time nothing happens.
+
+    Args:
+        worker: The worker.
+        flow_run_id: The run.
+        runs: It runs here, and keeps its slot.
+    """
+    worker._submitting_flow_run_ids.discard(flow_run_id)
+    if worker._cancelling_observer is not None:
+        worker._cancelling_observer.remove_in_flight_flow_run_id(flow_run_id)
+    if not runs:
+        worker._release_limit_slot(flow_run_id)
 
 
 def note_poll(worker: Worker) -> None:

@@ -23,6 +23,7 @@ from mloc_prefect.worker.cancels import CancelWatch
 from mloc_prefect.worker.card import WorkerCard
 from mloc_prefect.worker.claims import Claims
 from mloc_prefect.worker.directory import VariableDirectory
+from mloc_prefect.worker.doubts import REST_SECONDS, Doubts
 from mloc_prefect.worker.engine import WarmRuns
 from mloc_prefect.worker.heartbeat import Heartbeat
 from mloc_prefect.worker.here import Here, Slots
@@ -109,6 +110,7 @@ class Node:
         self._incarnation = secrets.token_hex(4)
         self._stack = AsyncExitStack()
         self._leases: dict[UUID, Lease] = {}
+        self._doubts = Doubts(self._put_back)
         self._background: set[asyncio.Task[Any]] = set()
         self._place: Place | None = None
         self._here: Here | None = None
@@ -140,10 +142,18 @@ class Node:
         """Where root runs dispatch their stages to."""
         return self._dispatcher
 
-    async def claim(self, client: PrefectClient, busy: Collection[UUID], *, settled: bool) -> list[Claim]:
-        """Return what to run now, see `Claims.choose`; the leases are kept for `run`, or until `drop`."""
+    async def claim(self, client: PrefectClient, here: Collection[UUID], *, settled: bool) -> list[Claim]:
+        """Return what to run now, see `Claims.choose`; the leases are kept for `run`, or until `drop`.
+
+        Args:
+            client: Open client.
+            here: Runs that the worker is taking or running.
+            settled: See `Claims.choose`.
+        """
         if not self._open_to_work:
             return []
+        await self._doubts.settle(here)
+        busy = {*here, *self._doubts.resting}
         settled, self._waker.new_queue = settled or self._waker.new_queue, False  # not after: more may come meanwhile
         claims = await self._claims.choose(client, busy, settled=settled)
         self._leases |= {claim.entry.flow_run.id: claim.lease for claim in claims if claim.lease is not None}
@@ -153,6 +163,11 @@ class Node:
     def _open_to_work(self) -> bool:
         """Whether it takes further runs: it does not end, and nobody has switched it off."""
         return not self.draining and not self._switched_off()
+
+    def doubt(self, flow_run_id: UUID) -> None:
+        """Note that nobody knows whether this worker has taken a run."""
+        self._doubts.add(flow_run_id)
+        self._waker.wake(REST_SECONDS)
 
     def lease_of(self, flow_run_id: UUID) -> Lease | None:
         """Return the lease that a run was claimed with."""
@@ -328,6 +343,10 @@ class Node:
             await recovery.put_back(self.card(), why)
         except httpx.HTTPError as error:
             logger.warning("what had not begun stays Pending: %s", str(error) or type(error).__name__)
+
+    async def _put_back(self, runs: Collection[UUID]) -> Collection[str]:
+        why = f"worker {self._name} had no answer when it took this"
+        return await Recovery(self._client, self._settings.max_retries).put_back(self.card(), why, only=runs)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)

@@ -13,7 +13,8 @@ from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.leases import start_mark
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+    from uuid import UUID
 
     from prefect.client.orchestration import PrefectClient
 
@@ -67,18 +68,31 @@ class Recovery:
             else:  # a process of its own, which may well go on without the worker; see `orphans`
                 logger.warning("run %s of a flow that is not ours is left as it is: %s", run["name"], lost)
 
-    async def put_back(self, card: WorkerCard, why: str) -> None:
-        """Schedule again what a worker that is being stopped has taken and not begun.
+    async def put_back(self, card: WorkerCard, why: str, *, only: Collection[UUID] | None = None) -> set[str]:
+        """Schedule again what a worker has taken and not begun.
+
+        Args:
+            card: The worker: one that is being stopped, unless `only` names runs.
+            why: Message of their states.
+            only: Runs, or None for all.
+
+        Returns:
+            Ids of those that were Pending.
 
         Raises:
             httpx.HTTPError: The server does not answer.
         """
-        for run in await self._active(_of_pool(card.pool)):
+        wanted, found = _of_pool(card.pool), set[str]()
+        if only is not None:
+            wanted |= {"flow_runs": {"id": {"any_": [str(run) for run in only]}}}
+        for run in await self._active(wanted):
             if run["state"]["type"] != "PENDING" or not _is_of(run, card):
                 continue
             ours = await self._flow(run["flow_id"]) in _OURS
             if ours or not run.get("infrastructure_pid"):  # a process of its own ends after this, and says so
                 await self._put_back(run, why)
+                found.add(run["id"])
+        return found
 
     async def of_users(self, pool: str) -> list[dict[str, Any]]:
         """Return the runs of a pool that are Running, of flows that are not ours.

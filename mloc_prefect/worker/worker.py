@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
-from prefect.exceptions import Abort
+from prefect.exceptions import PrefectException, PrefectSignal
 from prefect.states import Pending
 from prefect.workers.process import ProcessJobConfiguration, ProcessVariables, ProcessWorker, ProcessWorkerResult
 from pydantic import Field, PrivateAttr
@@ -175,10 +175,11 @@ class MlocGpuWorker(ProcessWorker):
     async def teardown(self, *exc_info: Any) -> None:
         """End warm runs and hosts first, while the API can still be told."""
         if self._node is not None:
-            try:
-                await self._settle(self._node)
-            finally:  # a second signal ends the wait, not what follows
-                await self._node.__aexit__(None, None, None)
+            with anyio.CancelScope(shield=True):  # an error that nobody took has cancelled all that Prefect waits for
+                try:
+                    await self._settle(self._node)
+                finally:  # a second signal ends the wait, not what follows
+                    await self._node.__aexit__(None, None, None)
         self._node = None
         await super().teardown(*exc_info)
 
@@ -265,7 +266,8 @@ class MlocGpuWorker(ProcessWorker):
         if self._node is None or not is_synced(self):
             return []
         async with self._poll_turn:
-            claims = await self._node.claim(self.client, being_submitted(self), settled=settled)
+            here = {*being_submitted(self), *self._entered}
+            claims = await self._node.claim(self.client, here, settled=settled)
             note_poll(self)
             with without_limit(self):
                 started = await self._submit_scheduled_flow_runs([c.entry for c in claims if not c.slot])
@@ -276,10 +278,22 @@ class MlocGpuWorker(ProcessWorker):
             return started
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
-        """Give the lease back of a run that another worker was faster to take."""
-        await super()._submit_run(flow_run)
-        if flow_run.id not in self._entered and self._node is not None:
-            await self._node.drop(flow_run.id)
+        """Start a run; give the lease and the slot back of one that another worker was faster to take."""
+        from mloc_prefect.worker._prefect import not_submitted
+
+        try:
+            await super()._submit_run(flow_run)
+        except (Exception, PrefectSignal):  # boundary: Prefect would cancel all runs of this worker for it
+            self.get_flow_run_logger(flow_run).exception("not started, it is taken again later")
+            self._doubt(flow_run)
+        finally:
+            not_submitted(self, flow_run.id, runs=flow_run.id in self._entered)
+            if flow_run.id not in self._entered and self._node is not None:
+                await self._node.drop(flow_run.id)
+
+    def _doubt(self, flow_run: FlowRun) -> None:
+        if self._node is not None:
+            self._node.doubt(flow_run.id)
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
         """Take a run, and say in the same step who did: should we be lost now, others know whose it was."""
@@ -294,11 +308,12 @@ class MlocGpuWorker(ProcessWorker):
         log = self.get_flow_run_logger(flow_run)
         try:
             state = await propose_state(self.client, pending, flow_run_id=flow_run.id)
-        except Abort as refusal:
-            log.info("not taken: %s", refusal)
+        except (PrefectSignal, PrefectException) as refusal:  # somebody has taken, paused or deleted it
+            log.info("not taken: %s", str(refusal) or type(refusal).__name__)
             return False
         except httpx.HTTPError as error:
             log.warning("not taken, the server does not answer: %s", str(error) or type(error).__name__)
+            self._doubt(flow_run)
             return False
         if not state.is_pending():
             log.info("not taken: it is %s by now", state.name)

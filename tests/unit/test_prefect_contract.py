@@ -6,10 +6,12 @@ import asyncio
 import inspect
 import signal
 from types import SimpleNamespace
+from uuid import uuid4
 
 import anyio
 import pytest
 from prefect import flow, flow_engine
+from prefect._internal.observers import FlowRunCancellingObserver
 from prefect.server.database import dependencies
 from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
 from prefect.workers.base import BaseWorker
@@ -17,7 +19,14 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from mloc_prefect.orchestrate.sqlite import SerialSqlite, install
-from mloc_prefect.worker._prefect import being_submitted, is_synced, note_poll, signals_left_alone, without_limit
+from mloc_prefect.worker._prefect import (
+    being_submitted,
+    is_synced,
+    not_submitted,
+    note_poll,
+    signals_left_alone,
+    without_limit,
+)
 from mloc_prefect.worker.engine import own_flow
 from mloc_prefect.worker.worker import MlocGpuWorker
 
@@ -122,6 +131,8 @@ def test_signals_are_left_alone_and_given_back():
         (BaseWorker, "get_and_submit_flow_runs", ["self"]),
         (BaseWorker, "_submit_scheduled_flow_runs", ["self", "flow_run_response"]),
         (BaseWorker, "_submit_run", ["self", "flow_run"]),
+        (BaseWorker, "_release_limit_slot", ["self", "flow_run_id"]),
+        (FlowRunCancellingObserver, "remove_in_flight_flow_run_id", ["self", "flow_run_id"]),
         (BaseWorker, "_propose_pending_state", ["self", "flow_run"]),
         (BaseWorker, "_propose_submitting_state", ["self", "flow_run"]),
         (BaseWorker, "_give_worker_labels_to_flow_run", ["self", "flow_run_id"]),
@@ -153,6 +164,7 @@ def stock() -> ProcessWorker:
 @pytest.mark.parametrize(
     "name",
     [
+        "_cancelling_observer",
         "_has_successfully_synced",
         "_last_polled_time",
         "_limiter",
@@ -179,6 +191,28 @@ def test_a_worker_is_read_and_set_through_one_module(stock: ProcessWorker):
         assert stock._limiter is None
         raise KeyError
     assert stock._limiter is not None
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_what_is_no_longer_submitted_is_forgotten_everywhere_and_twice(stock: ProcessWorker, *, runs: bool):
+    run, removed = uuid4(), []
+    stock._limiter = anyio.CapacityLimiter(1)
+    stock._limiter.acquire_on_behalf_of_nowait(run)
+    stock._submitting_flow_run_ids.add(run)
+    stock._cancelling_observer = SimpleNamespace(remove_in_flight_flow_run_id=removed.append)
+    for _ in range(2):
+        not_submitted(stock, run, runs=runs)
+    assert list(being_submitted(stock)) == []
+    assert removed == [run, run]
+    assert stock._limiter.borrowed_tokens == runs
+
+
+def test_the_cancelling_observer_forgets_twice():
+    observer = FlowRunCancellingObserver(on_cancelling=lambda _: None)
+    run = uuid4()
+    observer.add_in_flight_flow_run_id(run)
+    for _ in range(2):
+        observer.remove_in_flight_flow_run_id(run)
 
 
 # --- the worker -------------------------------------------------------------------------------------------------------
