@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.execution.protocol import ExecutionResult
 
-EXECUTOR = "mloc_prefect.executors.transformers:TransformersExecutor"
+EXECUTOR = "held_executors:Transformers"
 EXACT = {"model": {"transformers": {"dtype": "float32"}}, "inference": {"temperature": 0, "batch_size": 1}}
 """What makes texts comparable: float32 and one row per batch."""
 
@@ -131,13 +131,14 @@ async def test_after_kill_9_in_mid_batch_only_missing_rows_are_computed(runner: 
     whole = Task(runner, mirrors, "whole", prompts, **spec)
     expected = read_json((await whole.run()).path)
 
-    task = Task(runner, mirrors, "killed", prompts, **spec)
+    task = Task(runner, mirrors, "killed", prompts, **spec, hold=[3, str(runner.root / "let-go")])
     host = await runner.hosts.acquire(host_spec(EXECUTOR))
 
     def kill_once_two_rows_ended(event: ExecutionEvent) -> None:
         if event.kind == "progress" and event.data["done"] >= 2:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(host.pid, signal.SIGKILL)
+            (runner.root / "let-go").touch()
 
     with pytest.raises(ExecutionError) as caught:
         await task.run(kill_once_two_rows_ended)
@@ -185,7 +186,7 @@ async def test_a_cancelled_task_leaves_a_host_that_works(runner: Runner, mirrors
     running = asyncio.create_task(
         long.run(lambda e: started.set() if e.kind == "phase" and e.data["text"] == "generating" else None)
     )
-    await asyncio.wait_for(started.wait(), 60)
+    await asyncio.wait_for(started.wait(), 120)
     before = await runner.hosts.acquire(host_spec(EXECUTOR))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

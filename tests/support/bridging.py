@@ -133,7 +133,7 @@ def bridge_process(env: Mapping[str, str], log: Path) -> Iterator[subprocess.Pop
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(15)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
