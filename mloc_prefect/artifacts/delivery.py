@@ -177,9 +177,10 @@ async def deliver(
     worker_id: str | None,
     allowed: AllowedHosts,
     stage_run: str | None = None,
+    envelope: bool = False,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> None:
-    """Send `{"task_id", "result", "worker_id"}` with the JSON of the file `result`, streamed.
+    """Send `{"task_id", "result", "worker_id"}` with the JSON of the file `result`, or that file alone, streamed.
 
     Redirects are followed with the same method and body (303: with GET and none), each target being checked like the
     first; the user's headers are not sent to another origin.
@@ -191,6 +192,7 @@ async def deliver(
         worker_id: Who did the work, or None.
         allowed: Hosts that may be named.
         stage_run: Flow run of the stage that sends it, for the header `STAGE_RUN`; not sent to another origin.
+        envelope: The file is what is sent: it holds the result of a divided task in its envelope. [protocol 2.7].
         transport: Takes the place of the network (tests).
 
     Raises:
@@ -207,7 +209,7 @@ async def deliver(
         ) as client:
             for _ in range(_MOST_REDIRECTS + 1):
                 allowed.check(url)
-                body = None if bare else _Body(task_id, result, worker_id)
+                body = None if bare else _Body(result) if envelope else _Body.around(task_id, result, worker_id)
                 response = await _send(client, method, url, headers, body)
                 if response.status_code not in _REDIRECTS or "location" not in response.headers:
                     _judge(response, task_id)
@@ -250,15 +252,19 @@ def shown_text(text: str) -> str:
 class _Body:
     """The request body: read from the file while it is sent, so that a large result needs no memory."""
 
-    def __init__(self, task_id: str, result: Path, worker_id: str | None) -> None:
-        self.head = b'{"task_id": ' + json.dumps(task_id, ensure_ascii=False).encode() + b', "result": '
-        self.tail = b', "worker_id": ' + json.dumps(worker_id, ensure_ascii=False).encode() + b"}"
-        self.result = result
-        self.length = len(self.head) + result.stat().st_size + len(self.tail)
+    def __init__(self, file: Path, head: bytes = b"", tail: bytes = b"") -> None:
+        self.head, self.file, self.tail = head, file, tail
+        self.length = len(head) + file.stat().st_size + len(tail)
+
+    @classmethod
+    def around(cls, task_id: str, result: Path, worker_id: str | None) -> _Body:
+        """Return the message about a result object."""
+        head = b'{"task_id": ' + json.dumps(task_id, ensure_ascii=False).encode() + b', "result": '
+        return cls(result, head, b', "worker_id": ' + json.dumps(worker_id, ensure_ascii=False).encode() + b"}")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self.head
-        with self.result.open("rb") as file:
+        with self.file.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
                 yield chunk
         yield self.tail

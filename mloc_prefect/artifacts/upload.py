@@ -139,7 +139,8 @@ async def upload(
 def named_files(content: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """Return where the result names files: a mapping, and how its keys `path`, `url`, `sha256`, `error` start."""
     places = [(content, f"{name}_archive_") for name in _KEYS]
-    for holder in (content, content.get("merged")):  # the latter in the result of a divided task
+    result = content.get("result")
+    for holder in (content, result.get("merged") if isinstance(result, dict) else None):  # the latter of a divided task
         export = holder.get("jsonl_export") if isinstance(holder, dict) else None
         places += [(export, "")] if isinstance(export, dict) else []
     return places

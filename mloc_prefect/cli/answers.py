@@ -60,7 +60,8 @@ def read_items(path: Path) -> list[Any]:
     except (OSError, ValueError):
         return []  # a preview is no place to fail: the path is printed anyway
     inner = content.get("result", content) if isinstance(content, dict) else {}
-    items = inner.get("items") if isinstance(inner, dict) else None
+    whole = inner.get("merged", inner) if isinstance(inner, dict) else {}  # of a divided task, or not
+    items = whole.get("items") if isinstance(whole, dict) else None
     return items if isinstance(items, list) else []
 
 

@@ -82,6 +82,7 @@ class ExecutionResult:
         host_pid: Process that did the work.
         reused_rows: Rows taken over from earlier attempts.
         delivered: The worker has itself put the result to the task's place and to its destination.
+        envelope: The file holds the whole envelope [protocol 1.4], not only the result object in it.
     """
 
     path: str
@@ -89,6 +90,7 @@ class ExecutionResult:
     host_pid: int | None = None
     reused_rows: int = 0
     delivered: bool = False
+    envelope: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Computed:
         path: Absolute path of the result object.
         summary: Facts for displays.
         delivered: The worker has put it to its place and destination itself.
+        envelope: The file holds the whole envelope.
     """
 
     spec_sha256: str
@@ -49,6 +50,7 @@ class Computed:
     path: str
     summary: dict[str, Any] = field(default_factory=dict)
     delivered: bool = False
+    envelope: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,7 @@ class Committer:
                 worker_id=worker_id,
                 allowed=self.allowed,
                 stage_run=self.stage_run,
+                envelope=computed.envelope,
             )
             await self.fence.check()
             # An endpoint that shares our results root has put its envelope there [protocol 1.4].

@@ -1,13 +1,14 @@
 """The result of a divided task, from those of its shards. [protocol 2.7].
 
-`{"shards": [<envelope of each>], "merged": {"items": [...], "usage": {...}, "model": ...}}`, written as a stream: no
-more than one shard's result is in memory.
+`{"shards": [<envelope of each>], "merged": {"items": [...], "usage": {...}, "model": ...}}` in an envelope of its own,
+as clients of MLOC know it; written as a stream: no more than one shard's result is in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.results import write_result
 from mloc_prefect.executors.export import Export
 from mloc_prefect.executors.fields import Fields
+from mloc_prefect.plan.shards import MULTI
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +83,7 @@ def merge(shards: Sequence[Finished], request: ExecutionRequest, rows: int | Non
         rows: How many rows it has, when that is known.
 
     Returns:
-        Path of the result, and facts for displays.
+        Path of the envelope with the result, and facts for displays.
 
     Raises:
         ExecutionError: More rows failed than the task allows, or rows are missing; not retryable.
@@ -112,7 +114,14 @@ def _merge(shards: Sequence[Finished], request: ExecutionRequest, rows: int | No
     engines = dict.fromkeys(shard.manifest.engine for shard in shards if shard.manifest.engine)
     whys = dict.fromkeys(str(engine["why"]) for engine in facts.engines if engine.get("why"))
     chosen = {"engine": ", ".join(engines) or None, **({"why": "; ".join(whys)} if whys else {})}
-    return write_result(Path(request.attempt_dir), result), {**chosen, **summary}
+    envelope = {
+        "task_id": request.task_id,
+        "worker_id": MULTI,
+        "metadata": {"aggregated": True, "shards": len(shards)},
+        "received_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "result": result,
+    }
+    return write_result(Path(request.attempt_dir), envelope), {**chosen, **summary}
 
 
 class _Facts:

@@ -159,7 +159,7 @@ class _Divided:
         finished = [task.result() for task in tasks]
         path, summary = await asyncio.to_thread(merge, finished, self._job.request, self._plan.rows)
         reused = sum(int(f.manifest.summary.get("reused_rows") or 0) for f in finished)
-        return ExecutionResult(str(path), summary=summary, reused_rows=reused)
+        return ExecutionResult(str(path), summary=summary, reused_rows=reused, envelope=True)
 
     def _part(self, index: int) -> _Part:
         whole, total = self._job.request, len(self._plan.task_ids)

@@ -216,6 +216,7 @@ class _Runner:
             path=result.path,
             summary=summary,
             delivered=result.delivered,
+            envelope=result.envelope,
         )
 
     def _request(self, directory: Path, attempt: int) -> ExecutionRequest:

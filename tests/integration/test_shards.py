@@ -110,7 +110,8 @@ def divided(spec: dict[str, Any], shards: int) -> dict[str, Any]:
 
 def result(outcome: StageOutcome) -> dict[str, Any]:
     assert outcome.result_path is not None
-    return json.loads(Path(outcome.result_path).read_text())
+    found = json.loads(Path(outcome.result_path).read_text())
+    return found["result"] if found.get("worker_id") == "MULTI" else found
 
 
 def computed(root: Path, task_ids: list[str]) -> list[int]:

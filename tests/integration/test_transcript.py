@@ -178,11 +178,14 @@ async def test_shards_run_at_several_original_workers_and_give_one_result(replay
         children = [one for one in (await here.http.get("/api/v1/tasks")).json() if one["parent_task_id"] == task_id]
         sent = [message for message in here.messages("tasks") if message["parent_task_id"] == task_id]
         assert sorted(len(worker.got) for worker in (a, b, c)) == [1, 1, 1]
-    merged = answer["merged"]
+    assert list(answer) == ["task_id", "worker_id", "metadata", "received_at", "result"]
+    assert (answer["task_id"], answer["worker_id"]) == (task_id, "MULTI")
+    assert answer["metadata"] == {"aggregated": True, "shards": 3}
+    merged = answer["result"]["merged"]
     assert [item["output"] for item in merged["items"]] == [f"echo:{letter}" for letter in "abcdefg"]
     assert merged["usage"]["num_requests"] == 7
     assert merged["model"] == "tiny/model"
-    assert [shard["task_id"] for shard in answer["shards"]] == [
+    assert [shard["task_id"] for shard in answer["result"]["shards"]] == [
         one["task_id"] for one in sorted(children, key=lambda one: one["shard_index"])
     ]
     assert sorted((one["shard_index"], one["shard_total"]) for one in children) == [(0, 3), (1, 3), (2, 3)]

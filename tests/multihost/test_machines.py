@@ -96,6 +96,7 @@ def finish(machines: Machines, run: str, seconds: float = 90.0) -> None:
 def outputs(machines: Machines, run: str) -> list[Any]:
     (task_id,) = machines.task_ids(run).values()
     found = machines.result(task_id)
+    found = found.get("result", found)
     return [item["output"] for item in found.get("merged", found)["items"]]
 
 
@@ -132,7 +133,7 @@ def test_one_task_is_divided_over_both_machines(machines: Machines, east: Worker
     until(lambda: east.leases and west.leases, 40, lambda: machines.story(run))
     finish(machines, run)
     (task_id,) = machines.task_ids(run).values()
-    found = machines.result(task_id)
+    found = machines.result(task_id)["result"]
     assert {shard["worker_id"] for shard in found["shards"]} == {"east", "west"}
     runs = {name: shard["state"]["type"] for name, shard in machines.runs(run).items()}
     assert runs == runs | {"divided [1/2]": "COMPLETED", "divided [2/2]": "COMPLETED"}
@@ -157,7 +158,7 @@ def test_a_shard_of_a_machine_without_power_goes_on_alone_on_the_other(
         os.kill(pid, signal.SIGKILL)
     finish(machines, run)
     (task_id,) = machines.task_ids(run).values()
-    found = machines.result(task_id)
+    found = machines.result(task_id)["result"]
     assert [item["output"] for item in found["merged"]["items"]] == [f"row {i}" for i in range(ROWS)]
     assert [shard["worker_id"] for shard in found["shards"]] == ["west-h100"] * 2
     places = [machines.results / shard["task_id"] / "attempts" for shard in found["shards"]]
@@ -187,7 +188,8 @@ def test_a_link_that_was_cut_and_restored_costs_nothing_that_was_done(
     after = machines.submit(spec("after-cut", gpu=GPU, parallel={"enabled": True, "max_shards": 2}, **rows(ROWS, 0.15)))
     finish(machines, after)
     (task_id,) = machines.task_ids(after).values()
-    assert {shard["worker_id"] for shard in machines.result(task_id)["shards"]} == {"east", "west"}  # it is back
+    shards = machines.result(task_id)["result"]["shards"]
+    assert {shard["worker_id"] for shard in shards} == {"east", "west"}  # it is back
     print(f"the link of {lost.name} was cut for {CUT_SECONDS} s")
 
 

@@ -22,6 +22,8 @@ async def send(
     tmp_path: Path,
     answer: Callable[[httpx.Request], httpx.Response],
     allowed: AllowedHosts = ANY,
+    *,
+    envelope: bool = False,
     **destination: object,
 ) -> list[httpx.Request]:
     seen: list[httpx.Request] = []
@@ -36,7 +38,13 @@ async def send(
     target = HttpDestination.of({"type": "http", "url": "http://h/api/v1/results", **destination})
     assert target is not None
     await deliver(
-        target, task_id="t1", result=result, worker_id="w", allowed=allowed, transport=httpx.MockTransport(handler)
+        target,
+        task_id="t1",
+        result=result,
+        worker_id="w",
+        allowed=allowed,
+        envelope=envelope,
+        transport=httpx.MockTransport(handler),
     )
     return seen
 
@@ -50,6 +58,12 @@ async def test_body_method_and_headers(tmp_path: Path) -> None:
     assert request.headers["content-type"] == "application/json"
     assert request.headers["content-length"] == str(len(request.content))
     assert request.headers["authorization"] == "Bearer x"
+
+
+async def test_an_envelope_is_sent_as_it_is(tmp_path: Path) -> None:
+    (request,) = await send(tmp_path, lambda _: httpx.Response(200), envelope=True)
+    assert json.loads(request.content) == {"ok": True, "text": "ü"}
+    assert request.headers["content-length"] == str(len(request.content))
 
 
 async def test_the_users_content_type_wins_in_any_case(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_doctor_fails_on_what_is_broken(monkeypatch, tmp_path):
 
 def test_answers_are_read_with_and_without_the_envelope(tmp_path):
     path = tmp_path / "responses.json"
-    for content in ({"items": [1]}, {"result": {"items": [1]}}):
+    for content in ({"items": [1]}, {"result": {"items": [1]}}, {"result": {"shards": [], "merged": {"items": [1]}}}):
         path.write_text(json.dumps(content))
         assert read_items(path) == [1]
     for content in ("[]", "no json", '{"items": 3}', '{"result": "x"}'):

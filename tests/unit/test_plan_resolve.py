@@ -152,7 +152,9 @@ def test_result_level() -> None:
 
 def test_a_divided_task_is_read_as_one_that_was_not_divided() -> None:
     merged = {"items": [{"output": "x"}], "model": "m"}
-    found = with_result_level({"shards": [{"result": {"items": []}}], "merged": merged})["result"]
+    result = {"shards": [{"result": {"items": []}}], "merged": merged}
+    found = with_result_level({"task_id": "t", "worker_id": "MULTI", "result": result})["result"]
+    assert found == with_result_level(result)["result"], "as kept by an earlier version"
     assert found["items"] == found["merged"]["items"] == merged["items"]
     assert (found["model"], len(found["shards"])) == ("m", 1)
     assert with_result_level({"merged": merged}) == {"result": {"merged": merged}}  # somebody's own result

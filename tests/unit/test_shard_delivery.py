@@ -21,8 +21,9 @@ async def test_the_whole_is_done_when_the_merge_was_delivered(tmp_path: Path, mo
     manifest = tmp_path / "results" / "id-a" / "manifest.json"
     sent: list[tuple[str, Any]] = []
 
-    async def deliver(destination: Any, *, task_id: str, result: Path, **_: Any) -> None:
+    async def deliver(destination: Any, *, task_id: str, result: Path, envelope: bool, **_: Any) -> None:
         assert not manifest.exists(), "done before it was delivered"
+        assert envelope
         sent.append((task_id, json.loads(result.read_text())))
         if len(sent) == 1:
             raise DeliveryError("busy", retryable=True)
@@ -54,5 +55,8 @@ async def test_the_whole_is_done_when_the_merge_was_delivered(tmp_path: Path, mo
     assert outcome.ok
     assert manifest.exists()
     assert [task_id for task_id, _ in sent] == ["id-a", "id-a"]
-    assert [item["output"] for item in sent[1][1]["merged"]["items"]] == [row.upper() for row in ROWS]
+    body = sent[1][1]
+    assert (body["worker_id"], body["metadata"]) == ("MULTI", {"aggregated": True, "shards": 3})
+    assert [item["output"] for item in body["result"]["merged"]["items"]] == [row.upper() for row in ROWS]
+    assert json.loads(manifest.with_name("responses.json").read_text()) == body
     assert len(inner.requests) == 3  # what failed was the delivery only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +94,18 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def read(result: ExecutionResult) -> dict[str, Any]:
-    return json.loads(Path(result.path).read_text())
+    found = json.loads(Path(result.path).read_text())
+    return found["result"] if result.envelope else found
 
 
 async def test_the_merged_result_has_the_documented_shape(bench: Bench) -> None:
-    found = read(await bench())
+    result = await bench()
+    whole = json.loads(Path(result.path).read_text())
+    assert list(whole) == ["task_id", "worker_id", "metadata", "received_at", "result"]
+    assert (whole["task_id"], whole["worker_id"]) == ("whole", "MULTI")
+    assert whole["metadata"] == {"aggregated": True, "shards": 3}
+    assert datetime.fromisoformat(whole["received_at"]).utcoffset() is not None
+    found = read(result)
     assert list(found) == ["shards", "merged"]
     assert [list(e) for e in found["shards"]] == [["task_id", "worker_id", "metadata", "received_at", "result"]] * 3
     assert [len(e["result"]["items"]) for e in found["shards"]] == [4, 4, 3]

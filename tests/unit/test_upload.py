@@ -92,10 +92,10 @@ async def test_an_export_gets_its_url(tmp_path: Path, divided: bool) -> None:
     file.parent.mkdir()
     file.write_bytes(DATA)
     export = {"jsonl_export": {"path": str(file), "sha256": SHA, "record_count": 2}}
-    (tmp_path / "result.json").write_text(json.dumps({"merged": export} if divided else export))
+    (tmp_path / "result.json").write_text(json.dumps({"result": {"merged": export}} if divided else export))
     endpoint = Endpoint()
     _, content = await send(tmp_path / "result.json", endpoint)
-    told = (content["merged"] if divided else content)["jsonl_export"]
+    told = (content["result"]["merged"] if divided else content)["jsonl_export"]
     assert told["url"] == "https://mloc.example/api/v1/results/a%20b/files/final_model.zip"
     assert list(endpoint.files.values()) == [DATA]
     told.pop("url")
