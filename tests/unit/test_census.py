@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from mloc_prefect.bridge.stores import Stores
 
 
+async def settle() -> None:
+    """Let everything happen that waits for nothing."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def counting(stores: Stores) -> AsyncIterator[None]:
     task = asyncio.create_task(census.take_census(stores))
-    await asyncio.sleep(0.01)
+    await settle()
     try:
         yield
-        await asyncio.sleep(0.01)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -44,6 +49,7 @@ async def test_workers_of_both_protocols_are_counted() -> None:
         for message in ({"type": "STATUS"}, {"worker_id": "w-a"}, {"type": None}):
             await stores.publisher.publish(WORKER_EVENTS, message)
         await stores.publisher.publish(TASK_EVENTS, {"type": "REGISTER"})
+        await settle()
     assert await stores.tasks.tally() == {"workers_registered": 2, "worker_heartbeats": 3, "workers_unregistered": 1}
 
 
@@ -62,5 +68,5 @@ async def test_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatc
     async with counting(stores):
         for _ in range(2):
             await stores.publisher.publish(WORKER_EVENTS, {"type": "HEARTBEAT", "worker_id": "w-a"})
-            await asyncio.sleep(0.01)
+            await settle()
     assert await stores.tasks.tally() == {"worker_heartbeats": 1}

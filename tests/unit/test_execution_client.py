@@ -65,7 +65,7 @@ def run(hosts: MemoryHosts, tmp_path: Path) -> Runner:
 
 
 async def probe_runs() -> None:
-    assert await asyncio.to_thread(Probe.running.acquire, timeout=5)
+    assert await asyncio.to_thread(Probe.running.acquire, timeout=60)
 
 
 async def test_result_and_events(run: Runner, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ async def test_error_of_the_listener_cancels_the_task(run: Runner, tmp_path: Pat
 
 
 async def test_idle_host_leaves_and_the_next_task_gets_a_new_one(tmp_path: Path) -> None:
-    async with MemoryHosts(idle_seconds=0.05) as hosts:
+    async with MemoryHosts(idle_seconds=0.5) as hosts:
         run = Runner(hosts, tmp_path)
         Probe.release.set()
         Probe.ended.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from mloc_prefect.bridge.stores import Stores
 
-QUICK = Times(acknowledge=0.3, look=0.03, lease=5.0, result=0.05, again=0.02, close=0.1)
+QUICK = Times(acknowledge=30.0, look=0.03, lease=5.0, result=0.05, again=0.02, close=0.1)
+IMPATIENT = replace(QUICK, acknowledge=0.3)
 GIB = 1 << 30
 
 
@@ -74,7 +75,7 @@ class Site:
         return asyncio.create_task(self.dispatcher.dispatch(what, on_event=note))
 
     async def message(self) -> dict[str, Any]:
-        return await asyncio.wait_for(self.sent.get(), 2)
+        return await asyncio.wait_for(self.sent.get(), 60)
 
     async def begins(self, worker_id: str = "w-a", task_id: str = "t1") -> None:
         extra = {"task_id": task_id}
@@ -92,6 +93,11 @@ class Site:
 
     def writes(self, content: Any, task_id: str = "t1") -> None:
         (self.root / task_id / "responses.json").write_text(json.dumps(content))
+
+    async def told(self, kind: str) -> None:
+        async with asyncio.timeout(60):
+            while not self.seen(kind):
+                await asyncio.sleep(0.01)
 
     def seen(self, kind: str) -> list[dict[str, Any]]:
         return [data for found, data in self.events if found == kind]
@@ -390,7 +396,7 @@ async def test_a_message_that_nobody_hears_is_sent_again(tmp_path: Path) -> None
     async with site(tmp_path) as here:
         await here.join(hears=False)
         running = here.start(job(tmp_path))
-        await asyncio.sleep(0.1)
+        await here.told("log")
         assert here.seen("placed") == []
         assert "nobody heard the message for worker w-a" in here.seen("log")[0]["message"]
         here.stores.publisher.subscribe(TASKS, here.sent.put_nowait)
@@ -401,7 +407,7 @@ async def test_a_message_that_nobody_hears_is_sent_again(tmp_path: Path) -> None
 
 
 async def test_a_worker_that_registers_before_it_listens_gets_the_message_again(tmp_path: Path) -> None:
-    async with site(tmp_path) as here:
+    async with site(tmp_path, IMPATIENT) as here:
         await here.join()  # somebody else listens, so a count of receivers tells nothing
         running = here.start(job(tmp_path))
         await here.message()
@@ -481,7 +487,7 @@ async def test_a_store_that_does_not_serve_is_waited_for(tmp_path: Path, monkeyp
 
         monkeypatch.setattr(type(registry), "list", fail)
         running = here.start(job(tmp_path))
-        await asyncio.sleep(0.1)
+        await here.told("waiting")
         assert here.seen("waiting") == [{"reason": "Redis at localhost:6379 does not serve: down"}]
         monkeypatch.setattr(type(registry), "list", answer)
         await here.message()
@@ -546,6 +552,7 @@ async def test_a_new_coordinator_takes_over_a_task_at_its_worker(tmp_path: Path)
     async with site(tmp_path) as here:
         await here.join(worker(status="RUNNING", running="t1", last_task="t0"))
         running = here.start(job(tmp_path))
+        await here.told("placed")
         await asyncio.sleep(0.1)
         assert here.sent.empty()
         assert here.seen("placed")[-1]["begun"]
@@ -555,7 +562,7 @@ async def test_a_new_coordinator_takes_over_a_task_at_its_worker(tmp_path: Path)
 
 
 async def test_a_worker_that_a_dead_dispatcher_marked_is_used_again(tmp_path: Path) -> None:
-    async with site(tmp_path) as here:
+    async with site(tmp_path, IMPATIENT) as here:
         await here.join(worker(status="RUNNING", running="t0", last_task="t0"))
         running = here.start(job(tmp_path))
         await asyncio.sleep(0.1)

@@ -87,7 +87,13 @@ class Site:
     async def ends_at(self) -> str:
         self.pool.go.set()
         self.original.go.set()
-        return (await asyncio.wait_for(self.start(), 2)).path
+        return (await asyncio.wait_for(self.start(), 60)).path
+
+
+async def began(way: Way) -> None:
+    async with asyncio.timeout(60):
+        while not way.calls:
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -116,10 +122,10 @@ async def test_original_workers_get_what_ours_have_no_room_for(site: dict[str, A
 async def test_a_job_that_waits_for_ours_goes_to_an_original_worker_that_gets_free() -> None:
     site = Site(Card(free=False), fitting=True)
     running = site.start()
-    await asyncio.sleep(0.05)
+    await began(site.pool)
     site.original.ready = True
     site.original.go.set()
-    assert (await asyncio.wait_for(running, 2)).path == "original"
+    assert (await asyncio.wait_for(running, 60)).path == "original"
     assert site.pool.calls == ["began", "left"]
 
 
@@ -127,10 +133,10 @@ async def test_a_job_that_waits_for_an_original_worker_comes_back_when_ours_have
     card = Card(fits=False)
     site = Site(card, fitting=True)
     running = site.start()
-    await asyncio.sleep(0.05)
+    await began(site.original)
     card.fits = True
     site.pool.go.set()
-    assert (await asyncio.wait_for(running, 2)).path == "pool"
+    assert (await asyncio.wait_for(running, 60)).path == "pool"
     assert site.original.calls == ["began", "left"]
 
 
@@ -139,7 +145,7 @@ async def test_a_job_that_has_a_worker_stays_there() -> None:
     site = Site(card, ready=True)
     site.original.go.set()
     running = site.start()
-    await asyncio.sleep(0.03)
+    await began(site.original)  # and has said so: nothing holds it up
     card.fits = True
-    assert (await asyncio.wait_for(running, 2)).path == "original"
+    assert (await asyncio.wait_for(running, 60)).path == "original"
     assert site.pool.calls == []

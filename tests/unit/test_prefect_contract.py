@@ -86,7 +86,8 @@ async def test_a_task_left_behind_by_a_transaction_queues_again(sessions):
 
     async def leave() -> None:
         async def later() -> None:
-            await asyncio.sleep(0.05)
+            while "other IMMEDIATE" not in sessions.log:
+                await asyncio.sleep(0.001)
             await sessions.write("later")
 
         left.append(asyncio.create_task(later()))

@@ -97,7 +97,7 @@ async def test_the_progress_has_rates_and_the_time_that_is_left() -> None:
             await asyncio.sleep(0.001)
         artifact.event(ExecutionEvent("phase", {"text": "unloading"}, 0.0))  # not what the run ends with
     assert any(
-        re.fullmatch(r"w:a: 1/4 rows, [0-9.]+ tokens/s in, \d+ out, about 0\.\d s left", t) for _, t in client.shown
+        re.fullmatch(r"w:a: 1/4 rows, [0-9.]+ tokens/s in, \d+ out, about [0-9.]+ s left", t) for _, t in client.shown
     )
     assert client.shown[-1][1].startswith("w:a: 1/4 rows")
 
@@ -108,7 +108,9 @@ async def test_a_display_that_fails_does_not_fail_the_stage(caplog: pytest.LogCa
     client = Client(error)
     async with ProgressArtifact(client, uuid4(), "w:a") as artifact:  # type: ignore[arg-type]  # stands in
         artifact.event(progress(1, 4))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while "could not be shown" not in caplog.text:
+                await asyncio.sleep(0.001)
     await publish(client, uuid4(), "mloc-plan", "# x", "x")  # type: ignore[arg-type]  # stands in
     assert "progress of w:a could not be shown: gone" in caplog.text
     assert "artifact mloc-plan could not be made" in caplog.text

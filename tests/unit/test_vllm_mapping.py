@@ -221,7 +221,7 @@ def job(*tokens: int) -> Job:
 
 
 def answers(of: Job, count: int) -> list[Answer | BaseException]:
-    return [of.answers.get(timeout=5) for _ in range(count)]
+    return [of.answers.get(timeout=60) for _ in range(count)]
 
 
 def test_rows_of_two_jobs_share_the_engine_and_find_their_way_home(loop: EngineLoop) -> None:
