@@ -74,6 +74,11 @@ class Heartbeat:
         """What is published."""
         return self._card
 
+    def sure_of(self, incarnation: str) -> bool:
+        """Whether nobody can have taken this process of the worker for dead yet; from any thread."""
+        renewed = self._renewed
+        return renewed is not None and renewed[0] == incarnation and _age(renewed) < self._settings.heartbeat_ttl / 2
+
     def start(self) -> None:
         """Begin to beat; returns after the first beat, unless that takes long: who waits for us may look us up then."""
         self._thread.start()
@@ -199,9 +204,8 @@ class Heartbeat:
         Locks are forgotten after a while, and a machine may sleep for longer. Without a pause of ours a missing card
         means nothing: somebody deleted it by hand, and what runs here was not taken over.
         """
-        incarnation, at, clock = self._renewed or ("", 0.0, 0.0)
-        pause = max(time.time() - at, time.monotonic() - clock)  # the second one stands still while a machine sleeps
-        if incarnation != card.incarnation or pause < self._settings.heartbeat_ttl:
+        renewed = self._renewed or ("", 0.0, 0.0)
+        if renewed[0] != card.incarnation or _age(renewed) < self._settings.heartbeat_ttl:
             return False
         found = await directory.card(card.id)
         return found is None or found.incarnation != card.incarnation
@@ -216,6 +220,12 @@ class Heartbeat:
                 await registration.leave(self._card)
             except DispatchError as error:
                 logger.info("the worker stays in the registry until its time is over: %s", error)
+
+
+def _age(renewed: tuple[str, float, float]) -> float:
+    """Return the seconds since then; the second clock stands still while a machine sleeps, the first may be set."""
+    _, at, clock = renewed
+    return max(time.time() - at, time.monotonic() - clock)
 
 
 def lock_name(card: WorkerCard) -> str:

@@ -31,7 +31,7 @@ from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.orphans import Orphans
 from mloc_prefect.worker.place import local_place
 from mloc_prefect.worker.reaper import Reaper, reap_for_ever
-from mloc_prefect.worker.recovery import Recovery
+from mloc_prefect.worker.recovery import Recovery, taken_by
 from mloc_prefect.worker.roster import show_for_ever
 from mloc_prefect.worker.succession import succeed
 from mloc_prefect.worker.userruns import UserRuns
@@ -110,6 +110,7 @@ class Node:
         self._incarnation = secrets.token_hex(4)
         self._stack = AsyncExitStack()
         self._leases: dict[UUID, Lease] = {}
+        self._taken: dict[UUID, str] = {}  # by which of our incarnations
         self._doubts = Doubts(self._put_back)
         self._background: set[asyncio.Task[Any]] = set()
         self._place: Place | None = None
@@ -164,6 +165,24 @@ class Node:
         """Whether it takes further runs: it does not end, and nobody has switched it off."""
         return not self.draining and not self._switched_off()
 
+    def took(self, flow_run_id: UUID, incarnation: str) -> None:
+        """Note that this worker, as `incarnation`, has taken a run, which begins soon."""
+        self._taken[flow_run_id] = incarnation
+
+    async def holds(self, flow_run: FlowRun) -> bool:
+        """Return whether a run that was taken is still ours, just before it begins.
+
+        After a pause of this whole process others may have given it to another worker.
+
+        Raises:
+            httpx.HTTPError: The server does not answer.
+        """
+        incarnation = self._taken.pop(flow_run.id, self._incarnation)
+        if self._heartbeat.sure_of(incarnation):
+            return True
+        state = (await self._client.read_flow_run(flow_run.id)).state
+        return state is not None and state.is_pending() and state.message == taken_by(self._name, incarnation)
+
     def doubt(self, flow_run_id: UUID) -> None:
         """Note that nobody knows whether this worker has taken a run."""
         self._doubts.add(flow_run_id)
@@ -175,6 +194,7 @@ class Node:
 
     async def drop(self, flow_run_id: UUID) -> None:
         """Give back the lease of a run that has ended, or does not run here; nothing happens when there is none."""
+        self._taken.pop(flow_run_id, None)
         lease = self._leases.pop(flow_run_id, None)
         if lease is not None and self._place is not None:
             await self._place.leases.release(lease)

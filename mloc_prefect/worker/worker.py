@@ -247,7 +247,11 @@ class MlocGpuWorker(ProcessWorker):
         flow = self._own_flow(configuration)
         if flow is not None and self._node is not None:
             identifier = f"{socket.gethostname()}:{os.getpid()}:{flow_run.id}"
+            ours = await self._node.holds(flow_run)
             (task_status or anyio.TASK_STATUS_IGNORED).started(identifier)
+            if not ours:
+                self.get_flow_run_logger(flow_run).warning("not begun: it was given to another worker meanwhile")
+                return MlocWorkerResult(identifier=identifier, status_code=0)
             return MlocWorkerResult(identifier=identifier, status_code=await self._node.run(flow, flow_run))
         lease = self._node.lease_of(flow_run.id) if self._node is not None else None
         if lease is not None:
@@ -299,8 +303,11 @@ class MlocGpuWorker(ProcessWorker):
         """Take a run, and say in the same step who did: should we be lost now, others know whose it was."""
         from mloc_prefect.worker.recovery import taken_by
 
-        state: State[Any] = Pending(message=taken_by(self.name, self._node.incarnation if self._node else ""))
-        return await self._take(flow_run, state)
+        incarnation = self._node.incarnation if self._node else ""
+        taken = await self._take(flow_run, Pending(message=taken_by(self.name, incarnation)))
+        if taken and self._node is not None:
+            self._node.took(flow_run.id, incarnation)
+        return taken
 
     async def _take(self, flow_run: FlowRun, pending: State[Any]) -> bool:
         from prefect.utilities.engine import propose_state

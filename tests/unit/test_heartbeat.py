@@ -175,3 +175,12 @@ async def test_a_card_that_somebody_deletes_is_put_back(paused: Site):
     await paused.beat()
     assert paused.lost == []
     assert await paused.card("w") == CARD
+
+
+async def test_it_is_sure_of_itself_as_long_as_nobody_can_have_missed_it(paused: Site):
+    assert not paused.heart.sure_of("i1")
+    await paused.beat()
+    assert paused.heart.sure_of("i1")
+    assert not paused.heart.sure_of("i0")  # what it was before it was given up
+    paused.now += SETTINGS.heartbeat_ttl
+    assert not paused.heart.sure_of("i1")

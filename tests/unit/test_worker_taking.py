@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
 
 import anyio
@@ -12,9 +13,11 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, ObjectNotFound, Pause
+from prefect.states import Pending
 from prefect.workers.base import BaseWorker
 
 from mloc_prefect.settings import get_settings
+from mloc_prefect.worker.node import Node as WorkerNode
 from mloc_prefect.worker.worker import MlocGpuWorker
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ class Node:
     def __init__(self) -> None:
         self.dropped: list[UUID] = []
         self.doubted: list[UUID] = []
+
+    def took(self, flow_run_id: UUID, incarnation: str) -> None:
+        raise AssertionError
 
     async def drop(self, flow_run_id: UUID) -> None:
         self.dropped.append(flow_run_id)
@@ -123,3 +129,47 @@ async def test_a_worker_that_is_cancelled_does_not_wait_for_what_it_was_taking(w
     with anyio.move_on_after(0.05):
         await take(worker, Silent())
     assert worker._submitting_flow_run_ids == set()
+
+
+class Run:
+    """A client that knows one run."""
+
+    def __init__(self, message: str) -> None:
+        self.state = Pending(message=message)
+        self.asked = 0
+
+    async def read_flow_run(self, _: UUID) -> FlowRun:
+        self.asked += 1
+        return FlowRun(flow_id=uuid4(), state=self.state)
+
+
+@pytest.mark.parametrize(
+    ("sure", "holder", "ours"),
+    [(True, "other (9)", True), (False, "w (1)", True), (False, "other (9)", False), (False, "w (2)", False)],
+)
+async def test_what_was_taken_before_a_pause_begins_only_when_nobody_else_has_it(
+    tmp_path: Path, *, sure: bool, holder: str, ours: bool
+):
+    node = WorkerNode(
+        get_settings(home=tmp_path), name="w", pool="gpu", queues=(), coordinator_only=True, bindings=cast("Any", None)
+    )
+    client = Run(f"taken by {holder}")
+    node._client = cast("Any", client)
+    node._heartbeat = cast("Any", SimpleNamespace(sure_of=lambda incarnation: sure and incarnation == "1"))
+    run = FlowRun(flow_id=uuid4(), name="r")
+    node.took(run.id, "1")
+    assert await node.holds(run) is ours
+    assert client.asked == (not sure)  # no request where nobody can have missed us
+
+
+async def test_a_run_that_was_given_away_is_not_begun(worker: MlocGpuWorker, monkeypatch: pytest.MonkeyPatch):
+    async def held(_run: FlowRun) -> bool:
+        return False
+
+    monkeypatch.setattr(worker, "_own_flow", lambda _: object())
+    monkeypatch.setattr(worker._node, "holds", held, raising=False)
+    started: list[str] = []
+    status = cast("Any", SimpleNamespace(started=started.append))
+    result = await worker._run(FlowRun(flow_id=uuid4(), name="r"), cast("Any", None), status)  # has no `run` to call
+    assert result.status_code == 0  # Prefect would mark the run, which is another's, as crashed otherwise
+    assert len(started) == 1
