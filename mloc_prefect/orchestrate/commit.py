@@ -7,6 +7,7 @@ commit; whoever created it then publishes, so that a late writer changes nothing
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +22,13 @@ from mloc_prefect.artifacts.upload import upload_files
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mloc_prefect.orchestrate.fence import RunFence
 
 _COMPUTED = "computed.json"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +111,15 @@ class Committer:
                 return found
         return None
 
-    async def commit(self, computed: Computed, *, worker_id: str) -> Manifest:
+    async def commit(
+        self, computed: Computed, *, worker_id: str, warn: Callable[[str], object] = _log.warning
+    ) -> Manifest:
         """Deliver and commit; return the manifest that counts (another process may have been first).
 
         Args:
             computed: The result.
             worker_id: Who did the work, for the delivery.
+            warn: Is told of files that the destination refuses; the result is delivered without their URLs.
 
         Raises:
             DeliveryError: The destination did not take the result.
@@ -129,7 +135,8 @@ class Committer:
             await asyncio.to_thread(store_result, self.destination, self.task_id, result)
             await self.fence.check()
         elif self.destination is not None:
-            await upload_files(result, self.destination, task_id=self.task_id, allowed=self.allowed)
+            for problem in await upload_files(result, self.destination, task_id=self.task_id, allowed=self.allowed):
+                warn(problem)
             self._publish(result)
             await deliver(
                 self.destination,

@@ -9,6 +9,7 @@ import platform
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts.delivery import AllowedHosts, DeliveryError
@@ -197,7 +198,8 @@ class _Runner:
         else:
             self._say(f"the result of attempts/{computed.attempt_dir} is there, only its delivery is repeated")
         self._ensure_placed()
-        return await self.committer.commit(computed, worker_id=self._worker)
+        warn = partial(self._say, level=logging.WARNING)
+        return await self.committer.commit(computed, worker_id=self._worker, warn=warn)
 
     async def _compute(self, attempt: int) -> Computed:
         directory = new_attempt_dir(self.work.directory, self.scope.run_count, attempt)
