@@ -191,11 +191,15 @@ def hears(site: MovedSite, left: str, right: str, task_id: str) -> None:
         while not ("TASK_SUCCEEDED" in (said := reader.readline()) and mine in said):  # tasks before it end, too
             if said.startswith("{") and mine in said:
                 found.append(json.loads(said))
-    time.sleep(1)
+    lines: list[str] = []
+    for line in listener.stdout:
+        lines.append(line)
+        if mine in line and "TASK_SUCCEEDED" in line:
+            break
     listener.terminate()
-    output, _ = listener.communicate(timeout=20)
+    listener.communicate(timeout=60)
     assert [message.get("type", "tasks") for message in found] == ["tasks", "TASK_STARTED", "STATUS"]
-    streamed = [json.loads(one[6:]) for one in output.splitlines() if one.startswith("data: ") and mine in one]
+    streamed = [json.loads(one[6:]) for one in lines if one.startswith("data: ") and mine in one]
     assert streamed[:3] == found
 
 
@@ -288,7 +292,7 @@ def waits_between_retries(site: MovedSite, done: str) -> None:
     # Over the websocket one of them may be told too late to be seen here.
     wanted = {1: 2 * BASE, 2: MOST, 3: MOST}
     assert len(waits) >= 2
-    assert waits == pytest.approx({number: wanted[number] for number in waits}, abs=0.2)
+    assert waits == pytest.approx({number: wanted[number] for number in waits}, abs=0.45)
     assert (record["retries"], record["error"]) == (4, "RuntimeError: boom")
 
 

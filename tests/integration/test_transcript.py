@@ -19,7 +19,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.original_worker import OriginalWorker, started_worker
+from tests.support.original_worker import OriginalWorker, expire, started_worker
 from tests.support.replay import Replay, Site
 from tests.support.transcript import Differences, scenarios
 from tests.support.up import running_up
@@ -195,13 +195,14 @@ async def test_shards_run_at_several_original_workers_and_give_one_result(replay
 
 async def test_a_killed_workers_task_goes_on_at_another_one(replayed: Replayed) -> None:
     site = replayed.site
-    options = ("--results", str(site.results), "--heartbeat", "1.5", "--gpus", "a100", "--delay", "60")
+    options = ("--results", str(site.results), "--heartbeat", "60", "--gpus", "a100", "--delay", "60")
     async with client(site) as here:
         with started_worker(site.redis, "k-a", *options) as first:
             task_id = await here.submit(SPEC)
             await here.until(task_id, status="DISPATCHED", assigned_worker="k-a")
             async with OriginalWorker(url=site.redis, worker_id="k-b", results=site.results):
                 first.kill()
+                await expire(site.redis, "k-a")
                 record = await here.until(task_id, status="DONE")
     assert (record["assigned_worker"], record["retries"], record["error"]) == ("k-b", 0, None)
     assert [message["assigned_worker"] for message in here.messages("tasks")] == ["k-a", "k-b"]

@@ -57,6 +57,8 @@ class OriginalWorker:
         deaf: Seconds between registering as IDLE and subscribing, as a worker that loads its engines.
         heartbeat: Lifetime of its heartbeat key, seconds; it is renewed at half of that.
         leaves: Whether it says goodbye when it is stopped.
+        got: The messages of its tasks.
+        ended: When it had done each.
     """
 
     url: str
@@ -71,6 +73,7 @@ class OriginalWorker:
     heartbeat: float = 120.0
     leaves: bool = True
     got: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[datetime] = field(default_factory=list)
 
     async def __aenter__(self) -> OriginalWorker:
         self._redis = Redis.from_url(self.url, decode_responses=True)
@@ -100,20 +103,22 @@ class OriginalWorker:
         await self._say("workers.events", message)
 
     async def _live(self) -> None:
-        await self._register()
-        beat = asyncio.create_task(self._beat())
-        try:
-            await asyncio.sleep(self.deaf)
-            async with self._redis.pubsub() as tasks:
-                await tasks.subscribe("tasks")
-                await tasks.get_message(timeout=1.0)
+        async with self._redis.pubsub() as tasks:
+            if not self.deaf:
+                await tasks.subscribe("tasks")  # before it is known, else a task that waits could be sent too early
+            await self._register()
+            beat = asyncio.create_task(self._beat())
+            try:
+                if self.deaf:
+                    await asyncio.sleep(self.deaf)
+                    await tasks.subscribe("tasks")
                 self._ready.set()
                 async for message in tasks.listen():
                     data = json.loads(message["data"]) if message["type"] == "message" else {}
                     if data.get("assigned_worker") == self.worker_id:
                         await self._work(data)
-        finally:
-            beat.cancel()
+            finally:
+                beat.cancel()
 
     async def _register(self) -> None:
         row = {
@@ -171,6 +176,7 @@ class OriginalWorker:
         if error is None:
             error = await self._deliver(task_id, spec, outcome(spec))
         kind = "TASK_SUCCEEDED" if error is None else "TASK_FAILED"
+        self.ended.append(datetime.now(UTC))
         await self._say("tasks.events", self._event(kind, task_id, error, facts | {"finished_at": _now()}))
         # The recording answers with a pause here, so that both IDLE messages come in a stable order.
         await asyncio.sleep(0.02)
@@ -237,14 +243,23 @@ def outcome(spec: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def started_worker(url: str, worker_id: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker as a process, which gets SIGKILL at the end if the test did not send it before."""
+    """Run a worker as a process that listens; it gets SIGKILL at the end if the test did not send it before."""
     command = [sys.executable, "-m", "tests.support.original_worker", "--id", worker_id, *options]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ, "REDIS_URL": url})
+    env, root = {**os.environ, "REDIS_URL": url}, Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE)
+    assert process.stdout is not None
     try:
+        assert process.stdout.readline() == b"ready\n"
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+async def expire(url: str, worker_id: str) -> None:
+    """Let the heartbeat of a killed worker end now, which would otherwise take as long as it lives."""
+    async with Redis.from_url(url) as redis:
+        await redis.pexpire(f"worker:{worker_id}:hb", 1)
 
 
 def _now() -> str:
@@ -273,6 +288,7 @@ def main() -> None:
 
     async def live() -> None:
         async with worker:
+            print("ready", flush=True)
             await asyncio.Event().wait()
 
     asyncio.run(live())

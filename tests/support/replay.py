@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that an answer may take to become as recorded."""
 
 _STEP = 0.05
@@ -294,7 +294,7 @@ async def _first_worker(replay: Replay) -> None:
 
 
 async def _slow_worker(replay: Replay) -> None:
-    await replay.worker("w-a", delay=1.0)  # its task and itself are looked at while it works
+    await replay.worker("w-a", delay=3.0)  # its task and itself are looked at while it works
 
 
 async def _late_worker(replay: Replay) -> None:
