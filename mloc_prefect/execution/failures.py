@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Iterator
 
+from mloc_prefect import __version__
 from mloc_prefect.errors import MissingExtraError, MlocError, PlanError, SpecError
 from mloc_prefect.execution.protocol import Cancelled, ExecutionFailure, UserError
 
@@ -86,7 +87,7 @@ def _missing(error: ImportError) -> ExecutionFailure:
     name = error.name or ""
     library = name.partition(".")[0]
     if library == "mloc_prefect":
-        message = f"this installation has no {name}" if isinstance(error, ModuleNotFoundError) else _line(error)
+        message = _unwritten(name) if isinstance(error, ModuleNotFoundError) else _line(error)
         hint = None
     elif isinstance(error, ModuleNotFoundError):
         message = f"the library '{library}' is not installed in the executor's environment"
@@ -97,6 +98,17 @@ def _missing(error: ImportError) -> ExecutionFailure:
     return ExecutionFailure(
         message, kind="missing", error_type=type(error).__name__, traceback=_traceback(error), hint=hint
     )
+
+
+def _unwritten(module: str) -> str:
+    if module.startswith("mloc_prefect.executors."):
+        return no_executor_text()
+    return f"this installation has no {module}"
+
+
+def no_executor_text() -> str:
+    """Return what is said of task types that can be planned, and for which no executor has been written yet."""
+    return f"this version ({__version__}) plans such tasks but has no executor for them"
 
 
 def _foreign(error: BaseException) -> ExecutionFailure:

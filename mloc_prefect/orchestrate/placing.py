@@ -14,6 +14,7 @@ from mloc_prefect.errors import DispatchError, ExecutionError
 from mloc_prefect.execution.hosttypes import engine_key
 from mloc_prefect.execution.protocol import ExecutionEvent
 from mloc_prefect.orchestrate.lost import WorkerLostError, WorkerStoppedError
+from mloc_prefect.orchestrate.preflight import is_unwritten
 from mloc_prefect.worker.gpus import matching_gpus, wanted_gpus
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class PlacingDispatcher:
 
     async def capacity(self, job: StageJob) -> int:
         """Return how many attempts like `job` workers have room for, by what they said last."""
-        ours = sum(card.room(job.resources, lease=job.leased) for card in self._view.live)
+        able = () if is_unwritten(job.executor) else self._view.live
+        ours = sum(card.room(job.resources, lease=job.leased) for card in able)
         if self._original is None or self._mode == "ours":
             return ours
         try:
@@ -148,6 +150,8 @@ class PlacingDispatcher:
             if self._original is None:
                 raise DispatchError("MLOC_DISPATCH=original needs Redis", hint="set MLOC_REDIS_URL")
             return await self._original.dispatch(job, on_event=where.take)
+        if self._original is not None and self._mode == "auto" and is_unwritten(job.executor):
+            return await self._original.dispatch(job, on_event=where.take)  # they may have code for it, ours have none
         avoid = tuple(dict.fromkeys((*job.avoid, *self._failed.get(job.request.task_id, ()))))
         prefer = preferred(job, self._view.live, avoid)
         if self._here is not None and self._here.open and self._suits(job, prefer, avoid):

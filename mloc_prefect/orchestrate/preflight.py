@@ -17,6 +17,7 @@ from mloc_prefect.artifacts.layout import destination_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
 from mloc_prefect.artifacts.storing import StoreDestination
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
+from mloc_prefect.execution.failures import no_executor_text
 from mloc_prefect.orchestrate.choice import choose
 from mloc_prefect.orchestrate.dispatch import interpreter
 from mloc_prefect.worker.inventory import misfit
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mloc_prefect.worker.inventory import Inventory
 
 _OURS = Path(mloc_prefect.__file__).parents[1]
+_EXECUTORS = "mloc_prefect.executors."
 _PROBE_SECONDS = 60.0
 _PROBE = """
 import importlib.util, json, sys
@@ -148,6 +150,12 @@ def _check_executors(stages: Iterable[StagePlan], options: RunOptions, inventory
         raise MissingExtraError(text, hint="; ".join(install_command(e, p) for e, p in extras.items()) or None)
 
 
+def is_unwritten(executor: ExecutorRef) -> bool:
+    """Return whether this version has no code for such tasks, so that no worker of ours can ever run one."""
+    module = executor.path.partition(":")[0]
+    return module.startswith(_EXECUTORS) and not _there(module)
+
+
 def missing_modules(executor: ExecutorRef, python: str) -> list[str]:
     """Return the modules that the executor needs and its interpreter does not find; nothing is imported.
 
@@ -184,9 +192,9 @@ def _there(name: str) -> bool:
 def lack_text(executor: ExecutorRef, python: str, absent: list[str]) -> str:
     """Return in words what an executor lacks in its interpreter."""
     module = executor.path.partition(":")[0]
-    if module in absent and module.startswith(f"{mloc_prefect.__name__}."):
+    if module in absent and module.startswith(_EXECUTORS):
         needs = f"; it will need mloc-prefect[{executor.extra}]" if executor.extra else ""
-        return f"this version ({mloc_prefect.__version__}) plans such tasks but has no executor for them{needs}"
+        return f"{no_executor_text()}{needs}"
     where = "" if python == sys.executable else f" in {python}"
     return f"{', '.join(absent)} not installed{where}"
 

@@ -35,6 +35,7 @@ class Fleet:
         self._workers = workers
         self._clock = clock
         self._known: dict[str, Inventory] = {}
+        self._originals = False
         self._until = float("-inf")
         self._lock = asyncio.Lock()
 
@@ -49,7 +50,13 @@ class Fleet:
                 return
             found = await self._workers.list()
             self._known = {w.worker_id: worker_inventory(w) for w in found if not (w.stale or w.elastic_disabled)}
+            self._originals = any(w.protocol == "original" for w in found)
             self._until = self._clock() + _FRESH_SECONDS
+
+    @property
+    def originals(self) -> bool:
+        """Whether workers of the original protocol are registered; one that is silent now may come back."""
+        return self._originals
 
     def reason_to_wait(self, request: ResourceRequest) -> str | None:
         """Return why no live worker could ever run `request`, or None when one could."""

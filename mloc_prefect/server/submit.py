@@ -16,7 +16,9 @@ from uuid import uuid4
 from mloc_prefect.bridge.planned import planned_records
 from mloc_prefect.bridge.records import Submission
 from mloc_prefect.bridge.states import TaskStatus
+from mloc_prefect.execution.failures import no_executor_text
 from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.orchestrate.preflight import is_unwritten
 from mloc_prefect.plan import check
 from mloc_prefect.server.replies import Problem
 from mloc_prefect.server.wording import spec_problem
@@ -99,7 +101,8 @@ async def submit(endpoint: Endpoint, order: Order) -> Accepted:
     """Store what is asked for, all of it or nothing.
 
     Raises:
-        Problem: 400 for a bad spec, an unknown dependency or a bad key; 409 for a dependency that has failed.
+        Problem: 400 for a bad spec, an unknown dependency, a bad key or a task that nobody here can run; 409 for a
+            dependency that has failed.
         ConflictError: The idempotency key was used for other content.
         StoreError: Redis cannot be reached.
     """
@@ -112,6 +115,7 @@ async def submit(endpoint: Endpoint, order: Order) -> Accepted:
         raise spec_problem(errors(found))
     await _check_dependencies(endpoint, plan)
     await endpoint.fleet.refresh()
+    _check_executors(endpoint, plan)
     now = datetime.now(UTC)
     submission_id = str(uuid4())
     ids = RunOptions(settings=endpoint.settings, submission_id=submission_id).ids(plan, "")
@@ -181,6 +185,21 @@ def _task(record: TaskRecord) -> dict[str, Any]:
 def _check_key(key: str | None) -> None:
     if key is not None and not (1 <= len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
         raise Problem(400, f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable ASCII characters")
+
+
+def _check_executors(endpoint: Endpoint, plan: WorkflowPlan) -> None:
+    """Refuse what no worker can run: ours have no code for it, and there are none of the original protocol."""
+    mode = endpoint.settings.dispatch
+    if mode == "original" or (mode == "auto" and endpoint.fleet.originals):
+        return
+    lacking = [stage for stage in plan.stages if is_unwritten(stage.executor)]
+    if not lacking:
+        return
+    names = ", ".join(f"{stage.key!r} ({stage.task_type})" for stage in lacking)
+    why = "MLOC_DISPATCH=ours keeps it from workers of the original protocol, which might"
+    if mode == "auto":
+        why = "a worker of the original protocol might, but none is registered"
+    raise Problem(400, f"stage{'s' if len(lacking) > 1 else ''} {names} cannot run: {no_executor_text()}; {why}")
 
 
 async def _check_dependencies(endpoint: Endpoint, plan: WorkflowPlan) -> None:

@@ -149,7 +149,7 @@ class TestFailures:
         assert missing.kind == "missing"
         assert "'qdrant_client'" in missing.message
         assert missing.hint == "pip install 'mloc-prefect[rag]'"
-        with pytest.raises(ExecutionError, match=r"this installation has no mloc_prefect\.executors\.unwritten"):
+        with pytest.raises(ExecutionError, match="plans such tasks but has no executor for them"):
             await run(echo_request(tmp_path), host_spec("mloc_prefect.executors.unwritten:Executor"))
 
     @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM"])

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from mloc_prefect import __version__
 from mloc_prefect.errors import ArtifactError, ExecutionError, MissingExtraError, PlanError
 from mloc_prefect.execution.failures import breaks_host, failure_of, looks_out_of_memory
 from mloc_prefect.execution.loading import load_class
@@ -104,4 +105,7 @@ def test_loading() -> None:
         load_class("mloc_prefect.executors.echo:Nothing")
     with pytest.raises(ModuleNotFoundError) as caught:
         load_class("mloc_prefect.executors.not_written:X")
-    assert failure_of(caught.value).message == "this installation has no mloc_prefect.executors.not_written"
+    text = f"this version ({__version__}) plans such tasks but has no executor for them"
+    assert failure_of(caught.value).message == text, "no name of a module that the user cannot know"
+    other = ModuleNotFoundError("no", name="mloc_prefect.gone")
+    assert failure_of(other).message == "this installation has no mloc_prefect.gone"

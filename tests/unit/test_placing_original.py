@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,13 +81,13 @@ class Site:
             mode=mode,
         )
 
-    def start(self) -> asyncio.Task[ExecutionResult]:
-        return asyncio.create_task(self.placing.dispatch(JOB, on_event=lambda _: None))
+    def start(self, job: StageJob = JOB) -> asyncio.Task[ExecutionResult]:
+        return asyncio.create_task(self.placing.dispatch(job, on_event=lambda _: None))
 
-    async def ends_at(self) -> str:
+    async def ends_at(self, job: StageJob = JOB) -> str:
         self.pool.go.set()
         self.original.go.set()
-        return (await asyncio.wait_for(self.start(), 60)).path
+        return (await asyncio.wait_for(self.start(job), 60)).path
 
 
 async def began(way: Way) -> None:
@@ -149,3 +149,19 @@ async def test_a_job_that_has_a_worker_stays_there() -> None:
     card.fits = True
     assert (await asyncio.wait_for(running, 60)).path == "original"
     assert site.pool.calls == []
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [
+        ({"cards": [Card()], "ready": True}, "original"),
+        ({"cards": [Card()], "ready": False}, "original"),
+        ({"cards": [Card()], "ready": True, "mode": "ours"}, "pool"),
+    ],
+)
+async def test_what_ours_have_no_code_for_goes_to_original_workers(site: dict[str, Any], expected: str) -> None:
+    here = Site(*site.pop("cards"), **site)
+    job = replace(JOB, executor=ExecutorRef("mloc_prefect.executors.not_written:X"))
+    assert await here.ends_at(job) == expected
+    if here.placing._mode == "auto":
+        assert await here.placing.capacity(job) == int(site["ready"]), "room of ours does not count"

@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from mloc_prefect import __version__
 from mloc_prefect.bridge.states import Mark, Phase
+from mloc_prefect.orchestrate import preflight
 from tests.support.endpoint import SPEC, YAML, add_worker, served, spec
 
 JSON = {"content-type": "application/json"}
@@ -381,3 +383,40 @@ async def test_dates_are_text_in_the_record(tmp_path):
         task_id = await endpoint.one(SPEC + "  when: 2025-01-02\n")
         record = (await endpoint.client.get(f"{TASKS}/{task_id}")).json()
         assert record["parsed"]["spec"]["when"] == "2025-01-02"
+
+
+RAG = """\
+apiVersion: mloc/v1
+kind: RagTask
+metadata: {name: find}
+spec:
+  taskType: rag
+  resources: {replicas: 1, hardware: {cpu: "2", memory: 4Gi}}
+  qdrant: {url: "http://127.0.0.1:6333", collection: docs}
+  query: what
+"""
+NO_CODE = f"stage 'find' (rag) cannot run: this version ({__version__}) plans such tasks but has no executor for them; "
+
+
+@pytest.mark.parametrize(
+    ("mode", "protocol", "detail"),
+    [
+        ("auto", "ours", NO_CODE + "a worker of the original protocol might, but none is registered"),
+        (
+            "ours",
+            "original",
+            NO_CODE + "MLOC_DISPATCH=ours keeps it from workers of the original protocol, which might",
+        ),
+        ("auto", "original", None),
+        ("original", "ours", None),
+    ],
+)
+async def test_what_nobody_can_run_is_refused_and_what_an_original_worker_might_run_is_taken(
+    tmp_path, monkeypatch, mode, protocol, detail
+):
+    monkeypatch.setattr(preflight, "_there", lambda name: name != "mloc_prefect.executors.rag")
+    async with served(tmp_path, dispatch=mode) as endpoint:
+        await add_worker(endpoint.stores, protocol=protocol)
+        answer = await endpoint.client.post(TASKS, content=RAG, headers=YAML)
+        assert (answer.status_code, answer.json().get("detail")) == (200 if detail is None else 400, detail)
+        assert len(await endpoint.stores.tasks.page()) == (detail is None)
