@@ -70,6 +70,13 @@ class FencedError(DispatchError):
     """The lease under which a step was to be taken has gone to another holder."""
 
 
+class UsageError(MlocError):
+    """An argument of a command, or a name in it, that cannot be meant."""
+
+    exit_code = 2  # as for unknown options
+    http_status = 400
+
+
 class ConflictError(MlocError):
     """The request contradicts an earlier one."""
 

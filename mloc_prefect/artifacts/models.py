@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from mloc_prefect.artifacts.mirrors_file import add_models
-from mloc_prefect.errors import ArtifactError, MissingExtraError, MlocError
+from mloc_prefect.errors import ArtifactError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,13 +80,13 @@ def prepare(name: str, settings: MlocSettings, on_progress: Callable[[str, float
         on_progress: Told in words what is done, with the fraction (0 to 1) or None.
 
     Raises:
-        MlocError: Unknown name.
+        UsageError: Unknown name.
         MissingExtraError: A package is missing; the message has the command that installs it.
         ArtifactError: The conversion failed, or the folder cannot be written.
     """
     source = CATALOGUE.get(name)
     if source is None:
-        raise MlocError(f"unknown model '{name}'", hint=f"known: {', '.join(CATALOGUE)}")
+        raise UsageError(f"unknown model '{name}'", hint=f"known: {', '.join(CATALOGUE)}")
     target = settings.home / "models" / name
     tell = on_progress or (lambda _text, _fraction: None)
     try:

@@ -23,12 +23,6 @@ EXIT_SPEC = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells do it
 
 
-class UsageError(MlocError):
-    """An argument of the command that cannot be meant."""
-
-    exit_code = 2  # as for unknown options
-
-
 def examples(*lines: str) -> str:
     """Return the epilogue of a command's help: one example a line."""
     escaped = (line.replace("[", "\\[") for line in lines)

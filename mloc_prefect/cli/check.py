@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mloc_prefect.cli.boundary import EXIT_SPEC, UsageError, examples
+from mloc_prefect.cli.boundary import EXIT_SPEC, examples
+from mloc_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,9 @@ from uuid import UUID
 
 import typer
 
-from mloc_prefect.cli.boundary import UsageError, examples
+from mloc_prefect.cli.boundary import examples
 from mloc_prefect.cli.check import Overrides, Parameters, parameters
+from mloc_prefect.errors import UsageError
 
 EXAMPLES = examples(
     "mloc run task.yaml",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mloc_prefect.cli.boundary import UsageError, examples
+from mloc_prefect.cli.boundary import examples
+from mloc_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mloc_prefect.cli.boundary import UsageError
+from mloc_prefect.errors import UsageError
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _STEPS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.errors import MlocError
+from mloc_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +72,7 @@ ENVIRONMENTS = {
         ),
         Environment(
             "train",
-            "training with TRL (SFT, LoRA, DPO, PPO)",
+            "training with TRL (SFT, LoRA, DPO, PPO, GRPO)",
             (
                 "trl==1.12.*",
                 "transformers>=5.16.1,<5.20",
@@ -132,8 +132,8 @@ def environment(name: str) -> Environment:
     """Return the recipe called `name`.
 
     Raises:
-        MlocError: There is none.
+        UsageError: There is none.
     """
     if name not in ENVIRONMENTS:
-        raise MlocError(f"there is no environment {name!r}", hint=f"choose one of: {', '.join(ENVIRONMENTS)}")
+        raise UsageError(f"there is no environment {name!r}", hint=f"choose one of: {', '.join(ENVIRONMENTS)}")
     return ENVIRONMENTS[name]

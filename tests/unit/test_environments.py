@@ -226,6 +226,7 @@ def test_the_command_lists_what_is_there_and_what_is_old(
     assert "  ready, built" in listed
     assert "  out of date: mloc env create vllm, built" in listed
     assert "  MLOC_PYTHON names /mine/python" in listed
+    assert "(SFT, LoRA, DPO, PPO, GRPO)" in listed
     assert commands.lines
 
 

@@ -196,9 +196,9 @@ def results(
 
 
 def _result(endpoint: Endpoint, record: dict[str, Any]) -> Any:
-    from mloc_prefect.cli.boundary import UsageError
     from mloc_prefect.cli.client.endpoint import quoted
     from mloc_prefect.cli.client.finding import label
+    from mloc_prefect.errors import UsageError
 
     result = endpoint.find(f"/api/v1/results/{quoted(record['task_id'])}")
     if result is None:

@@ -9,8 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from mloc_prefect.cli.boundary import UsageError
-from mloc_prefect.errors import DispatchError, MlocError
+from mloc_prefect.errors import DispatchError, MlocError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.cli.boundary import UsageError
 from mloc_prefect.cli.client.endpoint import quoted
 from mloc_prefect.cli.client.finding import label, short
-from mloc_prefect.errors import ArtifactError
+from mloc_prefect.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mloc_prefect.cli.boundary import UsageError
 from mloc_prefect.cli.client.endpoint import quoted
+from mloc_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
