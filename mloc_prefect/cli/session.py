@@ -107,6 +107,7 @@ class _Session:
     def __init__(self, wanted: RunSettings, plan: WorkflowPlan, text: str, display: LiveDisplay | PlainDisplay) -> None:
         self._wanted, self._plan, self._text, self._display = wanted, plan, text, display
         self._page: str | None = None
+        self._options: RunOptions | None = None
 
     async def run(self) -> WorkflowOutcome:
         """Run the plan and return what came of each stage.
@@ -130,6 +131,7 @@ class _Session:
                 return await self._flow(options, runtime.hosts)
 
     def _preflight(self) -> RunOptions:
+        from mloc_prefect.cli.resuming import check_resumable
         from mloc_prefect.orchestrate.options import RunOptions
         from mloc_prefect.orchestrate.preflight import check_runnable
         from mloc_prefect.settings import get_settings
@@ -142,8 +144,10 @@ class _Session:
             submission_id=self._wanted.resume,
             strict=self._wanted.strict,
         )
+        check_resumable(self._plan, options)
         inventory = read_inventory(options.settings)
         check_runnable(self._plan, options, inventory, ignore_resources=self._wanted.ignore_resources)
+        self._options = options
         return replace(options, shown=self._shown(options.settings))
 
     def _shown(self, settings: MlocSettings) -> dict[str, Any]:
@@ -234,8 +238,14 @@ class _Session:
             Text.assemble(word, f": {done} of {count} stages in {duration(progress.clock() - progress.began)}")
         )
         if not outcome.ok and self._wanted.file != "-":
-            again = f"mloc run {self._wanted.file} --resume {self._wanted.resume or outcome.flow_run_id}"
-            console.print(Text.assemble(("go on with: ", "dim"), again))
+            console.print(Text.assemble(("go on with: ", "dim"), self._again(outcome)))
+
+    def _again(self, outcome: WorkflowOutcome) -> str:
+        from mloc_prefect.cli.resuming import command_again, leftovers
+
+        run_id = self._wanted.resume or outcome.flow_run_id
+        kept = self._options is not None and leftovers(self._plan, self._options, run_id)
+        return command_again(self._wanted, run_id if kept else None)
 
 
 def show_failures(outcome: WorkflowOutcome) -> None:
