@@ -143,7 +143,8 @@ class ReferenceCheck:
             self._add(node, spot, "error", "env-not-allowed", message, f"allow it: MLOC_ALLOWED_ENV={name}")
         else:
             message = f"{spot.shown} names a parameter that is not given"
-            self._add(node, spot, "error", "unknown-parameter", message, did_you_mean(name, allowed))
+            fix = did_you_mean(name, allowed) or f'give it: --param {name}=VALUE (over HTTP: "parameters")'
+            self._add(node, spot, "error", "unknown-parameter", message, fix)
         return None
 
     def _literal(self, node: TaskNode, spot: Spot) -> None:

@@ -92,7 +92,13 @@ def test_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found
     assert [(r.expression, r.stage) for r in plan.stages[0].references] == [("env.HOME", None), ("param.limit", None)]
     monkeypatch.setenv("MLOC_ALLOWED_ENV", "PATH, HOME")
-    assert _codes(check(text)[1]) == ["unknown-parameter"]
+    (unknown,) = check(text)[1]
+    assert (unknown.code, unknown.suggestion) == (
+        "unknown-parameter",
+        'give it: --param limit=VALUE (over HTTP: "parameters")',
+    )
+    (near,) = check(text, params={"limits"})[1]
+    assert near.suggestion == "did you mean 'limits'?"
 
 
 def test_bare_roots_are_single_words() -> None:
