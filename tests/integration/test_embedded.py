@@ -55,7 +55,7 @@ def address(home: Path, taken: socket.socket) -> Iterator[ServerAddress]:
 
 def test_another_port_when_the_wanted_one_is_taken(address: ServerAddress, taken: socket.socket):
     assert address.port != taken.getsockname()[1]
-    assert httpx.get(f"{address.api_url}/health").json() is True
+    assert httpx.get(f"{address.api_url}/health", timeout=30).json() is True
 
 
 def test_state_file_is_private_and_true(address: ServerAddress, home: Path):
@@ -63,14 +63,14 @@ def test_state_file_is_private_and_true(address: ServerAddress, home: Path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     state = json.loads(file.read_text())
     assert (state["pid"], state["port"]) == (address.pid, address.port)
-    assert abs(state["started"] - time.time()) < 60
+    assert abs(state["started"] - time.time()) < 600
 
 
 def test_pages_are_served_and_know_their_api(address: ServerAddress):
-    page = httpx.get(address.ui_url, headers={"accept": "text/html"}, follow_redirects=True)
+    page = httpx.get(address.ui_url, headers={"accept": "text/html"}, follow_redirects=True, timeout=30)
     assert page.status_code == 200
     assert "<div id=" in page.text
-    assert httpx.get(f"{address.ui_url}/ui-settings").json()["api_url"] == address.api_url
+    assert httpx.get(f"{address.ui_url}/ui-settings", timeout=30).json()["api_url"] == address.api_url
 
 
 def test_only_the_loopback_hears(address: ServerAddress):
@@ -114,7 +114,7 @@ def test_it_ends_with_its_owner_however_that_ends(tmp_path: Path):
     server = psutil.Process(int(owner.stdout.readline()))
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
-    server.wait(timeout=8)
+    server.wait(timeout=60)
     assert not server.is_running()
 
 

@@ -56,7 +56,7 @@ def attempts(pool: Pool, task_id: str) -> list[Path]:
     return sorted((pool.results / task_id / "attempts").iterdir())
 
 
-def finish(pool: Pool, *runs: str, seconds: float = 60.0) -> None:
+def finish(pool: Pool, *runs: str, seconds: float = 120.0) -> None:
     for run in runs:
         done = pool.api.wait(run, seconds=seconds)
         assert done["state"]["type"] == "COMPLETED", done["state"]
@@ -85,7 +85,7 @@ def test_three_tasks_of_one_gpu_on_two(pool: Pool, duo: Worker):
     began = pool.api.wait(attempt["id"], "RUNNING")
     assert began["labels"]["prefect.worker.name"] == "duo"
     cancel(pool, runs[first.pop()], runs[waiting])
-    assert duo.leases == []
+    until(lambda: duo.leases == [])
 
 
 def test_a_type_that_only_a_late_worker_has(pool: Pool, duo: Worker):
@@ -121,9 +121,9 @@ def test_one_that_fits_does_not_wait_behind_fifty_that_do_not(pool: Pool, duo: W
     until(lambda: len(pool.runs(nowhere)) == 50, 60)
     began = time.monotonic()
     fits = pool.submit(spec("fits", gpu={"count": 2}))
-    until(lambda: duo.holders == ["fits"] or ended(pool.api.run(fits)), STOCK_POLL_SECONDS / 2, duo.text)
+    until(lambda: duo.holders == ["fits"] or ended(pool.api.run(fits)), STOCK_POLL_SECONDS, duo.text)
     print(f"one that fits behind 50 that do not was placed after {time.monotonic() - began:.1f} s")
-    finish(pool, fits, seconds=20)
+    finish(pool, fits)
     assert {run["state"]["type"] for run in pool.runs(nowhere).values()} == {"SCHEDULED"}
     cancel(pool, nowhere)
     assert {run["state"]["type"] for run in pool.runs(nowhere).values()} == {"CANCELLED"}
@@ -134,11 +134,12 @@ def test_large_tasks_do_not_starve(pool: Pool, duo: Worker):
     small = [pool.submit(spec(f"stream-{n}", gpu={"count": 1}, echo={"delay": 2})) for n in range(10)]
     until(lambda: len(duo.leases) == 2, 30)
     large = pool.submit(spec("large", gpu={"count": 2}))
-    finish(pool, large, seconds=60)
-    left = [run for run in small if not ended(pool.api.run(run))]
+    finish(pool, large, *small)
+
+    over = pool.api.run(large)["end_time"]
+    left = [run for run in small if pool.api.run(run)["end_time"] > over]
     print(f"the task of two GPUs ended with {len(left)} of 10 small ones to go")
     assert left
-    finish(pool, *small)
 
 
 def test_a_more_urgent_task_is_served_before_one_that_came_first(pool: Pool, small: Worker, duo: Worker):
@@ -222,13 +223,12 @@ def test_runs_that_two_workers_want_run_once(pool: Pool, small: Worker, duo: Wor
 
 
 USER = """
-import os, pathlib, time
+import os, pathlib
 from prefect import flow
 
 @flow
 def busy(target: str):
-    end = time.monotonic() + 3
-    while time.monotonic() < end:
+    while not pathlib.Path(target).with_suffix(".end").exists():
         sum(range(1000))
     pathlib.Path(target).write_text(str(os.environ.get("CUDA_VISIBLE_DEVICES")))
 """
@@ -249,6 +249,7 @@ def test_a_users_flow_beside_ours(pool: Pool, duo: Worker, tmp_path: Path):
     ours = pool.submit(spec("ours", gpu={"count": 1}))
     finish(pool, ours)
     assert pool.api.run(user)["state"]["type"] == "RUNNING"
+    (tmp_path / "out.end").touch()
     finish(pool, user)
     assert f"gpu:{(tmp_path / 'out').read_text()}" == device
     until(lambda: duo.leases == [])

@@ -246,7 +246,7 @@ def test_a_cancelled_training_leaves_a_checkpoint_to_go_on_from(kind: str, bench
     bench.on_event = stop
     with pytest.raises(Cancelled):
         bench(kind, data, **spec)
-    assert time.monotonic() - began[0] < 5
+    assert time.monotonic() - began[0] < 30
     assert bench.texts("log")[-1] == "left a checkpoint at step 5"
     assert [e.data.get("patience") for e in bench.events if e.kind == "phase"][-1] == 60
     bench.cancelled.clear()

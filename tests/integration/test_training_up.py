@@ -135,17 +135,17 @@ def finish(up: Up, text: str) -> list[dict[str, Any]]:
     """Submit a spec, wait for its end and return the results."""
     tasks = ended(up, text)
     assert all(task["status"] == "DONE" for task in tasks), tasks
-    with httpx.Client(base_url=up.url, headers=TOKEN) as client:
+    with httpx.Client(base_url=up.url, headers=TOKEN, timeout=30) as client:
         return [client.get(f"/api/v1/results/{task['task_id']}").json() for task in tasks]
 
 
 def ended(up: Up, text: str, **query: str) -> list[dict[str, Any]]:
     """Submit a spec and return its tasks when one has failed or all are done."""
-    with httpx.Client(base_url=up.url, headers=TOKEN) as client:
+    with httpx.Client(base_url=up.url, headers=TOKEN, timeout=30) as client:
         answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"}, params=query)
         assert answer.status_code == 200, answer.text
         ids = [task["task_id"] for task in answer.json()["tasks"]]
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
         while True:
             tasks = [client.get(f"/api/v1/tasks/{task_id}").json() for task_id in ids]
             states = [task["status"] for task in tasks]
@@ -162,7 +162,7 @@ def test_two_stages_hand_over_by_the_endpoint(name: str, kind: str, up: Up) -> N
     first, second = (answer["result"] for answer in submit(up, name))
     url = first[f"{kind}_archive_url"]
     assert url == f"{up.url}/api/v1/results/{first['task_id']}/files/{kind}.zip"
-    answer = httpx.get(url, headers=TOKEN)
+    answer = httpx.get(url, headers=TOKEN, timeout=30)
     assert len(answer.content) == Path(first[f"{kind}_archive_path"]).stat().st_size
     assert httpx.get(url).status_code == 401
     assert Path(second[f"{kind}_path"]).is_dir()
@@ -199,7 +199,7 @@ def test_trainings_learn_from_answers_of_earlier_stages(up: Up) -> None:
 def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:
     """Published by the runs above."""
     user, _, password = (up.home / "secrets" / "prefect-auth").read_text().strip().partition(":")
-    with httpx.Client(base_url=f"http://127.0.0.1:{up.port + 1}/api", auth=(user, password)) as api:
+    with httpx.Client(base_url=f"http://127.0.0.1:{up.port + 1}/api", auth=(user, password), timeout=30) as api:
         answer = api.post("/artifacts/filter", json={"artifacts": {"key": {"like_": "mloc-training%"}}})
         assert answer.status_code == 200, answer.text
         found = answer.json()

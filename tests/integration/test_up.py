@@ -41,7 +41,7 @@ spec:
 ROWS = QUICK.replace(
     "data: {message: hi}",
     """echo: {row_delay: 0.4}
-  data: {type: list, items: [a, b, c, d, e, f, g, h, i, j]}""",
+  data: {type: list, items: [a, b, c, d, e, f, g, h, i, j, k, l, m, n]}""",
 )
 
 SLOW = """
@@ -174,7 +174,7 @@ def test_while_every_part_is_killed_once_each_accepted_submission_runs_once(up):
 
 def persistently(client: httpx.Client, key: str) -> dict[str, Any]:
     """Submit one task as a careful client does: the same key until there is an answer."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     headers = {"Content-Type": "text/yaml"}
     while True:
         try:
@@ -191,32 +191,32 @@ def persistently(client: httpx.Client, key: str) -> dict[str, Any]:
 def test_ctrl_c_leaves_nothing_and_the_next_one_goes_on_where_it_was(up):
     done = submit_echo(up)[1]
     wait_ended(up.url, [done])
-    records = httpx.get(f"{up.url}/api/v1/tasks").json()
+    records = httpx.get(f"{up.url}/api/v1/tasks", timeout=30).json()
     (task,) = json.loads(curl("-X", "POST", f"{up.url}/api/v1/tasks", "--data-binary", ROWS))["tasks"]
     rows = up.home / "results" / task["task_id"] / "attempts" / "1-1" / "items.jsonl"
-    deadline = time.monotonic() + 20
-    while not rows.is_file() or rows.read_text().count("\n") < 2:
+    deadline = time.monotonic() + 60
+    while not rows.is_file() or rows.read_text().count("\n") < 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     began = time.monotonic()
     assert up.end(signal.SIGINT) == 0
     took = time.monotonic() - began
-    up.wait_nothing_left(5)
-    assert took < 20
+    up.wait_nothing_left(20)
+    assert took < 40
     _, stopping, said = up.log.read_text().rpartition("stopping; once more to end everything at once")
     assert stopping
     assert "Traceback" not in said, said
     assert "mloc up" not in up.run("ps").stdout
     state = up.start()
     assert (state.url, state.api_url) == (up.url, f"http://127.0.0.1:{up.port + 1}/api")
-    now = httpx.get(f"{up.url}/api/v1/tasks").json()
+    now = httpx.get(f"{up.url}/api/v1/tasks", timeout=30).json()
     assert [r["task_id"] for r in now] == [*(r["task_id"] for r in records), task["task_id"]]
     assert now[: len(records)] == records
-    assert httpx.get(f"{up.url}/api/v1/results/{done}").status_code == 200
+    assert httpx.get(f"{up.url}/api/v1/results/{done}", timeout=30).status_code == 200
     # What ran when it was ended goes on: the rows that were there are not computed again.
     assert wait_ended(up.url, [task["task_id"]]) == {task["task_id"]: "DONE"}
     attempts = sorted(rows.parents[1].glob("*/items.jsonl"))
-    assert sum(file.read_text().count("\n") for file in attempts) == 10
+    assert sum(file.read_text().count("\n") for file in attempts) == 14
     assert len(attempts) == 2
 
 
@@ -225,7 +225,7 @@ def test_killed_with_9_nothing_is_left(up):
     up.process.kill()
     up.process.wait()
     up.process = None
-    up.wait_nothing_left(20)
+    up.wait_nothing_left(60)
 
 
 def test_other_machines_need_the_secrets(tmp_path):
@@ -268,7 +268,7 @@ def test_other_machines_need_the_secrets(tmp_path):
         for text in secret_texts:
             assert not [line for line in up.left_over() if text in line]
         os.kill(pid, signal.SIGTERM)
-        up.wait_nothing_left(30)
+        up.wait_nothing_left(60)
     finally:
         kill(up)
 

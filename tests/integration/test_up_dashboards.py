@@ -70,12 +70,12 @@ def test_the_worker_is_kept_in_the_registry(up: Up) -> None:
     assert store.smembers("workers:ids") == {name}
     wanted = {"worker_id", "status", "started_at", "pid", "env_json", "hardware_json", "tags_json", "last_seen"}
     assert wanted <= store.hgetall(f"worker:{name}").keys()
-    before = store.get(f"worker:{name}:hb")
     assert 20 < store.ttl(f"worker:{name}:hb") <= 30
-    deadline = time.monotonic() + 4.5  # by default a beat comes every 5 s
-    while store.get(f"worker:{name}:hb") == before:
+    deadline, beats = time.monotonic() + 9.5, {store.get(f"worker:{name}:hb")}
+    while len(beats) < 4:  # three more; by default one comes every 5 s
         assert time.monotonic() < deadline
         time.sleep(0.1)
+        beats.add(store.get(f"worker:{name}:hb"))
     store.close()
 
 
@@ -85,9 +85,9 @@ def test_the_worker_is_kept_in_the_registry(up: Up) -> None:
 def from_the_pages(up: Up, spec: Path) -> None:
     """Do what the form of the web pages sends."""
     api = up.state().api_url
-    deployment = httpx.get(f"{api}/deployments/name/run-workflow/mloc").json()["id"]
+    deployment = httpx.get(f"{api}/deployments/name/run-workflow/mloc", timeout=30).json()["id"]
     body = {"state": {"type": "SCHEDULED"}, "parameters": {"spec": spec.read_text()}}
-    assert httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body).is_success
+    assert httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body, timeout=30).is_success
 
 
 def from_the_prefect_command(up: Up, spec: Path) -> None:
@@ -118,7 +118,7 @@ def test_every_run_gets_records_and_messages_however_it_was_started(up: Up, tmp_
     spec.write_text(ECHO.read_text().replace("echo-chain", name))
     with subscriber(up) as heard:
         start(up, spec)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 90
         while len(records := tasks_named(up, name)) < 2 or {r["status"] for r in records} != {"DONE"}:
             assert time.monotonic() < deadline, records
             time.sleep(0.2)
@@ -132,7 +132,7 @@ def test_every_run_gets_records_and_messages_however_it_was_started(up: Up, tmp_
 
 
 def tasks_named(up: Up, name: str) -> list[dict[str, Any]]:
-    return list(httpx.get(f"{up.url}/api/v1/tasks", params={"name": name}).json())
+    return list(httpx.get(f"{up.url}/api/v1/tasks", params={"name": name}, timeout=30).json())
 
 
 # --- a server that is there and does not answer -----------------------------------------------------------------------
@@ -148,11 +148,11 @@ def test_while_prefect_hangs_submissions_are_taken_and_run_once_it_answers_again
         tasks = [task_id for pair in sent for task_id in pair]
         time.sleep(HUNG)
         assert json.loads(curl(f"{up.url}/metrics"))["journal_depth"] == 5
-        records = {record["task_id"]: record for record in httpx.get(f"{up.url}/api/v1/tasks").json()}
+        records = {record["task_id"]: record for record in httpx.get(f"{up.url}/api/v1/tasks", timeout=30).json()}
         assert {records[task_id]["status"] for task_id in tasks} == {"PENDING"}
     finally:
         os.kill(prefect, signal.SIGCONT)
-    assert set(wait_ended(up.url, tasks, 60).values()) == {"DONE"}
+    assert set(wait_ended(up.url, tasks).values()) == {"DONE"}
     wanted = {f"mloc-submission:{records[first]['submission_id']}" for first, _ in sent}
     roots = [tag for run in root_runs(up) for tag in run["tags"] if tag in wanted]
     assert sorted(roots) == sorted(wanted), "each has one run"

@@ -25,7 +25,9 @@ from mloc_prefect.settings import get_settings
 from mloc_prefect.worker.main import run_worker
 asyncio.run(run_worker(get_settings(), **json.loads(sys.argv[1])))
 """
-HEARTBEAT, TTL = "0.5", "4"
+HEARTBEAT, TTL = "0.5", "30"
+SHORT_TTL = "4"
+"""For workers that see others stand still; those that have ended they see at once."""
 
 
 class Worker:
@@ -178,7 +180,7 @@ class Pool:
                     worker.kill()
 
 
-def until(fact: Callable[[], Any], seconds: float = 20.0, why: Callable[[], Any] = lambda: "") -> Any:
+def until(fact: Callable[[], Any], seconds: float = 60.0, why: Callable[[], Any] = lambda: "") -> Any:
     """Wait until `fact()` is true; returns it."""
     deadline = time.monotonic() + seconds
     while not (found := fact()):
