@@ -334,6 +334,27 @@ def test_watching_a_task_that_does_not_end_well_is_exit_5(state):
     assert lines[-1].startswith("failed: 0 of 1 tasks")
 
 
+def test_watching_cuts_no_reason(capsys):
+    why, first = "waits: " + "no worker has enough of what it needs; " * 4 + "end", "out of memory " * 9 + "end"
+    _, lines = watched(
+        {"status": "WAITING", "error": why}, {"status": "FAILED", "error": f"{first}\n  on the card 0\n  twice"}
+    )
+    assert any(line.endswith(why) for line in lines)
+    assert capsys.readouterr().err == f"error: first 5d1e7c2a: {first}\n  on the card 0\n  twice\n"
+    watched({"status": "CANCELLED", "error": "cancelled"})
+    assert capsys.readouterr().err == ""
+
+
+def test_who_stops_watching_is_told_what_the_others_wait_for(capsys):
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    fake, out = Changing({"status": "WAITING", "error": "no free worker\n  asked: w1, w2"}), io.StringIO()
+    assert watch_tasks(answering(fake), [ONE], stream=out, sleep=interrupt) == 130
+    assert capsys.readouterr().err == "waiting: first 5d1e7c2a: no free worker\n  asked: w1, w2\n"
+    assert "1 of 1 tasks go on" in out.getvalue()
+
+
 def test_watching_outlasts_a_restart_of_the_endpoint():
     code, lines = watched({"status": "DISPATCHED"}, 503, 503, {"status": "DONE"})
     assert code == 0

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.cli.boundary import EXIT_INTERRUPTED
 from mloc_prefect.cli.client.endpoint import quoted
 from mloc_prefect.cli.client.finding import label, short
-from mloc_prefect.cli.client.tables import note
 from mloc_prefect.cli.display import choose
-from mloc_prefect.cli.progress import StageView
+from mloc_prefect.cli.progress import StageView, one_line
 from mloc_prefect.errors import DispatchError, ExecutionError
 from mloc_prefect.execution.meter import duration
 
@@ -48,6 +47,7 @@ def watch_tasks(
             _follow(endpoint, task_ids, records, display, sleep)
     except KeyboardInterrupt:
         open_ones = [task_id for task_id in task_ids if records.get(task_id, {}).get("status") not in ENDS]
+        _show_reasons(records)
         display.say(f"not watching any more; {len(open_ones)} of {len(task_ids)} tasks go on")
         return EXIT_INTERRUPTED
     return _close(display, records)
@@ -84,10 +84,10 @@ def _follow(
 def _update(display: LiveDisplay | PlainDisplay, record: dict[str, Any]) -> None:
     """Bring the line of a task up to date and say what has changed."""
     progress = display.progress
-    key = f"{label(record)} {short(record['task_id'])}"
+    key = _name(record)
     view = progress.stages.setdefault(key, StageView(key, str(record.get("task_type") or "")))
     state, attempt = _state(record), int(record.get("attempts") or 0)
-    text = note(record) if state != "RUNNING" else str(record.get("assigned_worker") or "")
+    text = one_line(record.get("error") or "") if state != "RUNNING" else str(record.get("assigned_worker") or "")
     if (view.state, view.attempt, view.note) == (state, attempt, text):
         return
     before = view.state
@@ -109,7 +109,24 @@ def _state(record: dict[str, Any]) -> str:
     return "RUNNING" if state == "DISPATCHED" else state
 
 
+def _name(record: dict[str, Any]) -> str:
+    return f"{label(record)} {short(record['task_id'])}"
+
+
+def _show_reasons(records: dict[str, dict[str, Any]]) -> None:
+    """Print why tasks wait or ended badly, whole: a table has room for a part of the first line."""
+    from mloc_prefect.cli.console import labelled, stderr
+
+    for record in records.values():
+        error, state = str(record.get("error") or "").strip(), str(record["status"])
+        if not error or state in {"DONE", "DISPATCHED"} or error.lower() == state.lower():
+            continue
+        word, style = ("error", "bold red") if state == "FAILED" else (state.lower(), "yellow")
+        stderr().print(labelled(word, f"{_name(record)}: {error}", style))
+
+
 def _close(display: LiveDisplay | PlainDisplay, records: dict[str, dict[str, Any]]) -> int:
+    _show_reasons(records)
     states = [record["status"] for record in records.values()]
     done = states.count("DONE")
     took = duration(display.progress.clock() - display.progress.began)
