@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mloc_prefect.cli.boundary import EXIT_SPEC, examples
-from mloc_prefect.errors import UsageError
+from mloc_prefect.errors import MlocError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,8 @@ def plan(
     param: Parameters = None,
 ) -> None:
     """Show what would run: tasks, order, resources, executors. Good files are shown even when others are bad."""
+    if as_json and mermaid:
+        raise UsageError("--json and --mermaid are two forms of one answer", hint="leave one of them out")
     names = tuple(parameters(param or []))
     checked = [check_file(file, strict=strict, overrides=overrides or (), params=names) for file in files]
     if as_json:
@@ -209,7 +211,25 @@ def _show_plans(checked: Sequence[Checked], *, mermaid: bool) -> None:
         show_findings(one)
         if one.plan is not None:
             # the warnings stand above it already, with their source lines
-            print(one.plan.to_mermaid() if mermaid else replace(one.plan, warnings=()))
+            print(one.plan.to_mermaid() if mermaid else replace(_with_lacks(one.plan), warnings=()))
+
+
+def _with_lacks(plan: WorkflowPlan) -> WorkflowPlan:
+    """Return `plan` with notes of what its stages lack to run here; what runs elsewhere may have it."""
+    from mloc_prefect.cli.console import labelled, stderr
+    from mloc_prefect.orchestrate.preflight import lacks
+    from mloc_prefect.settings import get_settings
+    from mloc_prefect.worker.inventory import read_inventory
+
+    try:
+        settings = get_settings()
+        found = lacks(plan.stages, settings, read_inventory(settings))
+    except MlocError as error:  # a plan needs no machine, so it is shown without one
+        stderr().print(labelled("note", f"whether it can run here is not known: {error.message}", "yellow"))
+        return plan
+    notes = {key: f"cannot run here: {one.text}{f' ({one.fix})' if one.fix else ''}" for key, one in found.items()}
+    stages = (replace(s, notes=(*s.notes, notes[s.key])) if s.key in notes else s for s in plan.stages)
+    return replace(plan, stages=tuple(stages))
 
 
 def _leave(checked: Sequence[Checked]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
 from mloc_prefect.artifacts.layout import destination_dir, task_dir
 from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.artifacts.mirrors import Mirrors
 from mloc_prefect.artifacts.storing import StoreDestination
 from mloc_prefect.errors import ArtifactError, MissingExtraError, PlanError
 from mloc_prefect.execution.failures import no_executor_text
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.orchestrate.options import RunOptions
     from mloc_prefect.plan.model import StagePlan, WorkflowPlan
+    from mloc_prefect.settings import MlocSettings
     from mloc_prefect.tasks.base import ExecutorRef
     from mloc_prefect.worker.inventory import Inventory
 
@@ -60,7 +63,8 @@ def check_runnable(
         PlanError: A stage asks for more than this machine has, or for what its engine does not do, names no model, or
             waits for a task that is not done.
         MissingExtraError: An executor or its libraries are not installed; the hint is the exact command.
-        ArtifactError: Results cannot be written where they should be, or may not be sent there.
+        ArtifactError: Results cannot be written where they should be, or may not be sent there, or a mirrors file is
+            wrong.
     """
     if options.watch is None:
         _check_external(plan.stages, options.root)
@@ -70,6 +74,7 @@ def check_runnable(
             _check_resources(plan.stages, inventory)
         _check_engines(plan.stages, options, inventory)
         _check_executors(plan.stages, options, inventory)
+        _check_mirrors(options.settings)
     _check_results(plan.stages, options)
 
 
@@ -132,22 +137,54 @@ def _way_to_vllm(executor: ExecutorRef, inventory: Inventory) -> str:
 
 
 def _check_executors(stages: Iterable[StagePlan], options: RunOptions, inventory: Inventory) -> None:
+    found = lacks(stages, options.settings, inventory)
     missing: dict[str, list[str]] = {}
-    known: dict[tuple[ExecutorRef, str], list[str]] = {}
-    extras: dict[str, str] = {}
-    for stage in stages:
-        executor = choose(stage.executor, stage.resources, options.settings, inventory).executor
-        python = interpreter(executor, options.settings)
-        place = (executor, python)
-        if place not in known:
-            known[place] = missing_modules(executor, python)
-        if known[place]:
-            missing.setdefault(lack_text(executor, python, known[place]), []).append(stage.key)
-            if executor.extra and executor.path.partition(":")[0] not in known[place]:
-                extras[executor.extra] = python
+    for key, lack in found.items():
+        missing.setdefault(lack.text, []).append(key)
     if missing:
         text = "; ".join(f"{_stages(keys)} cannot run: {why}" for why, keys in missing.items())
-        raise MissingExtraError(text, hint="; ".join(install_command(e, p) for e, p in extras.items()) or None)
+        fixes = dict.fromkeys(lack.fix for lack in found.values() if lack.fix)
+        raise MissingExtraError(text, hint="; ".join(fixes) or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What a stage lacks to run here.
+
+    Attributes:
+        text: In words.
+        fix: The command that brings it, or None.
+    """
+
+    text: str
+    fix: str | None
+
+
+def lacks(stages: Iterable[StagePlan], settings: MlocSettings, inventory: Inventory) -> dict[str, Lack]:
+    """Return what the stages lack to run on this machine, by their keys; nothing for those that can.
+
+    Raises:
+        MissingExtraError: An interpreter does not work.
+    """
+    known: dict[tuple[ExecutorRef, str], Lack | None] = {}
+    found: dict[str, Lack] = {}
+    for stage in stages:
+        executor = choose(stage.executor, stage.resources, settings, inventory).executor
+        place = (executor, interpreter(executor, settings))
+        if place not in known:
+            known[place] = _lack(*place)
+        if (lack := known[place]) is not None:
+            found[stage.key] = lack
+    return found
+
+
+def _lack(executor: ExecutorRef, python: str) -> Lack | None:
+    absent = missing_modules(executor, python)
+    if not absent:
+        return None
+    unwritten = executor.path.partition(":")[0] in absent  # then no command brings it
+    fix = install_command(executor.extra, python) if executor.extra and not unwritten else None
+    return Lack(lack_text(executor, python, absent), fix)
 
 
 def is_unwritten(executor: ExecutorRef) -> bool:
@@ -203,6 +240,11 @@ def install_command(extra: str, python: str) -> str:
     """Return the command that brings an extra of this package into an interpreter."""
     pip = "pip" if python == sys.executable else f"{python} -m pip"
     return f"{pip} install 'mloc-prefect[{extra}]'"
+
+
+def _check_mirrors(settings: MlocSettings) -> None:
+    """Refuse to start with mirrors files that nobody can read; executors read both."""
+    Mirrors.load(settings.mirrors_file, *(file for file in [settings.home / "mirrors.yaml"] if file.is_file()))
 
 
 def _stages(keys: list[str]) -> str:

@@ -115,8 +115,6 @@ def _stage(node: TaskNode, key: str, edges: Edges, references: tuple[Reference, 
     notes = list(edges.notes.get(key, ()))
     if shards > 1:
         notes.append(f"data-parallel: up to {shards} shards when that many machines are free")
-    if executor.extra:
-        notes.append(f"needs the extra '{executor.extra}'")
     return StagePlan(
         key=key,
         node=node.node,

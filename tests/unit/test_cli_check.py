@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mloc_prefect.cli.app import app
+from mloc_prefect.orchestrate import preflight
 
 GOOD = """\
 apiVersion: mloc/v1
@@ -126,6 +127,38 @@ def test_plan_prints_a_table_or_mermaid_on_stdout_and_findings_on_stderr(specs):
     assert "unknown-field" not in table.stdout
     assert "odd.yaml:9:" in table.stderr
     assert drawing.stdout.startswith("flowchart LR")
+
+
+def test_json_and_mermaid_are_not_wanted_at_once(specs):
+    result = mloc("plan", "good.yaml", "--json", "--mermaid")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: --json and --mermaid ")
+
+
+def test_a_plan_says_what_is_missing_here_and_nothing_when_it_can_run(specs, monkeypatch):
+    chat = "inference, model: {source: {identifier: m}}, data: {type: list, items: [x]}"
+    search = "rag, query: q, qdrant: {url: 'http://q:6333', collection: c}"
+    for name, kind in (("chat", chat), ("search", search)):
+        head, resources = (
+            "apiVersion: mloc/v1\nkind: K\nmetadata: {name: n}\n",
+            "{replicas: 1, hardware: {cpu: 1, memory: 1G}}",
+        )
+        specs.joinpath(f"{name}.yaml").write_text(f"{head}spec: {{taskType: {kind}, resources: {resources}}}\n")
+    there = preflight._there
+    monkeypatch.setattr(preflight, "_there", lambda name: name in {"torch", "transformers", "datasets"} or there(name))
+    assert "notes:" not in mloc("plan", "chat.yaml").stdout
+    searching = mloc("plan", "search.yaml").stdout
+    assert "n: cannot run here: this version (" in searching
+    assert "has no executor for them" in searching
+    monkeypatch.setattr(preflight, "_there", lambda name: name != "torch" and there(name))
+    assert "n: cannot run here: torch not installed (pip install 'mloc-prefect[transformers]')" in (
+        mloc("plan", "chat.yaml").stdout
+    )
+    monkeypatch.setenv("MLOC_INVENTORY", "nonsense")
+    blind = mloc("plan", "chat.yaml")
+    assert blind.exit_code == 0
+    assert "n (single, 1 task)" in blind.stdout
+    assert "note: whether it can run here is not known: " in blind.stderr
 
 
 def test_set_reaches_the_base_and_stages(specs):

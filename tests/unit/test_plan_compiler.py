@@ -40,10 +40,7 @@ def test_everything_is_decided() -> None:
     assert (stage.model, stage.timeout_seconds, stage.priority, stage.max_shards) == ("some/model", 90.0, 3, 3)
     assert stage.executor.path.endswith("executors.transformers:TransformersExecutor")
     assert str(stage.resources) == "8 cpu, 16 GiB, 2 gpu (a100, 40 GiB each), no gpu used"
-    assert stage.notes == (
-        "data-parallel: up to 3 shards when that many machines are free",
-        "needs the extra 'transformers'",
-    )
+    assert stage.notes == ("data-parallel: up to 3 shards when that many machines are free",)
 
 
 def test_effective_is_the_document_untouched() -> None:

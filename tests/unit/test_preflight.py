@@ -101,6 +101,21 @@ def test_an_unwritable_results_root_is_named(tmp_path: Path) -> None:
     assert "--results-dir" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_a_mirrors_file_that_cannot_be_read_is_refused_before_anything_starts(
+    tmp_path: Path, by_variable: bool
+) -> None:
+    file = tmp_path / ("own.yaml" if by_variable else "mirrors.yaml")
+    file.write_text("models: [a]\n")
+    with pytest.raises(ArtifactError, match=rf"{file}:1:9: `models:` must map names to paths"):
+        judge(tmp_path, {"a": ([], {})}, mirrors=file if by_variable else None)
+    if by_variable:
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            judge(tmp_path, {"a": ([], {})}, mirrors=tmp_path / "absent.yaml")
+    file.write_text("models: {a: b}\n")
+    judge(tmp_path, {"a": ([], {})}, mirrors=file)
+
+
 def test_a_destination_outside_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="leaves the results root"):
         judge(tmp_path, {"a": ([], {"output": {"destination": {"path": "/var/out"}}})})
