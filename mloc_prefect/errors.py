@@ -48,6 +48,12 @@ class SpecError(DiagnosticsError):
     http_status = 400
 
 
+class SettingsError(MlocError):
+    """A variable or the config file has a value that cannot be read; the message names it."""
+
+    exit_code = 2
+
+
 class PlanError(MlocError):
     """The spec is valid, but no plan for it can run (here)."""
 

@@ -5,7 +5,6 @@ Precedence: explicit argument (CLI), environment, `$MLOC_HOME/config.toml`, defa
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +16,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from mloc_prefect.settings_sources import config_file, default_home, fault, origin, unknown_keys
+
 
 def _names(name: str, *originals: str) -> AliasChoices:
     """Return the variables of one setting, first wins: ours, MLOC's originals, Prefect's integration name."""
     return AliasChoices(f"MLOC_{name}", *originals, f"PREFECT_INTEGRATIONS_MLOC_{name}")
-
-
-def default_home() -> Path:
-    """Return the state directory: `MLOC_HOME`, default `~/.mloc`."""
-    return Path(os.environ.get("MLOC_HOME") or Path.home() / ".mloc").expanduser().absolute()
 
 
 class MlocSettings(BaseSettings):
@@ -336,7 +332,7 @@ class MlocSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put `$MLOC_HOME/config.toml` below the environment."""
         del dotenv_settings, file_secret_settings
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=default_home() / "config.toml")
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=config_file())
         return init_settings, env_settings, toml
 
 
@@ -344,17 +340,21 @@ def get_settings(**overrides: Any) -> MlocSettings:
     """Return the settings in force now; `overrides` (None = not given) come first.
 
     Raises:
-        MlocError: A value is out of bounds or of the wrong type; the message names the variable.
+        SettingsError: A value is out of bounds or of the wrong type, or the config file cannot be read; the message
+            names the variable, or the file, that was set.
     """
-    from pydantic import ValidationError
-
-    from mloc_prefect.errors import MlocError
-
+    given = {k: v for k, v in overrides.items() if v is not None}
     try:
-        return MlocSettings(**{k: v for k, v in overrides.items() if v is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise MlocError(
-            f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            hint="see the settings table in docs/settings.md",
-        ) from None
+        return MlocSettings(**given)
+    except (ValueError, OSError) as error:  # ValidationError, SettingsError, TOMLDecodeError, UnicodeDecodeError
+        raise fault(error, MlocSettings.model_fields, given) from None
+
+
+def settings_warnings() -> list[str]:
+    """Return a line for each key of the config file that is no setting."""
+    return list(unknown_keys(MlocSettings.model_fields))
+
+
+def where_set(name: str) -> str:
+    """Return the variable, or the key and its file, that a setting has its value from; its first variable if none."""
+    return origin(name, MlocSettings.model_fields[name], {})[0]

@@ -50,6 +50,21 @@ def root(
         os.environ["MLOC_DEBUG"] = "1"
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.invoked_subcommand != "doctor":  # which has it in its report
+        _warn_of_settings()
+
+
+def _warn_of_settings() -> None:
+    """Tell of keys of the config file that nothing reads; without such a file this costs nothing."""
+    from mloc_prefect.settings_sources import config_file
+
+    if not config_file().is_file():
+        return
+    from mloc_prefect.cli.console import labelled, stderr
+    from mloc_prefect.settings import settings_warnings
+
+    for text in settings_warnings():
+        stderr().print(labelled("warning", text, "bold yellow"))
 
 
 def version() -> None:

@@ -14,7 +14,7 @@ import typer
 
 from mloc_prefect.cli.boundary import examples
 from mloc_prefect.cli.units import size_text
-from mloc_prefect.errors import MlocError
+from mloc_prefect.errors import MlocError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,9 +60,8 @@ class Finding:
 def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Show what is installed, what is missing for which task type, and how to fix it. Exit 1 if something is broken."""
     from mloc_prefect.cli.console import print_json
-    from mloc_prefect.settings import get_settings
 
-    findings = examine(get_settings())
+    findings = look_around()
     ok = all(f.level != "bad" for f in findings)
     if as_json:
         print_json({"ok": ok, "findings": [asdict(f) for f in findings]})
@@ -70,6 +69,17 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JS
         _show(findings)
     if not ok:
         raise typer.Exit(1)
+
+
+def look_around() -> list[Finding]:
+    """Look at everything; settings that cannot be read are a finding, and only what needs none is looked at then."""
+    from mloc_prefect.settings import get_settings, settings_warnings
+
+    notes = [Finding("settings", "config.toml", "note", text) for text in settings_warnings()]
+    try:
+        return [*notes, *examine(get_settings())]
+    except SettingsError as error:
+        return [Finding("settings", "values", "bad", error.message, error.hint), *notes, *_python(), *_packages()]
 
 
 def examine(settings: MlocSettings) -> list[Finding]:
@@ -95,14 +105,14 @@ def examine(settings: MlocSettings) -> list[Finding]:
     return findings
 
 
-def _python(_settings: MlocSettings) -> Iterator[Finding]:
+def _python(_settings: MlocSettings | None = None) -> Iterator[Finding]:
     from mloc_prefect import __version__
 
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "mloc", "ok", f"{__version__} in Python {version}, {sys.executable}")
 
 
-def _packages(_settings: MlocSettings) -> Iterator[Finding]:
+def _packages(_settings: MlocSettings | None = None) -> Iterator[Finding]:
     for name in _SHOWN_PACKAGES:
         try:
             version = metadata.version(name)

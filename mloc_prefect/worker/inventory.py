@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.errors import MlocError
+from mloc_prefect.errors import SettingsError
 from mloc_prefect.plan.resources import memory_text, parse_memory, tags_of
 from mloc_prefect.worker.gpus import Gpu, gpus_text, matching_gpus, wanted_gpus, wanted_text
 from mloc_prefect.worker.nvml import nvml_gpus
@@ -60,7 +60,7 @@ def read_inventory(settings: MlocSettings) -> Inventory:
     Of the machine's GPUs, those that `CUDA_VISIBLE_DEVICES` leaves to this process are there (`nvml_gpus`).
 
     Raises:
-        MlocError: The declaration cannot be read; the message says what is wrong and shows the form.
+        SettingsError: The declaration cannot be read; the message says what is wrong and shows the form.
     """
     if settings.inventory and settings.inventory.strip():
         found = parse_inventory(_declaration(settings.inventory.strip()))
@@ -74,7 +74,7 @@ def parse_inventory(text: str) -> Inventory:
     """Return the inventory declared in JSON; what is left out is taken from the machine, except GPUs (none).
 
     Raises:
-        MlocError: Not JSON, or a field of the wrong kind.
+        SettingsError: Not JSON, or a field of the wrong kind.
     """
     try:
         data = json.loads(text)
@@ -147,8 +147,10 @@ def _list(data: Mapping[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _bad(what: str) -> MlocError:
-    return MlocError(f"setting MLOC_INVENTORY: {what}", hint=f"the form is {_FORM}")
+def _bad(what: str) -> SettingsError:
+    from mloc_prefect.settings import where_set
+
+    return SettingsError(f"setting {where_set('inventory')}: {what}", hint=f"the form is {_FORM}")
 
 
 def _memory() -> int | None:

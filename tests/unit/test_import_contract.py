@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(mloc_prefect.__file__).parent
 LAYERS = {
-    **dict.fromkeys(("errors", "settings"), 0),
+    **dict.fromkeys(("errors", "settings", "settings_sources"), 0),
     **dict.fromkeys(("spec", "tasks"), 1),
     **dict.fromkeys(("plan", "artifacts", "execution", "executors"), 2),
     **dict.fromkeys(("orchestrate", "worker", "bridge", "up", "blocks", "collection"), 3),
