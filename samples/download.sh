@@ -2,10 +2,15 @@
 # Downloads the result of a task and the files that its manifest names.
 #   samples/download.sh TASK-ID DIRECTORY
 set -eu
+: "${2:?usage: samples/download.sh TASK-ID DIRECTORY}"
 . "$(dirname "$0")/common.sh"
 
 mkdir -p "$2"
-call -o "$2/responses.json" "$MLOC_URL/api/v1/results/$1"
+call -o "$2/responses.json" "$MLOC_URL/api/v1/results/$1" || {
+    echo "$1: $(cat "$2/responses.json" 2>/dev/null)" >&2    # the answer that tells why is no result
+    rm -f "$2/responses.json"
+    exit 2
+}
 echo "$2/responses.json"
 manifest=$(call "$MLOC_URL/api/v1/results/$1/files/manifest.json" 2>/dev/null) || exit 0
 # One entry a line; files have a sha256, directories have not.

@@ -1,13 +1,17 @@
 #!/bin/sh
-# Waits until tasks have ended. Exit: 0 all DONE, 5 one FAILED or CANCELLED.
+# Waits until tasks have ended. Exit: 0 all DONE, 5 one FAILED or CANCELLED, 2 one cannot be asked for.
 #   samples/poll.sh TASK-ID...
 set -eu
+: "${1:?usage: samples/poll.sh TASK-ID...}"
 . "$(dirname "$0")/common.sh"
 
 code=0
 for id in "$@"; do
     while :; do
-        record=$(call "$MLOC_URL/api/v1/tasks/$id")
+        record=$(call "$MLOC_URL/api/v1/tasks/$id") || {
+            echo "$id: ${record:-no answer}" >&2
+            exit 2
+        }
         # The last "status": those of the spec stand before it.
         status=$(printf '%s' "$record" | sed -n 's/.*"status":"\([A-Z]*\)".*/\1/p')
         case $status in

@@ -2,6 +2,7 @@
 # Submits a spec, waits, and downloads the results of every task: the three other samples in a row.
 #   samples/run.sh task.yaml DIRECTORY
 set -eu
+: "${2:?usage: samples/run.sh task.yaml DIRECTORY}"
 here=$(dirname "$0")
 
 ids=$("$here/submit.sh" "$1")

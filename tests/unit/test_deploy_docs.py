@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -147,6 +148,44 @@ def test_the_samples_are_shell_and_use_curl_alone():
         text = sample.read_text(encoding="utf-8")
         assert not re.search(r"\b(jq|wget|python)\b", text), sample
         assert f"samples/{sample.name}" in text or sample.name == "common.sh"
+
+
+def run_sample(tmp_path, name, *arguments, body="", code=0):
+    """Run a sample with a curl that answers at once: with `body` (into the file of `-o`), a message, and a code."""
+    curl = tmp_path / "curl"
+    curl.write_text(
+        '#!/bin/sh\nout=/dev/stdout\nwhile [ $# -gt 0 ]; do [ "$1" != -o ] || out=$2; shift; done\n'
+        f"printf '%s' '{body}' >>\"$out\"\necho 'curl: ({code}) it says' >&2\nexit {code}\n"
+    )
+    curl.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [str(ROOT / "samples" / name), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["cancel", "download", "poll", "run", "submit", "upload"])
+def test_samples_without_arguments_tell_their_usage(tmp_path, name):
+    usage = re.search(rf"^#   (samples/{name}\.sh .+)$", (ROOT / "samples" / f"{name}.sh").read_text(), re.MULTILINE)
+    done = run_sample(tmp_path, f"{name}.sh")
+    assert usage
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(f"usage: {usage[1]}")
+
+
+def test_samples_show_why_the_endpoint_refuses(tmp_path):
+    answer = '{"detail":"task not found"}'
+    for name, arguments in (("poll.sh", ["nope"]), ("download.sh", ["nope", str(tmp_path / "out")])):
+        done = run_sample(tmp_path, name, *arguments, body=answer, code=22)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"nope: {answer}\n" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_listening_ends_without_an_error_when_its_time_is_over(tmp_path):
+    done = run_sample(tmp_path, "listen.sh", "1", body="data: x", code=28)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "data: x", "")
+    gone = run_sample(tmp_path, "listen.sh", code=7)
+    assert (gone.returncode, gone.stdout, gone.stderr) == (7, "", "curl: (7) it says\n")
 
 
 def test_every_sample_is_run_by_a_test():
