@@ -85,7 +85,8 @@ def test_the_shell_samples(up, tmp_path):
     assert json.loads(sample(up, "upload.sh", task_id, str(ROOT / "README.md")).stdout)["ok"] is True
     workers = sample(up, "workers.sh")
     assert workers.stdout.startswith('{"ok":true}')
-    assert sample(up, "listen.sh", "1").returncode == 0
+    listened = sample(up, "listen.sh", "1")
+    assert (listened.returncode, listened.stderr) == (0, "")
 
 
 def test_the_shell_samples_say_what_is_wrong_and_cancel(up, tmp_path):
@@ -100,6 +101,9 @@ def test_the_shell_samples_say_what_is_wrong_and_cancel(up, tmp_path):
     assert task_id in sample(up, "cancel.sh", task_id).stdout
     ended = sample(up, "poll.sh", task_id)
     assert (ended.returncode, ended.stdout) == (5, f"{task_id} CANCELLED\n")
+    unknown = sample(up, "poll.sh", "nope")
+    assert unknown.returncode == 2
+    assert "not found" in unknown.stderr
 
 
 def test_the_client_commands(up, tmp_path):
