@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mloc_prefect
 from mloc_prefect.artifacts.checkpoint import file_of_endpoint
 from mloc_prefect.artifacts.delivery import AllowedHosts
 from mloc_prefect.artifacts.layout import task_dir
@@ -16,6 +17,9 @@ from mloc_prefect.execution.protocol import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_PACKAGE = Path(mloc_prefect.__file__).parent
+_TEMPLATE_DATA = Path("templates/data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,12 @@ class Places:
         return self.mirrors.files[0] if self.mirrors.files else self.home / "mirrors.yaml"
 
     def local(self, identifier: str) -> Path:
-        """Return `identifier` read as a path."""
-        return self.base / Path(identifier).expanduser()
+        """Return `identifier` read as a path; rows of our templates come with the package, wherever a copy is run."""
+        found = self.base / Path(identifier).expanduser()
+        if Path(identifier).parent == _TEMPLATE_DATA and not found.exists():
+            packaged = _PACKAGE / identifier
+            return packaged if packaged.is_file() else found
+        return found
 
     def own_file(self, url: str) -> Path | None:
         """Return the file below our results root that `url` names at our own endpoint, None for other URLs."""

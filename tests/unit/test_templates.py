@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mloc_prefect.executors.datasets_source import load_table
+from mloc_prefect.executors.fields import Fields
+from mloc_prefect.executors.places import Places
 from mloc_prefect.tasks.registry import TASK_TYPES, task_type
 from tests.golden.update import GOLDEN, HASHES, ROOT, TEMPLATES, canonical_sha256, hashes_of, plan_of
 
@@ -77,3 +80,15 @@ def test_local_data_of_templates_is_there() -> None:
     local = [url for url in urls if url.startswith("templates/")]
     assert local
     assert all((ROOT / url).is_file() for url in local)
+
+
+def test_the_rows_of_a_template_are_found_from_anywhere_and_own_files_come_first(tmp_path: Path) -> None:
+    (stage,) = plan_of(TEMPLATES / "dataset_inference.yaml").stages
+    data = Fields(stage.effective["spec"]["data"])
+    places = Places.of({"home": str(tmp_path / "home"), "base_dir": str(tmp_path)})
+    assert len(load_table(data, places).rows) == 6
+    own = tmp_path / "templates/data/questions.jsonl"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"question": "mine"}\n')
+    assert load_table(data, places).rows == [{"question": "mine"}]
+    assert places.local("templates/data/none.jsonl") == tmp_path / "templates/data/none.jsonl"
