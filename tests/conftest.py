@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.support.counts import used
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 _FOREIGN = ("RESULTS_DIR", "ORCHESTRATOR_", "REDIS_URL", "MLOC_", "PREFECT_API_", "PREFECT_PROFILE")
 _KEPT = ("MLOC_SOAK",)
+
+settings.register_profile("patient", deadline=None)  # a machine with other work may stall for longer than 200 ms
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
