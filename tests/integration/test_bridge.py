@@ -106,7 +106,12 @@ def api(site: Site) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bridge(site: Site) -> Iterator[None]:
-    with bridge_process(site.streaming, site.home / "bridge.log") as site.bridge:
+    log = site.home / "bridge.log"
+    with bridge_process(site.streaming, log) as site.bridge:
+        deadline = time.monotonic() + 60
+        while "is active" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
         yield
 
 
