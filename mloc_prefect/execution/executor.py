@@ -38,6 +38,9 @@ class Executor(Protocol):
     def close(self) -> None:
         """Give back what the executor holds; called once, when the host leaves by itself."""
 
+    # An executor that keeps a model has an attribute `loaded: bool`: whether one is in memory now. Displays show the
+    # model of such hosts only.
+    #
     # An executor may also have `sleep() -> bool`: give back the memory of the device but keep what makes the next task
     # start fast, and return whether that was done. It is called between tasks, beside the threads of `run`, and the
     # next `run` wakes the executor by itself.

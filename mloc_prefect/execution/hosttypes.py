@@ -119,6 +119,11 @@ def engine_key(executor: str, options: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def loaded_mark(socket: Path) -> Path:
+    """Return the file that is there while the host that listens at `socket` has its model loaded."""
+    return socket.with_suffix(".loaded")
+
+
 def log_tail(path: str | Path, *, lines: int = 40, limit: int = 8192) -> str:
     """Return the last lines of a host's log: at most `lines` lines and `limit` bytes, "" when there is none."""
     try:

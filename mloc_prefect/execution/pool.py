@@ -155,14 +155,17 @@ class HostPool:
         return count
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return executor, engine, model, devices, pid, RAM and idle time of every host, for displays."""
+        """Return executor, engine, model, devices, pid, RAM and idle time of every host, for displays.
+
+        The model is None until it is loaded: one that was never found is not warm.
+        """
         now = time.monotonic()
         return [
             {
                 "key": child.key,
                 "executor": child.spec.executor,
                 "engine": child.spec.engine,
-                "model": child.spec.options.get("model"),
+                "model": child.spec.options.get("model") if child.loaded else None,
                 "devices": list(child.spec.devices),
                 "pid": child.pid,
                 "memory_bytes": resident_bytes(child.pid),
@@ -287,6 +290,9 @@ def tidy(run_dir: Path) -> None:
         logger.warning("ended the processes of %d hosts whose owner was killed", count)
     for path in run_dir.glob("*.sock*"):
         if _is_dead(path):
+            path.unlink(missing_ok=True)
+    for path in run_dir.glob("*.loaded"):
+        if not path.with_suffix(".sock").exists():
             path.unlink(missing_ok=True)
     for path in run_dir.glob("*.log*"):
         with suppress(FileNotFoundError):

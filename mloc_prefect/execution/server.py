@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.failures import failure_of
+from mloc_prefect.execution.hosttypes import loaded_mark
 from mloc_prefect.execution.protocol import Cancelled, ExecutionRequest
 from mloc_prefect.execution.shares import leased_gpus
 from mloc_prefect.execution.tasks import HostTask, TaskRunner
@@ -76,7 +77,8 @@ class HostServer:
         idle_seconds: float | None,
         on_hung: Callable[[], None],
     ) -> None:
-        self.runner = TaskRunner(executor, options, self._finished)
+        self.runner = TaskRunner(executor, options, self._finished, self._note_loaded)
+        self._loaded = False
         self._path = path
         self._executor = executor
         self._idle_seconds = idle_seconds
@@ -263,6 +265,15 @@ class HostServer:
         """Called by workers."""
         self._done.append(task)
         self._wake()
+
+    def _note_loaded(self, loaded: bool) -> None:
+        """Called by workers: leave a mark beside the socket while a model is loaded; the owner need not ask."""
+        if loaded == self._loaded:
+            return
+        self._loaded = loaded
+        with suppress(OSError):  # it is for displays only
+            mark = loaded_mark(self._path)
+            mark.touch(mode=0o600) if loaded else mark.unlink(missing_ok=True)
 
     def _wake(self) -> None:
         with suppress(OSError):  # full means that a wake-up is under way already

@@ -18,7 +18,7 @@ from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution import supervisor
 from mloc_prefect.execution.childenv import child_environment
 from mloc_prefect.execution.host import CONFIG
-from mloc_prefect.execution.hosttypes import Host, HostExit, HostSpec, log_tail
+from mloc_prefect.execution.hosttypes import Host, HostExit, HostSpec, loaded_mark, log_tail
 from mloc_prefect.execution.owners import new_mark
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,11 @@ class SupervisedHost:
     def socket(self) -> str | None:
         """Its socket, once it listens."""
         return str(self._socket) if self._socket.exists() else None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it says that its model is loaded; false while it loads one, and after that failed."""
+        return loaded_mark(self._socket).exists()
 
     @property
     def usable(self) -> bool:
@@ -237,6 +242,7 @@ class SupervisedHost:
                 logger.error("processes of host %s cannot be killed; their mark is %s", self.key, self._mark)
         self._cut_lifeline()
         self._socket.unlink(missing_ok=True)
+        loaded_mark(self._socket).unlink(missing_ok=True)
         self._socket.with_name(self._socket.name + ".new").unlink(missing_ok=True)
         self._gone.set()
 

@@ -89,12 +89,20 @@ class TaskRunner:
         executor: `package.module:Class`; loaded when the first task comes.
         options: Engine options, given to the class.
         on_finished: Called by a worker after the last line of a task was sent.
+        on_loaded: Hears whether the executor holds a model, whenever a task says something or ends.
     """
 
-    def __init__(self, executor: str, options: Mapping[str, Any], on_finished: Callable[[HostTask], None]) -> None:
+    def __init__(
+        self,
+        executor: str,
+        options: Mapping[str, Any],
+        on_finished: Callable[[HostTask], None],
+        on_loaded: Callable[[bool], None],
+    ) -> None:
         self._path = executor
         self._options = options
         self._on_finished = on_finished
+        self._on_loaded = on_loaded
         self._queue: queue.SimpleQueue[HostTask | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._executor: Executor | None = None
@@ -163,13 +171,19 @@ class TaskRunner:
         except BaseException as error:  # boundary: whatever an executor raises becomes a failure
             last = _error(error)
         task.ended = True
+        self._tell_loaded()
         task.send(last)
         self._on_finished(task)
 
     def _attempt(self, task: HostTask) -> dict[str, Any]:
         attempt_dir = Path(task.request.attempt_dir)
         attempt_dir.mkdir(parents=True, exist_ok=True)
-        context = ExecutionContext(task.request, task.emit, task.cancelled)
+
+        def emit(event: ExecutionEvent) -> None:
+            self._tell_loaded()
+            task.emit(event)
+
+        context = ExecutionContext(task.request, emit, task.cancelled)
         try:
             context.check()
             result = self._load().run(task.request, context)
@@ -180,6 +194,9 @@ class TaskRunner:
         finally:
             context.close()
         return {"t": "result", "path": str(path), "summary": summary, "reused_rows": reused, "pid": os.getpid()}
+
+    def _tell_loaded(self) -> None:
+        self._on_loaded(bool(getattr(self._executor, "loaded", False)))
 
     def _load(self) -> Executor:
         """Return the executor; before it is there the limit is 1, so that only one thread comes here."""

@@ -54,6 +54,11 @@ class TransformersExecutor:
         wait_passively()
         self._engine: Engine | None = None
 
+    @property
+    def loaded(self) -> bool:
+        """Whether a model is in memory."""
+        return self._engine is not None
+
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
         """Do one inference task.
 

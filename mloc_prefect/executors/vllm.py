@@ -48,6 +48,11 @@ class VllmExecutor:
         del options
         self._held = HeldEngine()
 
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine is there, awake or not."""
+        return self._held.loaded
+
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
         """Do one inference task.
 

@@ -38,6 +38,11 @@ class HeldEngine:
         self._loads = 0
         self._adapters: dict[str, int] = {}
 
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine is there, awake or not."""
+        return self._engine is not None
+
     @contextmanager
     def lent(self, wish: Callable[[], EngineWish], context: ExecutionContext) -> Iterator[tuple[EngineLoop, Any, int]]:
         """Yield the engine that the task wishes, with the number of engines loaded so far; loads it when needed."""

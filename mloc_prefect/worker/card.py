@@ -50,7 +50,7 @@ class WorkerCard:
         slots: Further runs that it takes, or None for no limit.
         draining: It finishes what it has and takes nothing more.
         warm: Keys of the engines that are loaded.
-        models: Models of those, for people.
+        models: Models that are loaded, by their whole identifiers, for people.
         leases: What is held, and by whom.
         runs: Ids of the runs in it, at most the first few.
         beat: Grows with every heartbeat.

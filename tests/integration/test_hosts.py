@@ -10,6 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,22 @@ class TestAnswers:
         one = await run(echo_request(tmp_path), host_spec())
         two = await run(echo_request(tmp_path), host_spec(model="other"))
         assert one.host_pid != two.host_pid
+
+    async def test_a_model_is_shown_while_it_is_loaded(self, pool: HostPool, run: Runner, tmp_path: Path) -> None:
+        spec = host_spec(TROUBLE, model="org/name")
+
+        async def shown_after(*steps: list) -> str | None:
+            with suppress(ExecutionError):
+                await run(trouble_request(tmp_path, *steps), spec)
+            (host,) = pool.snapshot()
+            return host["model"]
+
+        assert await shown_after(["fail", "user", "no such model"]) is None
+        assert await shown_after(["load"]) == "org/name"
+        assert await shown_after(["unload"], ["fail", "user", "no such model"]) is None
+        await shown_after(["load"])
+        await pool.close()
+        assert list(run_dir_of(tmp_path).glob("*.loaded")) == []
 
     async def test_racing_clients_start_one_host(self, run: Runner, tmp_path: Path) -> None:
         requests = [echo_request(tmp_path, echo={"delay": 1.0}) for _ in range(40)]

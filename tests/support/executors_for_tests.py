@@ -43,6 +43,14 @@ class Trouble:
         if self.closed:
             Path(self.closed).write_text("closed")
 
+    def load(self) -> None:
+        """Hold a model, as displays see it."""
+        self.loaded = True
+        self.context.phase("generating")
+
+    def unload(self) -> None:
+        self.loaded = False
+
     # noise
 
     def print_everywhere(self) -> None:

@@ -226,7 +226,7 @@ def test_rows_of_tasks_and_workers():
     busy = {"leases": leases[:1], "models": ["org/model", "/models/other/"], "runs": ["r1", "r2"]}
     assert worker_row({**worker, "elastic_disabled": True, "at_work": busy})[1:] == [
         *["OFF", "8", "1.0 GiB", "2 x a", "x"],
-        *["gpu:0,gpu:1 task-0", "model, other", "2", ""],
+        *["gpu:0,gpu:1 task-0", "org/model, other", "2", ""],
     ]
     assert worker_row({**worker, "stale": True, "at_work": busy, "cached_models": ["m"]})[6:] == ["", "", "", ""]
     assert worker_row({"worker_id": "w", "at_work": {"leases": leases}})[6].endswith("task-2 and 2 more")

@@ -16,7 +16,8 @@ import pytest
 from mloc_prefect.errors import DispatchError, ExecutionError
 from mloc_prefect.execution.client import execute
 from mloc_prefect.execution.hosts import Host, HostExit, HostSpec, MemoryHosts
-from tests.support.hosts import ECHO, Runner, echo_request, read_json, until
+from mloc_prefect.execution.hosttypes import loaded_mark
+from tests.support.hosts import ECHO, Runner, echo_request, host_spec, read_json, trouble_request, until
 
 SPEC = HostSpec(ECHO, "unused")
 
@@ -62,6 +63,17 @@ async def hosts() -> AsyncIterator[MemoryHosts]:
 @pytest.fixture
 def run(hosts: MemoryHosts, tmp_path: Path) -> Runner:
     return Runner(hosts, tmp_path)
+
+
+async def test_a_mark_lies_beside_the_socket_while_a_model_is_loaded(run: Runner, tmp_path: Path) -> None:
+    spec = host_spec("tests.support.executors_for_tests:Trouble")
+    mark = loaded_mark(Path((await run.hosts.acquire(spec)).socket))
+    seen = []
+    for steps in ([], ["load"]), (["unload"], ["fail", "user", "no such model"]):
+        with suppress(ExecutionError):
+            await run(trouble_request(tmp_path, *filter(None, steps)), spec)
+        seen.append(mark.exists())
+    assert seen == [True, False]
 
 
 async def probe_runs() -> None:

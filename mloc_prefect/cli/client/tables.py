@@ -78,7 +78,7 @@ def worker_row(worker: Mapping[str, Any], *, now: float | None = None) -> list[s
         _gpus((hardware.get("gpu") or {}).get("gpus") or []),
         ",".join(map(str, worker.get("tags") or [])),
         _few([f"{','.join(lease['devices'])} {lease['holder']}" for lease in now_there.get("leases") or []]),
-        _few([str(model).rstrip("/").rsplit("/", 1)[-1] for model in models]),
+        _few([_model(str(model)) for model in models]),
         str(len(now_there.get("runs") or []) or ""),
         _age(worker.get("last_seen"), now),
     ]
@@ -88,6 +88,11 @@ def note(record: Mapping[str, Any]) -> str:
     """Return why a task waits or failed, in a few words."""
     text = one_line(record.get("error") or "")
     return text if len(text) <= _NOTE else text[: _NOTE - 1] + "…"
+
+
+def _model(name: str) -> str:
+    """Return an identifier whole, and a path by its last part."""
+    return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) or "://" in name else name
 
 
 def _few(names: Sequence[str]) -> str:
