@@ -279,7 +279,8 @@ def test_a_worker_that_was_stopped_and_replaced_changes_nothing(bench: Bench, on
     """SIGSTOP for longer than its time to live: another takes over; continued, it drops what it had and goes on."""
     slow = bench.worker("slow", gpus=["h100:80GiB"], MLOC_HEARTBEAT_TTL=SHORT_TTL)
     run = bench.submit(spec("paused", rows(ROWS, 0.4), gpu={"count": 1, "type": "h100"}))
-    until(lambda: slow.leases, why=lambda: bench.story(run))
+    # Paused before it has the run, it loses nothing that others could take over.
+    until(lambda: slow.leases and "Beginning" in slow.text(), why=lambda: bench.story(run))
     family = [slow.process.pid, *(c.pid for c in psutil.Process(slow.process.pid).children(recursive=True))]
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
