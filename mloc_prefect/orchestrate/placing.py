@@ -135,6 +135,7 @@ class PlacingDispatcher:
 
     async def capacity(self, job: StageJob) -> int:
         """Return how many attempts like `job` workers have room for, by what they said last."""
+        await self._view.look()  # not as some seconds ago: a task is divided once, and for good
         able = () if is_unwritten(job.executor) else self._view.live
         ours = sum(card.room(job.resources, lease=job.leased) for card in able)
         if self._original is None or self._mode == "ours":

@@ -157,21 +157,23 @@ def test_a_more_urgent_task_is_served_before_one_that_came_first(pool: Pool, sma
         cancel(pool, *waiting.values())
 
 
+def shown(pool: Pool, worker: Worker) -> dict[str, Any]:
+    """Return what `mloc workers` says of each."""
+    command = [BIN / "mloc", "workers", "--json"]
+    ended = subprocess.run(
+        command, env=environment(worker.home, pool.api_url), capture_output=True, text=True, timeout=60, check=False
+    )
+    return {worker["worker_id"]: worker for worker in json.loads(ended.stdout)}
+
+
 def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: Worker):
     run = pool.submit(spec("seen", gpu={"count": 1, "type": "a100"}, **LONG))
     until(lambda: duo.holders == ["seen"], 30)
+    until(lambda: pool.api.http.get("/artifacts/mloc-workers/latest").is_success)
     page = until(lambda: "gpu:0: seen" in (text := pool.api.get("/artifacts/mloc-workers/latest")["data"]) and text)
     row = next(line for line in page.splitlines() if line.startswith("| duo "))
     assert "2x a100 80 GiB" in row
-    shown = subprocess.run(
-        [BIN / "mloc", "workers", "--json"],
-        env=environment(duo.home, pool.api_url),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    found = {worker["worker_id"]: worker for worker in json.loads(shown.stdout)}
+    found = shown(pool, duo)
     assert found["duo"]["at_work"]["leases"] == [{"holder": "seen", "devices": ["gpu:0"]}]
     assert not found["duo"]["stale"]
     assert run in [name for worker in found.values() for name in worker["at_work"]["runs"]]
@@ -180,7 +182,7 @@ def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: 
 
 def test_each_shard_is_a_run(pool: Pool, duo: Worker):
     """Also one that is computed where its stage is; who cancels it cancels the task."""
-    until(lambda: not duo.leases)  # else a card less makes a shard less
+    until(lambda: shown(pool, duo)["duo"]["at_work"]["leases"] == [])  # else a card less makes a shard less
     divided = {"parallel": {"enabled": True, "max_shards": 2}}
     run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(4, 0.2), **divided))
     finish(pool, run)

@@ -72,7 +72,7 @@ class Site:
 
     def __init__(self, *cards: Card, mode: str = "auto", **original: bool) -> None:
         self.pool, self.original = Way("pool"), Way("original", **original)
-        self.view = SimpleNamespace(live=cards, others=cards)
+        self.view, self.looks = SimpleNamespace(live=cards, others=cards, look=self.look), 0
         self.placing = PlacingDispatcher(
             here=None,
             pool=self.pool,  # type: ignore[arg-type]
@@ -80,6 +80,10 @@ class Site:
             original=self.original,
             mode=mode,
         )
+
+    async def look(self) -> bool:
+        self.looks += 1
+        return True
 
     def start(self, job: StageJob = JOB) -> asyncio.Task[ExecutionResult]:
         return asyncio.create_task(self.placing.dispatch(job, on_event=lambda _: None))
@@ -165,3 +169,4 @@ async def test_what_ours_have_no_code_for_goes_to_original_workers(site: dict[st
     assert await here.ends_at(job) == expected
     if here.placing._mode == "auto":
         assert await here.placing.capacity(job) == int(site["ready"]), "room of ours does not count"
+        assert here.looks == 1, "a task is divided by what there is now"
