@@ -83,7 +83,10 @@ class InferenceSpec(CommonSpec):
             yield Problem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
 
     def _answer_problems(self) -> Iterator[Problem]:
-        """Yield what every engine would refuse, after it was loaded."""
+        """Yield what every engine would refuse, or could not follow, after it was loaded.
+
+        Of a JSON Schema that is what breaks the rules of its draft; slips in annotations pass, as engines skip them.
+        """
         options = self.inference
         if options.n > 1 and (options.temperature == 0 or options.do_sample is False):
             message = f"inference.n: {options.n} asks for different answers, but without sampling all are the same"
