@@ -27,8 +27,17 @@ _SHOWN = 80
 
 
 def default_home() -> Path:
-    """Return the state directory: `MLOC_HOME`, default `~/.mloc`."""
-    return Path(os.environ.get("MLOC_HOME") or Path.home() / ".mloc").expanduser().absolute()
+    """Return the state directory: `MLOC_HOME`, default `~/.mloc`.
+
+    Raises:
+        SettingsError: It starts with `~`, and that user has no home.
+    """
+    given = os.environ.get("MLOC_HOME")
+    try:
+        return Path(given or Path.home() / ".mloc").expanduser().absolute()
+    except RuntimeError:
+        found = f", found {given!r}" if given else ""
+        raise SettingsError(f"setting MLOC_HOME: there is no home directory of this user{found}", hint=_PAGE) from None
 
 
 def config_file() -> Path:
@@ -67,7 +76,7 @@ def unknown_keys(fields: Mapping[str, FieldInfo]) -> Iterator[str]:
     try:
         text = config_file().read_text(encoding="utf-8")
         keys = tomllib.loads(text)
-    except (OSError, ValueError):  # the settings themselves tell that
+    except (OSError, ValueError, SettingsError):  # the settings themselves tell that
         return
     known = {name.lower() for field, info in fields.items() for name in _names(field, info)}
     for key in keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -56,9 +57,13 @@ def root(
 
 def _warn_of_settings() -> None:
     """Tell of keys of the config file that nothing reads; without such a file this costs nothing."""
+    from mloc_prefect.errors import SettingsError
     from mloc_prefect.settings_sources import config_file
 
-    if not config_file().is_file():
+    there = False
+    with suppress(OSError, SettingsError):  # a command that needs settings tells that
+        there = config_file().is_file()
+    if not there:
         return
     from mloc_prefect.cli.console import labelled, stderr
     from mloc_prefect.settings import settings_warnings

@@ -113,6 +113,22 @@ def test_the_inventory_is_named_by_where_it_was_declared(monkeypatch):
         read_inventory(get_settings())
 
 
+@pytest.mark.parametrize(
+    ("home", "text"),
+    [
+        ("/tmp/" + "x" * 300, "config.toml cannot be read: File name too long"),
+        ("~no-such-user/x", "setting MLOC_HOME: there is no home directory of this user, found '~no-such-user/x'"),
+    ],
+)
+def test_a_home_that_cannot_be_looked_into_stops_only_what_needs_settings(monkeypatch, home, text):
+    monkeypatch.setenv("MLOC_HOME", home)
+    assert mloc("version").exit_code == 0
+    result = mloc("models", "list")
+    assert result.exit_code == 2
+    assert text in result.stderr.splitlines()[0]
+    assert text in mloc("doctor", "--json").stdout
+
+
 def test_keys_that_nothing_reads_are_told_by_every_command_and_by_doctor(monkeypatch):
     monkeypatch.setattr(doctor, "_prefect", lambda _settings: iter(()))
     file = config("max_retries = 1\nMLOC_PORT = 8001\nprot = 3\n\n[pyhton]\nvllm = '/x'\n[other]\n")
