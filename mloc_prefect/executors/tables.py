@@ -39,7 +39,7 @@ def read_split(files: Sequence[str], split: Split) -> list[Row]:
 def _all_rows(files: Sequence[str]) -> Iterator[Row]:
     for file in files:
         shown = shown_text(file)
-        reader = _reader(shown)
+        reader = _reader(file)
         try:
             with open_binary(file) as stream:
                 yield from reader(stream, shown)
@@ -50,11 +50,13 @@ def _all_rows(files: Sequence[str]) -> Iterator[Row]:
 
 
 def _reader(file: str) -> Callable[[IO[bytes], str], Iterator[Row]]:
-    suffix = file.lower().removesuffix(".gz").rpartition(".")[2]
     readers = {"jsonl": _json_lines, "ndjson": _json_lines, "json": _json, "csv": _csv, "parquet": _parquet}
-    if suffix not in readers:
-        raise UserError(f"{file} is not a data file; known endings: .jsonl, .json, .csv, .parquet, each also with .gz")
-    return readers[suffix]
+    shown = shown_text(file)
+    for name in (file, shown):  # as it is, since `#` may be part of it; without its query, as signed URLs have one
+        suffix = name.lower().removesuffix(".gz").rpartition(".")[2]
+        if suffix in readers:
+            return readers[suffix]
+    raise UserError(f"{shown} is not a data file; known endings: .jsonl, .json, .csv, .parquet, each also with .gz")
 
 
 def _json_lines(stream: IO[bytes], file: str) -> Iterator[Row]:

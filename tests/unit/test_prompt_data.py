@@ -79,6 +79,10 @@ def test_folders_mirrors_and_urls(tmp_path: Path, places: Places) -> None:
     assert len(texts(places, url=f"file://{tmp_path}/set", name="main", split="test")) == 6
     fsspec.filesystem("memory").pipe("/prompt-data/train.jsonl", b'{"text": "far"}\n')
     assert texts(places, url="memory://prompt-data") == ["far"]
+    fsspec.filesystem("memory").pipe("/prompt-data/part#1.jsonl", b'{"text": "hash"}\n')
+    assert texts(places, url="memory://prompt-data/part#1.jsonl") == ["hash"]
+    fsspec.filesystem("memory").pipe("/prompt-data/part.csv?sig=1", b"text\nsigned\n")
+    assert texts(places, url="memory://prompt-data/part.csv?sig=1") == ["signed"]
     (tmp_path / "mirrors.yaml").write_text("datasets: {openai/gsm8k: set}")
     mirrored = Places.of({"home": str(tmp_path), "base_dir": "/"})
     assert len(texts(mirrored, url="openai/gsm8k", name="main", split="test[:2]+test[4:]")) == 4
