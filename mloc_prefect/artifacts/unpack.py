@@ -7,7 +7,7 @@ encrypted members, and archives that grow beyond any model that they could hold.
 
 from __future__ import annotations
 
-import lzma
+import gzip
 import os
 import shutil
 import stat
@@ -15,6 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -36,8 +37,13 @@ _DEEPEST = 32
 _CHUNK = 1 << 20
 _SHOWN = 80
 _MOST_NAMES = 32 << 20  # bytes of a zip's list of members, each of which costs ten times as much memory
-_BROKEN = (
-    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error,
+_XZ_BROKEN: tuple[type[Exception], ...] = ()
+with suppress(ImportError):  # a Python that was built without liblzma; it reads no .xz
+    from lzma import LZMAError
+
+    _XZ_BROKEN = (LZMAError,)
+_BROKEN: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, *_XZ_BROKEN, struct.error,
     NotImplementedError, RuntimeError, ValueError,
 )  # fmt: skip
 
@@ -226,8 +232,12 @@ def _unpack_tar(file: _Watched, writer: _Writer) -> None:
             source = archive.extractfile(info)
             assert source is not None  # a regular file
             writer.file(info.name, source, info.size)
-        while rest := archive.fileobj.read(_CHUNK):  # what was compressed is checked at its end only
-            writer.room(len(rest))
+        try:
+            while rest := archive.fileobj.read(_CHUNK):  # what was compressed is checked at its end only
+                writer.room(len(rest))
+        except gzip.BadGzipFile as error:
+            if not str(error).startswith("Not a gzipped file"):  # bytes behind a stream that was right to its end
+                raise
 
 
 def _safe(name: str) -> PurePosixPath:

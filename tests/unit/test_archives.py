@@ -8,6 +8,8 @@ import io
 import os
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -292,6 +294,37 @@ def test_compressed_tars_with_a_fault_are_one_line(mode: str, tmp_path: Path) ->
         unpack(tmp_path / "a", tmp_path / "out", kind="tar")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_bytes_behind_a_compressed_tar_are_left_but_its_end_is_checked(tmp_path: Path) -> None:
+    data = tar_of(tar_info("a"), mode="w:gz", data=os.urandom(40_000))
+    (tmp_path / "a").write_bytes(data + b"more")
+    assert set(tree(unpack(tmp_path / "a", tmp_path / "out", kind="tar"))) == {"a"}
+    for wrong in (data[:-8] + b"wrongsum" + b"more", data[:-8] + b"wrongsum", data[:-4]):
+        (tmp_path / "a").write_bytes(wrong)
+        with pytest.raises(ArtifactError):
+            unpack(tmp_path / "a", tmp_path / "wrong", kind="tar")
+
+
+def test_a_python_without_liblzma_unpacks_all_but_xz(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(tar_of(tar_info("x"), mode="w:gz"))
+    (tmp_path / "a.tar.xz").write_bytes(tar_of(tar_info("x"), mode="w:xz"))
+    code = (
+        "import sys; sys.modules['lzma'] = sys.modules['_lzma'] = None\n"
+        "from pathlib import Path; from mloc_prefect.artifacts.unpack import kind_of, unpack\n"
+        "unpack(Path('a.tar.gz'), Path('out'), kind='tar'); print(kind_of(Path('a.tar.xz')))"
+    )
+    root = Path(unpacking.__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ("None\n", "")
+    assert tree(tmp_path / "out") == {"x": b"x"}
 
 
 def test_there_are_many_kinds() -> None:
