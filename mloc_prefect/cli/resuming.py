@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from mloc_prefect.artifacts.layout import task_dir
 from mloc_prefect.errors import UsageError
+from mloc_prefect.spec.overrides import shown_override
+from mloc_prefect.spec.secrets import has_secret
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +39,7 @@ def leftovers(plan: WorkflowPlan, options: RunOptions, run_id: str) -> list[Path
 
 
 def command_again(wanted: RunSettings, run_id: str | None) -> str:
-    """Return a command, quoted for a shell, that runs the same spec in the same way.
+    """Return a command, quoted for a shell, that runs the same spec in the same way; with `…` for values of secrets.
 
     Args:
         wanted: What the user asked for.
@@ -45,9 +47,9 @@ def command_again(wanted: RunSettings, run_id: str | None) -> str:
     """
     words = ["mloc", "run", f"./{wanted.file}" if wanted.file.startswith("-") else wanted.file]
     for text in wanted.overrides:
-        words += ["--set", text]
+        words += ["--set", shown_override(text)]
     for name, value in wanted.params.items():
-        words += ["--param", f"{name}={value}"]
+        words += ["--param", f"{name}={'…' if has_secret({name: value}) else value}"]
     if wanted.results_dir is not None:
         words += ["--results-dir", str(wanted.results_dir)]
     flags = {"--ignore-resources": wanted.ignore_resources, "--strict": wanted.strict, "--verbose": wanted.verbose}

@@ -9,6 +9,7 @@ from mloc_prefect.spec.construct import construct
 from mloc_prefect.spec.diagnostics import did_you_mean
 from mloc_prefect.spec.positions import Positions, path_text
 from mloc_prefect.spec.report import Report, shown
+from mloc_prefect.spec.secrets import has_secret
 from mloc_prefect.spec.syntax import MAX_DEPTH, compose
 
 if TYPE_CHECKING:
@@ -56,6 +57,18 @@ def report_shadowed(overrides: Sequence[str], drafts: Sequence[Draft], places: P
         message = f"{path_text(path)} has a value of its own in {names}, which stays"
         fix = f"set stages.{own[0].node}.{path_text(path)} as well"
         report.warning("override-shadowed", message, _NOWHERE, path=path, suggestion=fix)
+
+
+def shown_override(text: str) -> str:
+    """Return a `path=value` text for people: as it is, or with `…` for a value that is a secret or holds one."""
+    raw, equals, value_text = text.partition("=")
+    try:
+        value = _parsed(value_text)
+    except _BadPathError:
+        value = value_text
+    for part in reversed(_steps(raw.strip())):
+        value = {str(part): value}
+    return f"{raw}{equals}…" if has_secret(value) else text
 
 
 def _steps(raw: str) -> tuple[PathPart, ...]:

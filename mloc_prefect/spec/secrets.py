@@ -48,6 +48,11 @@ def mask_document(value: Any) -> Any:
     return _without(masked, _searched(found)) if found else masked
 
 
+def has_secret(value: Any) -> bool:
+    """Return whether `mask_document` would hide anything of a plain document."""
+    return bool(mask_document(value) != value)
+
+
 def mask_text(text: str) -> str:
     """Return the text of a valid spec in which the values of secret fields are `***`; all else stays as written."""
     text = _mask_urls(text)

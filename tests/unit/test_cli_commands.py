@@ -175,6 +175,26 @@ def test_the_command_to_go_on_with_runs_the_same_spec_in_the_same_way():
     assert command_again(RunSettings(file="-a.yaml"), None) == "mloc run ./-a.yaml"
 
 
+def test_the_command_to_go_on_with_shows_no_secrets():
+    wanted = RunSettings(
+        file="a.yaml",
+        overrides=(
+            "stages.first.api_key=abc",
+            "spec.output.destination.headers.X-Mine=abc",
+            "spec.output.destination.headers={Authorization: Bearer abc}",
+            "spec.qdrant.url=https://me:abc@example.org",
+            "spec.inference.max_tokens=32",
+            "spec.token=${MY_TOKEN}",
+        ),
+        params={"token": "abc", "tokens": "7"},
+    )
+    assert command_again(wanted, None).replace("'", "") == (
+        "mloc run a.yaml --set stages.first.api_key=… --set spec.output.destination.headers.X-Mine=…"
+        " --set spec.output.destination.headers=… --set spec.qdrant.url=… --set spec.inference.max_tokens=32"
+        " --set spec.token=${MY_TOKEN} --param token=… --param tokens=7"
+    )
+
+
 def test_a_run_of_which_nothing_is_there_is_not_resumed(tmp_path, monkeypatch):
     started = []
 
