@@ -87,6 +87,14 @@ def cancellation_wanted(wanted: Callable[[], bool]) -> Iterator[None]:
         _wanted.reset(token)
 
 
+@contextmanager
+def also_wanted(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Let cancellations of this context count as wanted when `wanted` says so, or who set up the outer context."""
+    outer = _wanted.get()
+    with cancellation_wanted(lambda: wanted() or outer()):
+        yield
+
+
 def end_is_wanted() -> bool:
     """Return whether what is cancelled now is so because somebody wanted it, see `cancellation_wanted`."""
     return _wanted.get()()
@@ -196,7 +204,8 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
     async def _track(self, client: PrefectClient, parent: FlowRunContext) -> TaskRun:
         assert self.identity is not None
         task = _tracking_task(self.flow, self.identity)
-        parent.task_run_dynamic_keys.pop(task.task_key, None)  # asked for again, it is the same one
+        if self.identity.key is not None:  # asked for again, it is the same one; a workflow may be called twice
+            parent.task_run_dynamic_keys.pop(task.task_key, None)
         return await task.create_run(
             client=client, flow_run_context=parent, parameters=self.parameters, extra_task_inputs=self._edges()
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
@@ -19,8 +20,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _FIRST_SECONDS, _MOST_SECONDS = 1.0, 10.0
+_TROUBLE_SECONDS = 1800.0  # a server that answers with errors for so long would do so for ever
 _TEMPORARY = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
-_sleep = asyncio.sleep
+_sleep, _clock = asyncio.sleep, time.monotonic
 
 
 async def until_answered(call: Callable[[], Awaitable[T]], what: str) -> T:
@@ -29,13 +31,20 @@ async def until_answered(call: Callable[[], Awaitable[T]], what: str) -> T:
     Args:
         call: Asks the server; may be called more than once.
         what: What waits for the answer, for the log.
+
+    Raises:
+        httpx.HTTPStatusError: The server refuses it, or has answered with its own errors for half an hour.
     """
-    pause = _FIRST_SECONDS
+    pause, since = _FIRST_SECONDS, _clock()
     while True:
         try:
             return await call()
         except httpx.HTTPError as error:
             if not is_outage(error):
+                raise
+            if not isinstance(error, httpx.HTTPStatusError):
+                since = _clock()
+            elif _clock() - since > _TROUBLE_SECONDS:
                 raise
             _log.warning(
                 "%s waits for the Prefect server, which does not answer: %s", what, str(error) or type(error).__name__

@@ -38,7 +38,7 @@ State = tuple[str, str]  # Prefect's type and a message
 SHARD_FLOW = "mloc-shard"
 """Name of the flow of all shards."""
 
-_HURRY_SECONDS = 5.0
+_HURRY_SECONDS, _PATIENT_SECONDS = 5.0, 60.0
 
 
 class ShardRuns:
@@ -91,10 +91,12 @@ class ShardRuns:
         Args:
             hurried: The stage was cancelled: wait a moment only.
         """
-        if self._keepers:
-            await asyncio.wait(self._keepers, timeout=_HURRY_SECONDS if hurried else None)
-        for keeper in self._keepers:
-            keeper.cancel()
+        try:
+            if self._keepers:
+                await asyncio.wait(self._keepers, timeout=_HURRY_SECONDS if hurried else _PATIENT_SECONDS)
+        finally:
+            for keeper in self._keepers:
+                keeper.cancel()
 
     def _interrupted(self, *, by_hand: bool) -> State:
         if self.given_up:

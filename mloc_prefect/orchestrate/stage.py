@@ -17,6 +17,7 @@ from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs, attempt_numbe
 from mloc_prefect.errors import ArtifactError, DispatchError, ExecutionError, MlocError
 from mloc_prefect.execution.protocol import ExecutionRequest
 from mloc_prefect.orchestrate.commit import Committer, Computed
+from mloc_prefect.orchestrate.engine import also_wanted
 from mloc_prefect.orchestrate.lost import WorkerStoppedError
 from mloc_prefect.orchestrate.outcome import StageOutcome, was_cancelled
 from mloc_prefect.orchestrate.prepare import Work, prepare
@@ -133,11 +134,14 @@ class _Runner:
         Also of the run on the pool that an attempt is: that is what people see at work there.
         """
         watch = self.scope.options.task_watch
-        attempts = asyncio.ensure_future(self._attempts())
+        ending = asyncio.Event()  # from then on cancellations are of the stage's end, not of its worker's
+        with also_wanted(ending.is_set):
+            attempts = asyncio.ensure_future(self._attempts())
         completed = asyncio.ensure_future(watch.completed(self.task_id))
         stops = [asyncio.ensure_future(c) for c in (watch.cancelled(self.task_id), self.run_.cancel.wait())]
         try:
             await asyncio.wait({attempts, completed, *stops}, return_when=asyncio.FIRST_COMPLETED)
+            ending.set()
         finally:
             for task in (attempts, completed, *stops):
                 if not task.done():

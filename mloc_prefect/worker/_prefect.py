@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Worker = BaseWorker[Any, Any, Any]
 
 _T = TypeVar("_T")
+_UNDER_WAY_SECONDS = 15.0
 
 __all__ = [
     "CancelSwitch",
@@ -128,7 +129,7 @@ class WarmEngine(AsyncFlowRunEngine[Any, Any]):
 
 
 async def _whole(request: Coroutine[Any, Any, _T]) -> _T:
-    """Wait for the answer to a request even when cancelled, and be cancelled then.
+    """Wait for the answer to a request that is under way even when cancelled, and be cancelled then.
 
     The server may carry out a request whose sender has gone: a run that is taken for Pending, and given back, would
     become Running a moment later, and nobody's.
@@ -137,8 +138,9 @@ async def _whole(request: Coroutine[Any, Any, _T]) -> _T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
+        await asyncio.wait({task}, timeout=_UNDER_WAY_SECONDS)
+        task.cancel()  # it waits for a time, or for a server that is away
+        if task.done() and not task.cancelled():
             task.exception()  # looked at, else asyncio tells of it
         raise
 

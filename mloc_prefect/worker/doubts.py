@@ -23,6 +23,7 @@ logger = logging.getLogger("prefect.mloc.worker")
 REST_SECONDS = 2.0
 """How long such a run is left to others: what failed just now would fail again."""
 
+_MOST_PAUSE = 30.0
 _DOUBT_SECONDS = 600.0  # after which no answer can be under way any more
 
 
@@ -41,10 +42,11 @@ class Doubts:
     ) -> None:
         self._put_back, self._clock = put_back, clock
         self._since: dict[UUID, float] = {}
+        self._next = 0.0
 
     def add(self, flow_run_id: UUID) -> None:
         """Take note of a run."""
-        self._since[flow_run_id] = self._clock()
+        self._since[flow_run_id] = self._next = self._clock()
 
     @property
     def resting(self) -> frozenset[UUID]:
@@ -60,8 +62,10 @@ class Doubts:
         """
         now = self._clock()
         self._since = {r: t for r, t in self._since.items() if r not in here and now - t < _DOUBT_SECONDS}
-        if not self._since:
+        if not self._since or now < self._next:
             return
+        # Soon at first, then less and less often: polls wait for the answer.
+        self._next = now + min(max(REST_SECONDS, now - max(self._since.values())), _MOST_PAUSE)
         try:
             for run in await self._put_back(tuple(self._since)):
                 del self._since[UUID(run)]

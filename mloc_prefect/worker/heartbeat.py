@@ -32,6 +32,7 @@ _MIN_SECONDS = 0.25
 _MIN_ANSWER_SECONDS = 5.0
 _LEAVE_SECONDS = 5.0
 _FIRST_SECONDS = 3.0
+_BEATS = 3
 
 
 class Heartbeat:
@@ -76,8 +77,9 @@ class Heartbeat:
 
     def sure_of(self, incarnation: str) -> bool:
         """Whether nobody can have taken this process of the worker for dead yet; from any thread."""
-        renewed = self._renewed
-        return renewed is not None and renewed[0] == incarnation and _age(renewed) < self._settings.heartbeat_ttl / 2
+        renewed, settings = self._renewed, self._settings
+        patience = max(settings.heartbeat_ttl, _BEATS * settings.heartbeat_seconds)  # of the others, see `WorkersView`
+        return renewed is not None and renewed[0] == incarnation and _age(renewed) < patience / 2
 
     def start(self) -> None:
         """Begin to beat; returns after the first beat, unless that takes long: who waits for us may look us up then."""

@@ -181,6 +181,8 @@ class Node:
         if self._heartbeat.sure_of(incarnation):
             return True
         state = (await self._client.read_flow_run(flow_run.id)).state
+        if state is not None and state.is_cancelling():  # ended as such by whoever begins it
+            return True
         return state is not None and state.is_pending() and state.message == taken_by(self._name, incarnation)
 
     def doubt(self, flow_run_id: UUID) -> None:

@@ -247,11 +247,13 @@ class MlocGpuWorker(ProcessWorker):
         flow = self._own_flow(configuration)
         if flow is not None and self._node is not None:
             identifier = f"{socket.gethostname()}:{os.getpid()}:{flow_run.id}"
-            ours = await self._node.holds(flow_run)
-            (task_status or anyio.TASK_STATUS_IGNORED).started(identifier)
-            if not ours:
-                self.get_flow_run_logger(flow_run).warning("not begun: it was given to another worker meanwhile")
+            if not await self._node.holds(flow_run):
+                given = RuntimeError("it was given to another worker meanwhile")
+                self.get_flow_run_logger(flow_run).warning("not begun: %s", given)
+                # An identifier would be written to the run, which is not ours.
+                (task_status or anyio.TASK_STATUS_IGNORED).started(given)
                 return MlocWorkerResult(identifier=identifier, status_code=0)
+            (task_status or anyio.TASK_STATUS_IGNORED).started(identifier)
             return MlocWorkerResult(identifier=identifier, status_code=await self._node.run(flow, flow_run))
         lease = self._node.lease_of(flow_run.id) if self._node is not None else None
         if lease is not None:

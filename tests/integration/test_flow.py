@@ -117,6 +117,22 @@ async def test_a_graph_shows_its_edges_names_tags_and_labels(api: Api, local: An
     assert "demo: done" in artifacts[report.RESULT_KEY]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_flow_may_call_one_workflow_twice(api: Api, local: Any, tmp_path: Path, *, at_once: bool) -> None:
+    workflow = build_flow(graph({"a": ([], {})}), options=options(local, tmp_path))
+
+    @flow(name="both")
+    async def both() -> list[Any]:
+        return list(await asyncio.gather(workflow(), workflow())) if at_once else [await workflow(), await workflow()]
+
+    first, second = await both()
+    assert first.ok
+    assert second.ok
+    assert first.flow_run_id != second.flow_run_id
+    assert first.task("a").task_id != second.task("a").task_id
+    assert [(await api.run(done.flow_run_id))["run_count"] for done in (first, second)] == [1, 1]
+
+
 async def test_a_failed_stage_fails_what_is_below_it_and_nothing_else(api: Api, local: Any, tmp_path: Path) -> None:
     plan = graph(
         {

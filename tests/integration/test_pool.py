@@ -191,6 +191,7 @@ def test_each_shard_is_a_run(pool: Pool, duo: Worker):
         "parts [1/2]": "COMPLETED",
         "parts [2/2]": "COMPLETED",
     }
+    until(lambda: shown(pool, duo)["duo"]["at_work"]["leases"] == [])
     run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(400, 1), **divided))
     until(lambda: len(duo.leases) == 2, 30, lambda: pool.story(run))
     shard = until(lambda: pool.runs(run).get("parts [2/2]"))
@@ -199,6 +200,12 @@ def test_each_shard_is_a_run(pool: Pool, duo: Worker):
     assert pool.api.wait(run)["state"]["type"] == "CANCELLED", pool.story(run)
     assert stage_of(pool, run)["state"]["type"] == "CANCELLED"
     assert {shard["state"]["type"] for shard in pool.runs(run).values()} == {"CANCELLED"}
+    until(lambda: shown(pool, duo)["duo"]["at_work"]["leases"] == [])
+    run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(400, 1), **divided))
+    until(lambda: pool.runs(run).get("parts [2/2]"), why=lambda: pool.story(run))
+    pool.api.post(f"/flow_runs/{stage_of(pool, run)['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert pool.api.wait(run)["state"]["type"] == "CANCELLED", pool.story(run)
+    assert {shard["state"]["type"] for shard in pool.runs(run).values()} == {"CANCELLED"}, pool.story(run)
     until(lambda: not duo.leases)
 
 

@@ -99,6 +99,7 @@ async def test_a_request_that_was_under_way_is_waited_for(server: Server):
     run = server.take("SCHEDULED", "")
     await server.doubts.settle(())
     server.runs[run] = ("PENDING", taken_by(ME.id, ME.incarnation))
+    server.now += module.REST_SECONDS
     await server.doubts.settle(())
     assert server.runs[run][0] == "SCHEDULED"
 
@@ -108,8 +109,21 @@ async def test_a_server_that_is_away_is_asked_again(server: Server):
     server.down = True
     await server.doubts.settle(())
     server.down = False
+    server.now += module.REST_SECONDS
     await server.doubts.settle(())
     assert server.runs[run][0] == "SCHEDULED"
+
+
+async def test_the_server_is_asked_less_and_less_often(server: Server):
+    """Each poll waits for the answer."""
+    server.take("RUNNING", "")
+    for _ in range(600):
+        await server.doubts.settle(())
+        server.now += 1
+    assert 10 < server.asked < 40
+    server.take()
+    await server.doubts.settle(())
+    assert {state for state, _ in server.runs.values()} == {"RUNNING", "SCHEDULED"}
 
 
 async def test_it_rests_for_a_moment_and_is_forgotten_in_the_end(server: Server):

@@ -65,6 +65,22 @@ async def test_what_is_done_waits_for_a_server_that_is_away(monkeypatch: pytest.
     assert pauses == [1, 2, 4, 8, 10, 10]
 
 
+async def test_a_server_that_never_stops_to_answer_with_errors_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would refuse this request for ever."""
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(outage, "_sleep", sleep)
+    monkeypatch.setattr(outage, "_clock", lambda: now)
+    away = [*[httpx.ConnectError("no")] * 500, *[status(500)] * 500]
+    with pytest.raises(httpx.HTTPStatusError):
+        await ApiFence(Server(Running(), 1, *away), uuid4(), 1).check()  # type: ignore[arg-type]
+    assert 4975 + 1800 <= now < 4975 + 1850
+
+
 async def test_a_refusal_is_an_answer() -> None:
     with pytest.raises(httpx.HTTPStatusError):
         await ApiFence(Server(Running(), 1, status(403)), uuid4(), 1).check()  # type: ignore[arg-type]
