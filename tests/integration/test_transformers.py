@@ -295,7 +295,7 @@ def test_ignored_penalties_are_said(bench: Bench) -> None:
         ({"transformers": {"dtype": "int3"}}, "Unsupported dtype: int3"),
         ({"transformers": {"device_map": "cuda"}}, "Requested CUDA but no GPU is available."),
         ({"transformers": {"load_in_4bit": True}}, "load_in_4bit needs a package that is not installed"),
-        ({"adapters": [{"path": "x"}]}, "spec.model.adapters[0]: {root}/x holds no adapter_config.json"),
+        ({"adapters": [{"path": "x"}]}, "spec.model.adapters[0]: Checkpoint path x not found"),
     ],
 )
 def test_faults_of_the_model_are_one_line(
