@@ -113,7 +113,7 @@ def upload(port: int, source: Path, length: int | None = None) -> None:
     with connected(port) as link, source.open("rb") as file:
         whole = len(HEAD) + size + len(TAIL)
         link.sendall(
-            f"POST {PATH} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: {whole}\r\n"
+            f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {whole}\r\n"
             f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n".encode()
         )
         link.sendall(HEAD)
@@ -126,7 +126,7 @@ def upload(port: int, source: Path, length: int | None = None) -> None:
 def download(port: int, target: Path, size: int) -> None:
     """Write the uploaded file to `target`."""
     with connected(port) as link, target.open("wb") as file:
-        link.sendall(f"GET {PATH}/big.bin HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode())
+        link.sendall(f"GET {PATH}/big.bin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         head = b""
         while b"\r\n\r\n" not in head:
             head += link.recv(65536)
