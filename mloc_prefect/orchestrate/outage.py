@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from mloc_prefect.errors import reason
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -46,9 +48,7 @@ async def until_answered(call: Callable[[], Awaitable[T]], what: str) -> T:
                 since = _clock()
             elif _clock() - since > _TROUBLE_SECONDS:
                 raise
-            _log.warning(
-                "%s waits for the Prefect server, which does not answer: %s", what, str(error) or type(error).__name__
-            )
+            _log.warning("%s waits for the Prefect server, which does not answer: %s", what, reason(error))
         await _sleep(pause)
         pause = min(2 * pause, _MOST_SECONDS)
 

@@ -78,7 +78,7 @@ class ShardRuns:
                 failure = ExecutionFailure("cancelled", kind="cancelled")
                 raise ExecutionError("cancelled", retryable=False, failure=failure) from None
             raise
-        except BaseException as error:
+        except BaseException as error:  # boundary: the run must have an end, whatever it is; it is raised on
             words = error.message if isinstance(error, MlocError) else f"unexpected {type(error).__name__}: {error}"
             ended.set_result(("CANCELLED" if was_cancelled(error) else "FAILED", words))
             raise

@@ -20,6 +20,8 @@ LIMIT = 4800
 
 Role = Literal["worker", "coordinator"]
 
+_BEATS = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
@@ -73,6 +75,10 @@ class WorkerCard:
     runs: tuple[str, ...] = ()
     beat: int = 0
     heartbeat: float = 5.0
+
+    def patience(self, ttl: float) -> float:
+        """Return the seconds without a heartbeat after which it counts as gone: `ttl`, three heartbeats at least."""
+        return max(ttl, _BEATS * self.heartbeat)
 
     def could_run(self, request: ResourceRequest) -> bool:
         """Return whether `request` fits this worker when nothing else runs there."""

@@ -15,6 +15,7 @@ from prefect.exceptions import Abort, Pause, PrefectException
 from prefect.flows import Flow
 from prefect.states import Cancelled, Crashed
 
+from mloc_prefect.errors import reason
 from mloc_prefect.orchestrate.cancelling import use_cancel_board
 from mloc_prefect.orchestrate.dispatch import use_dispatcher
 from mloc_prefect.orchestrate.engine import cancellation_wanted, reporting_while
@@ -187,7 +188,7 @@ class WarmRuns:
             if run.task.done():
                 await self._outcome(flow_run, run)
         except (httpx.HTTPError, PrefectException) as error:
-            logger.warning("run %s has no end in the API: %s", flow_run.name, str(error) or type(error).__name__)
+            logger.warning("run %s has no end in the API: %s", flow_run.name, reason(error))
 
     async def _outcome(self, flow_run: FlowRun, run: _Run) -> int:
         task, switch = run.task, run.switch

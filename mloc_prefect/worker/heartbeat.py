@@ -32,7 +32,6 @@ _MIN_SECONDS = 0.25
 _MIN_ANSWER_SECONDS = 5.0
 _LEAVE_SECONDS = 5.0
 _FIRST_SECONDS = 3.0
-_BEATS = 3
 
 
 class Heartbeat:
@@ -77,8 +76,7 @@ class Heartbeat:
 
     def sure_of(self, incarnation: str) -> bool:
         """Whether nobody can have taken this process of the worker for dead yet; from any thread."""
-        renewed, settings = self._renewed, self._settings
-        patience = max(settings.heartbeat_ttl, _BEATS * settings.heartbeat_seconds)  # of the others, see `WorkersView`
+        renewed, patience = self._renewed, self._card.patience(self._settings.heartbeat_ttl)
         return renewed is not None and renewed[0] == incarnation and _age(renewed) < patience / 2
 
     def start(self) -> None:

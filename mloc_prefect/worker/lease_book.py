@@ -175,8 +175,8 @@ class Book(ABC):
     ) -> Lease:
         """See `LeaseBook.acquire`."""
         await self.look_again()
-        entry = self._entry(request, holder, share, engine)
-        entry.priority, entry.asked = priority, entry.asked - waited
+        entry = self._entry(request, holder, share, engine, priority)
+        entry.asked -= waited
         await self._change(lambda s: s.enqueue(entry))
         try:
             return await self._wait(entry, request, on_wait)
@@ -195,8 +195,7 @@ class Book(ABC):
     ) -> Lease | None:
         """See `LeaseBook.try_acquire`."""
         await self.look_again()
-        entry = self._entry(request, holder, share, engine)
-        entry.priority = priority
+        entry = self._entry(request, holder, share, engine, priority)
 
         def attempt(state: State) -> Entry | None:
             state.drop_dead()
@@ -244,7 +243,9 @@ class Book(ABC):
     def _lease(self, entry: Entry) -> Lease:
         return Lease(entry.id, tuple(entry.devices), entry.holder, share_of(entry, self.inventory), entry.part)
 
-    def _entry(self, request: ResourceRequest, holder: str, share: str | None, engine: str | None) -> Entry:
+    def _entry(
+        self, request: ResourceRequest, holder: str, share: str | None, engine: str | None, priority: int = 0
+    ) -> Entry:
         if why := wanted_gpus(request) and misfit(request, self.inventory):
             raise DispatchError(f"{holder} {why}")
         pid, now = os.getpid(), time.monotonic()
@@ -259,6 +260,7 @@ class Book(ABC):
             part=part_of(request, self.inventory),
             engine=share or engine or "",
             shares=share is not None,
+            priority=priority,
             since=time.time(),
             asked=now,
             looked=now,

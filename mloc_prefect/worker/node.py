@@ -10,11 +10,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from prefect.client.orchestration import get_client
 
 from mloc_prefect.execution.protocol import ExecutionEvent
-from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_WORKFLOW
 from mloc_prefect.orchestrate.follow import RunFollower
 from mloc_prefect.orchestrate.placing import PlacingDispatcher
@@ -31,9 +29,10 @@ from mloc_prefect.worker.identity import Process
 from mloc_prefect.worker.orphans import Orphans
 from mloc_prefect.worker.place import local_place
 from mloc_prefect.worker.reaper import Reaper, reap_for_ever
-from mloc_prefect.worker.recovery import Recovery, taken_by
+from mloc_prefect.worker.recovery import Recovery
 from mloc_prefect.worker.roster import show_for_ever
 from mloc_prefect.worker.succession import succeed
+from mloc_prefect.worker.taken import Taken
 from mloc_prefect.worker.userruns import UserRuns
 from mloc_prefect.worker.view import Reasons, WorkersView
 from mloc_prefect.worker.wake import Waker, hearing
@@ -92,7 +91,13 @@ class Node:
         queues: Names of the queues that it serves; empty for all.
         coordinator_only: It runs root runs only and has no hardware to offer.
         bindings: Prefect's worker.
+
+    Attributes:
+        draining: It takes no further runs.
+        taken: What it has taken and not begun.
     """
+
+    taken: Taken
 
     def __init__(
         self,
@@ -110,7 +115,6 @@ class Node:
         self._incarnation = secrets.token_hex(4)
         self._stack = AsyncExitStack()
         self._leases: dict[UUID, Lease] = {}
-        self._taken: dict[UUID, str] = {}  # by which of our incarnations
         self._doubts = Doubts(self._put_back)
         self._background: set[asyncio.Task[Any]] = set()
         self._place: Place | None = None
@@ -165,26 +169,6 @@ class Node:
         """Whether it takes further runs: it does not end, and nobody has switched it off."""
         return not self.draining and not self._switched_off()
 
-    def took(self, flow_run_id: UUID, incarnation: str) -> None:
-        """Note that this worker, as `incarnation`, has taken a run, which begins soon."""
-        self._taken[flow_run_id] = incarnation
-
-    async def holds(self, flow_run: FlowRun) -> bool:
-        """Return whether a run that was taken is still ours, just before it begins.
-
-        After a pause of this whole process others may have given it to another worker.
-
-        Raises:
-            httpx.HTTPError: The server does not answer.
-        """
-        incarnation = self._taken.pop(flow_run.id, self._incarnation)
-        if self._heartbeat.sure_of(incarnation):
-            return True
-        state = (await self._client.read_flow_run(flow_run.id)).state
-        if state is not None and state.is_cancelling():  # ended as such by whoever begins it
-            return True
-        return state is not None and state.is_pending() and state.message == taken_by(self._name, incarnation)
-
     def doubt(self, flow_run_id: UUID) -> None:
         """Note that nobody knows whether this worker has taken a run."""
         self._doubts.add(flow_run_id)
@@ -196,7 +180,7 @@ class Node:
 
     async def drop(self, flow_run_id: UUID) -> None:
         """Give back the lease of a run that has ended, or does not run here; nothing happens when there is none."""
-        self._taken.pop(flow_run_id, None)
+        self.taken.forget(flow_run_id)
         lease = self._leases.pop(flow_run_id, None)
         if lease is not None and self._place is not None:
             await self._place.leases.release(lease)
@@ -232,6 +216,7 @@ class Node:
     async def _open(self) -> None:
         enter = self._stack.enter_async_context
         self._client = await enter(get_client())
+        self._recovery = Recovery(self._client, self._settings.max_retries)
         self._cancels, follower = CancelWatch(self._client), RunFollower(self._client)
         self._warm = WarmRuns(self._client, self._cancels)
         if not self._coordinator_only:
@@ -247,6 +232,7 @@ class Node:
             self._settings, self.card(), self._lost_in_thread, self._heartless_in_thread
         )
         self._switched_off = lambda: heartbeat.switched_off
+        self.taken = Taken(self._name, self._client, heartbeat.sure_of)
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._heartbeat.start)
         self._stack.push_async_callback(self._heartbeat.stop)
@@ -348,27 +334,11 @@ class Node:
         self._bindings.stop()
 
     async def _hand_back(self) -> None:
-        """Schedule runs again that ended because this worker does, or had not begun.
-
-        A run of one attempt that had begun is left to its stage, which begins another one.
-        """
-        recovery, why = Recovery(self._client, self._settings.max_retries), f"worker {self._name} was stopped"
-        for run_id in self._warm.ended_early:
-            try:
-                run = await ask(self._client, "GET", f"/flow_runs/{run_id}")
-                flow = await ask(self._client, "GET", f"/flows/{run['flow_id']}") if run else None
-                if flow and flow["name"] == RUN_WORKFLOW.flow and run["state"]["type"] == "CRASHED":
-                    await recovery.start_again(run, why, stopped=True)
-            except httpx.HTTPError as error:
-                logger.warning("run %s is not scheduled again: %s", run_id, str(error) or type(error).__name__)
-        try:
-            await recovery.put_back(self.card(), why)
-        except httpx.HTTPError as error:
-            logger.warning("what had not begun stays Pending: %s", str(error) or type(error).__name__)
+        await self._recovery.hand_back(self.card(), self._warm.ended_early, f"worker {self._name} was stopped")
 
     async def _put_back(self, runs: Collection[UUID]) -> Collection[str]:
         why = f"worker {self._name} had no answer when it took this"
-        return await Recovery(self._client, self._settings.max_retries).put_back(self.card(), why, only=runs)
+        return await self._recovery.put_back(self.card(), why, only=runs)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
+from mloc_prefect.errors import reason
 from mloc_prefect.orchestrate.api import ask
 from mloc_prefect.orchestrate.deployments import RUN_STAGE, RUN_WORKFLOW
 from mloc_prefect.orchestrate.lost import stopped_starts, with_stop
@@ -93,6 +96,24 @@ class Recovery:
                 await self._put_back(run, why)
                 found.add(run["id"])
         return found
+
+    async def hand_back(self, card: WorkerCard, ended: Collection[UUID], why: str) -> None:
+        """Schedule again what ended because its worker is being stopped, or had not begun; trouble is only logged.
+
+        A run of one attempt that had begun is left to its stage, which begins another one.
+        """
+        for run_id in ended:
+            try:
+                run = await ask(self._client, "GET", f"/flow_runs/{run_id}")
+                root = run is not None and await self._flow(run["flow_id"]) == RUN_WORKFLOW.flow
+                if root and run["state"]["type"] == "CRASHED":
+                    await self.start_again(run, why, stopped=True)
+            except httpx.HTTPError as error:
+                logger.warning("run %s is not scheduled again: %s", run_id, reason(error))
+        try:
+            await self.put_back(card, why)
+        except httpx.HTTPError as error:
+            logger.warning("what had not begun stays Pending: %s", reason(error))
 
     async def of_users(self, pool: str) -> list[dict[str, Any]]:
         """Return the runs of a pool that are Running, of flows that are not ours.

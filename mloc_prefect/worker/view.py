@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _READ_SECONDS = 10.0
 _WORDS_SECONDS = 1.0
-_BEATS = 3
 
 
 @dataclass(slots=True)
@@ -105,7 +104,7 @@ class WorkersView:
 
     def _heard(self, seen: _Seen, now: float) -> bool:
         """Return whether a heartbeat came within the time to live; of one that beats slowly, within three beats."""
-        return now - seen.at < max(self._ttl, _BEATS * seen.card.heartbeat)
+        return now - seen.at < seen.card.patience(self._ttl)
 
 
 def _beat(card: WorkerCard) -> tuple[str, int]:

@@ -247,7 +247,7 @@ class MlocGpuWorker(ProcessWorker):
         flow = self._own_flow(configuration)
         if flow is not None and self._node is not None:
             identifier = f"{socket.gethostname()}:{os.getpid()}:{flow_run.id}"
-            if not await self._node.holds(flow_run):
+            if not await self._node.taken.holds(flow_run.id):
                 given = RuntimeError("it was given to another worker meanwhile")
                 self.get_flow_run_logger(flow_run).warning("not begun: %s", given)
                 # An identifier would be written to the run, which is not ours.
@@ -308,7 +308,7 @@ class MlocGpuWorker(ProcessWorker):
         incarnation = self._node.incarnation if self._node else ""
         taken = await self._take(flow_run, Pending(message=taken_by(self.name, incarnation)))
         if taken and self._node is not None:
-            self._node.took(flow_run.id, incarnation)
+            self._node.taken.add(flow_run.id, incarnation)
         return taken
 
     async def _take(self, flow_run: FlowRun, pending: State[Any]) -> bool:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from mloc_prefect.artifacts.unpack import UnsafeArchiveError, kind_of, unpack
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 9000, "deep/er/a b.txt": b"x", "empty": b""}
 
@@ -41,6 +42,18 @@ def folder(tmp_path: Path) -> Path:
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@contextmanager
+def memory_below(most: int) -> Iterator[None]:
+    """Fail when the block holds `most` bytes or more at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most, f"{peak >> 20} MiB"
 
 
 @pytest.mark.parametrize("form", ["zip", "tar"])
@@ -236,27 +249,17 @@ def test_hostile_archives_are_refused_in_one_line(name: str, tmp_path: Path, mon
 def test_headers_are_not_read_into_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "MOST_HEADERS", 64 << 10)
     (tmp_path / "evil").write_bytes(HOSTILE[name][1]())
-    tracemalloc.start()
-    try:
+    with memory_below(2 << 20):
         for look in (kind_of, lambda path: unpack(path, tmp_path / "out", kind="tar")):
             with pytest.raises(UnsafeArchiveError, match="a header of the archive"):
                 look(tmp_path / "evil")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2 << 20, f"{peak >> 20} MiB"
 
 
 def test_headers_of_many_members_do_not_stay(tmp_path: Path) -> None:
     many = [tar_info(f"d{n}", tarfile.DIRTYPE, pax_headers={f"k{n}": "v" * 100_000}) for n in range(60)]
     (tmp_path / "m").write_bytes(tar_of(*many, tar_info("x"), mode="w:gz"))
-    tracemalloc.start()
-    try:
+    with memory_below(4 << 20):
         unpack(tmp_path / "m", tmp_path / "out", kind="tar")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 4 << 20, f"{peak >> 20} MiB"
 
 
 def test_records_for_all_that_follows_do_not_pile_up(tmp_path: Path) -> None:
@@ -268,14 +271,9 @@ def test_records_for_all_that_follows_do_not_pile_up(tmp_path: Path) -> None:
         pieces += [header(tarfile.XGLTYPE, len(record)), record, bytes(-len(record) % 512), tar_info(f"f{n}").tobuf()]
     (tmp_path / "m").write_bytes(gzip.compress(b"".join(pieces) + bytes(1024), 1))
     del pieces
-    tracemalloc.start()
-    try:
+    with memory_below(4 << 20):
         unpack(tmp_path / "m", tmp_path / "out", kind="tar")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert len(list((tmp_path / "out").iterdir())) == 60
-    assert peak < 4 << 20, f"{peak >> 20} MiB"
 
 
 def test_a_zip_that_lists_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ async def test_it_is_sure_of_itself_as_long_as_nobody_can_have_missed_it(paused:
     await paused.beat()
     assert paused.heart.sure_of("i1")
     assert not paused.heart.sure_of("i0")  # what it was before it was given up
-    paused.now += SETTINGS.heartbeat_ttl
+    paused.now += CARD.patience(SETTINGS.heartbeat_ttl)
     assert not paused.heart.sure_of("i1")
-    paused.heart._settings = get_settings(heartbeat_seconds=10, heartbeat_ttl=10)  # of one that beats slowly
+    paused.heart.update(replace(CARD, heartbeat=10))  # one that beats slowly
     assert paused.heart.sure_of("i1")

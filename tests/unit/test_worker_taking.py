@@ -17,7 +17,7 @@ from prefect.states import Cancelling, Pending
 from prefect.workers.base import BaseWorker
 
 from mloc_prefect.settings import get_settings
-from mloc_prefect.worker.node import Node as WorkerNode
+from mloc_prefect.worker.taken import Taken
 from mloc_prefect.worker.worker import MlocGpuWorker
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ class Node:
     def __init__(self) -> None:
         self.dropped: list[UUID] = []
         self.doubted: list[UUID] = []
-
-    def took(self, flow_run_id: UUID, incarnation: str) -> None:
-        raise AssertionError
 
     async def drop(self, flow_run_id: UUID) -> None:
         self.dropped.append(flow_run_id)
@@ -150,37 +147,32 @@ class Run:
     [(True, "other (9)", True), (False, "w (1)", True), (False, "other (9)", False), (False, "w (2)", False)],
 )
 async def test_what_was_taken_before_a_pause_begins_only_when_nobody_else_has_it(
-    tmp_path: Path, *, sure: bool, holder: str, ours: bool
+    *, sure: bool, holder: str, ours: bool
 ):
-    node = WorkerNode(
-        get_settings(home=tmp_path), name="w", pool="gpu", queues=(), coordinator_only=True, bindings=cast("Any", None)
-    )
-    client = Run(f"taken by {holder}")
-    node._client = cast("Any", client)
-    node._heartbeat = cast("Any", SimpleNamespace(sure_of=lambda incarnation: sure and incarnation == "1"))
-    run = FlowRun(flow_id=uuid4(), name="r")
-    node.took(run.id, "1")
-    assert await node.holds(run) is ours
+    client, run = Run(f"taken by {holder}"), uuid4()
+    taken = Taken("w", cast("Any", client), lambda incarnation: sure and incarnation == "1")
+    taken.add(run, "1")
+    assert await taken.holds(run) is ours
     assert client.asked == (not sure)  # no request where nobody can have missed us
 
 
-async def test_a_run_that_is_cancelled_meanwhile_is_begun_to_be_ended(tmp_path: Path):
-    node = WorkerNode(
-        get_settings(home=tmp_path), name="w", pool="gpu", queues=(), coordinator_only=True, bindings=cast("Any", None)
-    )
-    client = Run("")
+async def test_a_run_that_is_cancelled_meanwhile_is_begun_to_be_ended():
+    client, run = Run(""), uuid4()
     client.state = Cancelling()
-    node._client = cast("Any", client)
-    node._heartbeat = cast("Any", SimpleNamespace(sure_of=lambda _: False))
-    assert await node.holds(FlowRun(flow_id=uuid4(), name="r"))
+    taken = Taken("w", cast("Any", client), lambda _: False)
+    taken.add(run, "1")
+    assert await taken.holds(run)
+    taken.forget(run)
+    client.state = Pending(message="taken by w (1)")
+    assert not await taken.holds(run)
 
 
 async def test_a_run_that_was_given_away_is_not_begun(worker: MlocGpuWorker, monkeypatch: pytest.MonkeyPatch):
-    async def held(_run: FlowRun) -> bool:
+    async def held(_run: UUID) -> bool:
         return False
 
     monkeypatch.setattr(worker, "_own_flow", lambda _: object())
-    monkeypatch.setattr(worker._node, "holds", held, raising=False)
+    monkeypatch.setattr(worker._node, "taken", SimpleNamespace(holds=held), raising=False)
     started: list[object] = []
     status = cast("Any", SimpleNamespace(started=started.append))
     result = await worker._run(FlowRun(flow_id=uuid4(), name="r"), cast("Any", None), status)  # has no `run` to call
