@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.version import __version__
+
 if TYPE_CHECKING:
     from mloc_prefect.blocks import MlocArtifactStore
     from mloc_prefect.errors import (
@@ -23,12 +25,11 @@ if TYPE_CHECKING:
         PlanError,
         SpecError,
     )
-    from mloc_prefect.orchestrate.entrypoint import run_workflow
-    from mloc_prefect.orchestrate.flow import build_flow
+    from mloc_prefect.flow.build import build_flow
+    from mloc_prefect.flow.run_workflow import run_workflow
     from mloc_prefect.plan import WorkflowPlan, plan_workflow
-    from mloc_prefect.spec import Workflow, load_workflow
-
-__version__ = "0.1.0"
+    from mloc_prefect.spec.loader import load_workflow
+    from mloc_prefect.spec.workflow import Workflow
 
 _PUBLIC = {
     "ArtifactError": "mloc_prefect.errors",
@@ -39,12 +40,12 @@ _PUBLIC = {
     "MlocError": "mloc_prefect.errors",
     "PlanError": "mloc_prefect.errors",
     "SpecError": "mloc_prefect.errors",
-    "Workflow": "mloc_prefect.spec",
+    "Workflow": "mloc_prefect.spec.workflow",
     "WorkflowPlan": "mloc_prefect.plan",
-    "build_flow": "mloc_prefect.orchestrate.flow",
-    "load_workflow": "mloc_prefect.spec",
+    "build_flow": "mloc_prefect.flow.build",
+    "load_workflow": "mloc_prefect.spec.loader",
     "plan_workflow": "mloc_prefect.plan",
-    "run_workflow": "mloc_prefect.orchestrate.entrypoint",
+    "run_workflow": "mloc_prefect.flow.run_workflow",
 }
 
 __all__ = [

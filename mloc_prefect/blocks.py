@@ -1,4 +1,4 @@
-"""Prefect blocks of this collection: saved once, used by name in flows, deployments and the UI."""
+"""The Prefect blocks of this collection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from prefect.utilities.filesystem import filter_files
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from mloc_prefect.artifacts.store import FsspecArtifactStore
+    from mloc_prefect.artifacts.transfer.artifact_store import FsspecArtifactStore
 
 
 class MlocArtifactStore(WritableFileSystem, WritableDeploymentStorage):
     """
-    A place for results, checkpoints and archives on anything fsspec can reach.
+    Storage for results, checkpoints and archives on any file system that fsspec supports.
 
-    It serves as result storage of flows, as code storage of deployments, and as the place that MLOC stages keep their
-    artifacts in: a directory, `s3://bucket/prefix`, `sftp://host/path`, `memory://`.
+    Use it as result storage of flows, as code storage of deployments, or as the artifact store of MLOC stages. The URL
+    is a directory, `s3://bucket/prefix`, `sftp://host/path` or `memory://`.
 
     Example:
         Load a saved store and write to it:
@@ -40,15 +40,15 @@ class MlocArtifactStore(WritableFileSystem, WritableDeploymentStorage):
     url: str = Field(
         default=...,
         title="URL",
-        description="Where keys begin: an fsspec URL or a local directory.",
+        description="Root of the store: an fsspec URL or a local directory.",
         examples=["s3://my-bucket/mloc", "/srv/mloc/artifacts", "memory://mloc"],
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of the fsspec file system that may be shown, such as an endpoint."
+        default_factory=dict, description="Public options of the fsspec file system, such as an endpoint."
     )
     secrets: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
-        description="Options of the fsspec file system that are stored encrypted and never shown, such as a key.",
+        description="Secret options of the fsspec file system, such as a key; stored encrypted and never shown.",
     )
 
     def store(self) -> FsspecArtifactStore:
@@ -56,9 +56,9 @@ class MlocArtifactStore(WritableFileSystem, WritableDeploymentStorage):
 
         Raises:
             MissingExtraError: The library for this kind of URL is not installed.
-            ArtifactError: The place cannot be reached.
+            ArtifactError: The store cannot be reached.
         """
-        from mloc_prefect.artifacts.store import FsspecArtifactStore
+        from mloc_prefect.artifacts.transfer.artifact_store import FsspecArtifactStore
 
         return FsspecArtifactStore(self.url, {**self.options, **self.secrets.get_secret_value()})
 
@@ -67,22 +67,22 @@ class MlocArtifactStore(WritableFileSystem, WritableDeploymentStorage):
         return await asyncio.to_thread(lambda: self.store().read(path))
 
     async def write_path(self, path: str, content: bytes) -> None:
-        """Store bytes under a key; the file appears whole."""
+        """Store bytes under a key, atomically."""
         await asyncio.to_thread(lambda: self.store().write(path, content))
 
     async def get_directory(self, from_path: str | None = None, local_path: str | None = None) -> None:
-        """Fetch everything below a key prefix (default: all) into a local directory (default: the current one)."""
+        """Download everything below a key prefix (default: all) into a local directory (default: the current one)."""
         await asyncio.to_thread(self._fetch, from_path or "", Path(local_path or "."))
 
     async def put_directory(
         self, local_path: str | None = None, to_path: str | None = None, ignore_file: str | None = None
     ) -> None:
-        """Store a local directory (default: the current one) below a key prefix (default: the top).
+        """Upload a local directory (default: the current one) below a key prefix (default: the root).
 
         Args:
             local_path: The directory.
             to_path: The prefix.
-            ignore_file: File with patterns, in the form of `.gitignore`, of what stays here.
+            ignore_file: File with patterns, in the form of `.gitignore`, of files to leave out.
         """
         await asyncio.to_thread(self._send, Path(local_path or "."), to_path or "", ignore_file)
 

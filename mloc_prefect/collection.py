@@ -1,6 +1,6 @@
-"""What every `prefect` command imports of us (`prefect.collections` entry point): the worker type and the blocks.
+"""The `prefect.collections` entry point, which every `prefect` command imports: the worker type and the blocks.
 
-It must stay light and must never fail to import: only public parts of Prefect, nothing of executors, no I/O.
+It must import quickly and never fail: only public parts of Prefect, no executors, no I/O.
 """
 
 from __future__ import annotations

@@ -1,24 +1,24 @@
-"""The one error tree: phase = class = CLI exit code = HTTP status."""
+"""The error tree: the class of an error decides the exit code of the command and the HTTP status."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mloc_prefect.execution.protocol import ExecutionFailure
-    from mloc_prefect.spec.diagnostics import Diagnostic
+    from mloc_prefect.diagnostics.diagnostic import Diagnostic
 
 
 class MlocError(Exception):
-    """Base of every error that a user may see.
+    """Base class of every error that a user may see.
 
     Attributes:
         message: One plain sentence: what is wrong and where.
-        hint: What to do about it, or None.
-        exit_code: Exit code of the `mloc` command for this phase.
-        http_status: Status of the HTTP endpoint for this phase.
+        hint: How to fix it, or None.
+        exit_code: Exit code of the `mloc` command.
+        http_status: Status that the HTTP endpoint answers with.
     """
 
     exit_code: ClassVar[int] = 1
@@ -34,7 +34,7 @@ class MlocError(Exception):
 
 
 class DiagnosticsError(MlocError):
-    """An error that is a list of diagnostics, each with its place in the file."""
+    """An error made of diagnostics, each with its position in the file."""
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
@@ -49,37 +49,37 @@ class SpecError(DiagnosticsError):
 
 
 class SettingsError(MlocError):
-    """A variable or the config file has a value that cannot be read; the message names it."""
+    """A setting has a value that cannot be read; the message names the variable or the key."""
 
     exit_code = 2
 
 
 class PlanError(MlocError):
-    """The spec is valid, but no plan for it can run (here)."""
+    """The spec is valid, but its plan cannot run on this machine or in this installation."""
 
     exit_code = 3
     http_status = 400
 
 
 class DispatchError(MlocError):
-    """No place, server or process could be had to run a stage."""
+    """A stage could not be started: no worker, server or process was available."""
 
     exit_code = 4
     http_status = 503
 
 
 class StoreError(DispatchError):
-    """The store of records (Redis) cannot be reached or refuses; the message names it by host and port."""
+    """Redis, which stores the task records, is unreachable or refuses a command; the message names host and port."""
 
 
 class FencedError(DispatchError):
-    """The lease under which a step was to be taken has gone to another holder."""
+    """The lease that a step needs now belongs to another holder."""
 
 
 class UsageError(MlocError):
-    """An argument of a command, or a name in it, that cannot be meant."""
+    """An argument of a command is invalid or names something that does not exist."""
 
-    exit_code = 2  # as for unknown options
+    exit_code = 2  # the same as for unknown options
     http_status = 400
 
 
@@ -93,8 +93,8 @@ class ExecutionError(MlocError):
     """A stage ran and failed.
 
     Attributes:
-        retryable: False when the same input must fail again (mistakes of the user).
-        failure: The facts that crossed the process boundary, if there are any.
+        retryable: False if the same input must fail again (a mistake of the user).
+        failure: What the child process reported, or None.
     """
 
     exit_code = 5
@@ -105,6 +105,47 @@ class ExecutionError(MlocError):
         super().__init__(message, hint=hint)
         self.retryable = retryable
         self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionFailure:
+    """A failed attempt.
+
+    Attributes:
+        message: One sentence for the user.
+        kind: `user` (bad input; never retried), `error` (the executor raised), `killed` (process ended by a signal),
+            `exited` (process exited on its own), `oom` (out of memory), `timeout`, `stalled`, `cancelled`,
+            `missing` (a library or model is not installed; never retried).
+        error_type: Class name of the exception, or None.
+        traceback: Text of the traceback, or None.
+        signal: Name of the signal that ended the process, or None.
+        exit_code: Exit status of the process, or None.
+        log_tail: Last lines of the host's output.
+        hint: How to fix it, or None.
+    """
+
+    message: str
+    kind: Literal["user", "error", "killed", "exited", "oom", "timeout", "stalled", "cancelled", "missing"] = "error"
+    error_type: str | None = None
+    traceback: str | None = None
+    signal: str | None = None
+    exit_code: int | None = None
+    log_tail: str = ""
+    hint: str | None = None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt may succeed."""
+        return self.kind not in {"user", "missing", "cancelled"}
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> ExecutionFailure:
+        """Return the failure in `data`."""
+        return cls(**{k: v for k, v in data.items() if k in cls.__dataclass_fields__})
 
 
 class ArtifactError(MlocError):
@@ -120,6 +161,17 @@ class MissingExtraError(MlocError):
     http_status = 501
 
 
-def reason(error: Exception) -> str:
-    """Return what an error says in one line, for logs: without help, and never nothing."""
-    return (error.message if isinstance(error, MlocError) else str(error)) or type(error).__name__
+def only_error(error: BaseException) -> BaseException:
+    """Return the one error inside an exception group, however deep, or `error` itself when there is not just one.
+
+    A task group wraps whatever ends it: what a user has to know would be hidden behind the name of the group.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def reason(error: BaseException) -> str:
+    """Return an error as one line for logs and messages: without its hint, and never empty."""
+    text = error.message if isinstance(error, MlocError) else str(error)
+    return " ".join(text.split()) or type(error).__name__

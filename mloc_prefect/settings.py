@@ -1,6 +1,7 @@
-"""Settings: one object, read on use, `MLOC_<NAME>` with MLOC's original variables as aliases.
+"""The settings: `MLOC_<NAME>`, with MLOC's original variables as aliases.
 
-Precedence: explicit argument (CLI), environment, `$MLOC_HOME/config.toml`, default.
+Precedence: explicit argument (CLI), environment, `$MLOC_HOME/config.toml`, default. Call `get_settings()` where a value
+is used, never on import.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,18 +17,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from mloc_prefect.settings_sources import config_file, default_home, fault, origin, unknown_keys
+from mloc_prefect.process.port_ranges import UNPRIVILEGED, port_ranges
+from mloc_prefect.settings_limits import LimitSettings
+from mloc_prefect.settings_limits import names as _names
+from mloc_prefect.settings_sources import config_file, default_home, fault, folder_text, origin, unknown_keys
 
 
-def _names(name: str, *originals: str) -> AliasChoices:
-    """Return the variables of one setting, first wins: ours, MLOC's originals, Prefect's integration name."""
-    return AliasChoices(f"MLOC_{name}", *originals, f"PREFECT_INTEGRATIONS_MLOC_{name}")
-
-
-class MlocSettings(BaseSettings):
+class MlocSettings(LimitSettings):
     """All settings of the project."""
 
-    # Field names are for arguments and config.toml; the prefix keeps $HOME, $TOKEN or $PYTHON from being read by them.
+    # Field names serve as arguments and config keys. Without the prefix they would also read $HOME, $TOKEN and $PYTHON.
     model_config = SettingsConfigDict(
         extra="ignore", populate_by_name=True, env_prefix="MLOC_", env_ignore_empty=True, validate_default=True
     )
@@ -35,42 +34,57 @@ class MlocSettings(BaseSettings):
     home: Path = Field(
         default_factory=default_home,
         validation_alias=_names("HOME"),
-        description="State directory of embedded servers, warm hosts and models.",
+        description="Directory for state: embedded servers, warm hosts, environments and models.",
     )
     results_dir: Path | None = Field(
         default=None,
         validation_alias=_names("RESULTS_DIR", "RESULTS_DIR", "ORCHESTRATOR_RESULTS_DIR"),
-        description="Root of task results; default `$MLOC_HOME/results`.",
+        description="Root directory of task results; default `$MLOC_HOME/results`.",
     )
     mirrors: Path | None = Field(
         default=None,
         validation_alias=_names("MIRRORS"),
-        description="Mirrors file (`models:` and `datasets:` maps); default `$MLOC_HOME/mirrors.yaml` when it exists.",
+        description="Mirrors file (`models:` and `datasets:` maps); default `$MLOC_HOME/mirrors.yaml` if it exists.",
     )
     allow_outside_results: bool = Field(
         default=False,
         validation_alias=_names("ALLOW_OUTSIDE_RESULTS"),
-        description="Let `output.destination.path` leave the results root.",
+        description="Allow `output.destination.path` to point outside the results root.",
     )
     allowed_hosts: str = Field(
         default="",
         validation_alias=_names("ALLOWED_HOSTS"),
-        description="Comma list of hosts that destinations and checkpoints may name, beside our own endpoint.",
+        description="Comma-separated hosts that destinations and checkpoints may name, in addition to this endpoint.",
+    )
+    loopback_ports: str = Field(
+        default=UNPRIVILEGED,
+        validation_alias=_names("LOOPBACK_PORTS"),
+        description="Ports of the loopback that specs may call: a comma list of numbers and ranges; never our own.",
     )
     base_url: str | None = Field(
         default=None,
         validation_alias=_names("BASE_URL", "ORCHESTRATOR_BASE_URL"),
-        description="URL of the MLOC HTTP endpoint as workers see it.",
+        description="URL at which workers reach the MLOC HTTP endpoint.",
     )
     allowed_env: str = Field(
         default="",
         validation_alias=_names("ALLOWED_ENV"),
-        description="Comma list of environment variables that `${env.NAME}` may read.",
+        description="Comma-separated environment variables that `${env.NAME}` may read.",
     )
     allowed_rewards: str = Field(
         default="",
         validation_alias=_names("ALLOWED_REWARDS"),
-        description="Comma list of Python modules whose functions specs may name as rewards (`rewards[].path`).",
+        description="Comma-separated Python modules whose functions specs may use as rewards (`rewards[].path`).",
+    )
+    allow_remote_code: str = Field(
+        default="off",
+        validation_alias=_names("ALLOW_REMOTE_CODE"),
+        description="Code of models and data sets that may run: `off`, `on`, or a comma list of their names.",
+    )
+    data_roots: str = Field(
+        default="",
+        validation_alias=_names("DATA_ROOTS"),
+        description="Comma-separated folders that submitted specs may read, besides results and working directory.",
     )
     max_retries: int = Field(
         default=3,
@@ -83,86 +97,96 @@ class MlocSettings(BaseSettings):
         default=5.0,
         ge=0,
         validation_alias=_names("RETRY_BASE_DELAY", "RETRY_BASE_DELAY_SEC"),
-        description="Seconds; retry n waits base x 2^n.",
+        description="Base delay in seconds; retry n waits base x 2^n.",
     )
     retry_max_delay: float = Field(
         default=300.0,
         ge=0,
         validation_alias=_names("RETRY_MAX_DELAY", "RETRY_MAX_DELAY_SEC"),
-        description="Longest wait before a retry, seconds.",
+        description="Longest delay before a retry, in seconds.",
     )
     stall_seconds: float = Field(
         default=1800.0,
         gt=0,
         validation_alias=_names("STALL_SECONDS"),
-        description="A host that reports nothing for so long is ended and the attempt fails.",
+        description="Seconds without a report from a host before it is killed and the attempt fails.",
     )
     host_idle_seconds: float = Field(
         default=600.0,
         ge=0,
         validation_alias=_names("HOST_IDLE_SECONDS"),
-        description="A warm executor without work leaves after this time; 0 = one-shot.",
+        description="Seconds that an idle executor stays warm; 0 = exit after each task.",
     )
     host_start_seconds: float = Field(
         default=120.0,
         gt=0,
         validation_alias=_names("HOST_START_SECONDS"),
-        description="Longest time until a host process listens (models load later).",
+        description="Seconds that a host process may take to start listening (models load later).",
     )
     runtime_idle_seconds: float = Field(
         default=3600.0,
         gt=0,
         validation_alias=_names("RUNTIME_IDLE_SECONDS"),
-        description="The local runtime (embedded server, warm hosts) leaves after this time without a run.",
+        description="Seconds without a run before the local runtime (embedded server, warm hosts) exits.",
     )
     engines_per_device: int = Field(
         default=1,
         ge=1,
         le=64,
         validation_alias=_names("ENGINES_PER_DEVICE"),
-        description="Engines that may run at once on one GPU, or on the CPU of a machine without one.",
+        description="Engines that may run at the same time on one GPU, or on the CPU of a machine without a GPU.",
     )
     reserve_seconds: float = Field(
         default=30.0,
         ge=0,
         validation_alias=_names("RESERVE_SECONDS"),
-        description="Smaller tasks pass one that waits for devices for so long; then it keeps what it needs.",
+        description="Seconds for which smaller tasks may overtake a waiting one; after that, devices are reserved.",
     )
     python: dict[str, Path] = Field(
         default_factory=dict,
         validation_alias=_names("PYTHON"),
-        description='Interpreters of executors, JSON, e.g. {"vllm": "/envs/vllm/bin/python"}; default: ours.',
+        description='Interpreters of executors as JSON: {"vllm": "/envs/vllm/bin/python"}; default: the current one.',
     )
     server_port: int = Field(
         default=4200,
         ge=1,
         le=65535,
         validation_alias=_names("SERVER_PORT"),
-        description="Wanted port of the embedded Prefect server; the next free one is taken when it is in use.",
+        description="Preferred port of the embedded Prefect server; if it is in use, the next free port is taken.",
     )
     max_spec_bytes: int = Field(
-        default=1 << 20, ge=1024, validation_alias=_names("MAX_SPEC_BYTES"), description="Largest accepted spec, bytes."
+        default=1 << 20,
+        ge=1024,
+        validation_alias=_names("MAX_SPEC_BYTES"),
+        description="Largest spec that the endpoint and its workers accept, in bytes. Commands keep to the default.",
+    )
+    max_tasks: int = Field(
+        default=2000,
+        ge=1,
+        le=100_000,
+        validation_alias=_names("MAX_TASKS"),
+        description="Most stages or graph nodes in a submission to the endpoint. Commands keep to the default.",
     )
     vllm_cpu: bool = Field(
         default=False,
         validation_alias=_names("VLLM_CPU"),
-        description="Run inference without a GPU on vLLM where the environment `vllm-cpu` is built.",
+        description="Run inference without a GPU on vLLM if the environment `vllm-cpu` is built.",
     )
     inventory: str | None = Field(
         default=None,
         validation_alias=_names("INVENTORY"),
-        description="Declared hardware (JSON or a file) instead of what the machine shows.",
+        description="Hardware to declare (JSON or a file) instead of what the machine reports.",
     )
 
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=_names("REDIS_URL", "REDIS_URL"),
-        description="Redis or Valkey of the MLOC face (records, journal, worker registry, channels).",
+        description="Redis or Valkey that holds task records, journal, worker registry and channels.",
     )
     events_redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=_names("EVENTS_REDIS_URL", "PREFECT_REDIS_MESSAGING_URL"),
-        description="Redis of Prefect's own messaging, which the bridge follows; without it, Prefect's websocket.",
+        description="Redis of Prefect's own messaging, where the bridge reads events; default: Prefect's websocket.",
     )
     reconcile_seconds: float = Field(
         default=5.0,
@@ -175,27 +199,27 @@ class MlocSettings(BaseSettings):
         ge=1,
         le=65535,
         validation_alias=_names("REDIS_PORT"),
-        description="Wanted port of the embedded Valkey; the next free one is taken when it is in use.",
+        description="Preferred port of the embedded Valkey; if it is in use, the next free port is taken.",
     )
     redis_fsync: Literal["everysec", "always"] = Field(
         default="everysec",
         validation_alias=_names("REDIS_FSYNC"),
-        description="When the embedded Valkey puts its log on disk: what a power cut can lose.",
+        description="How often the embedded Valkey syncs its log to disk; decides what a power cut can lose.",
     )
     token: SecretStr | None = Field(
         default=None,
         validation_alias=_names("TOKEN", "ORCHESTRATOR_TOKEN"),
-        description="Bearer token of the HTTP endpoint; for clients, the one to send.",
+        description="Bearer token of the HTTP endpoint; client commands send it.",
     )
     url: str = Field(
         default="http://127.0.0.1:8000",
         validation_alias=_names("URL"),
-        description="HTTP endpoint that the client commands talk to.",
+        description="HTTP endpoint that the client commands use.",
     )
     host: str | None = Field(
         default=None,
         validation_alias=_names("HOST", "HOST_APP_HOST"),
-        description="Address that the endpoint listens on; default: all with a token, loopback without.",
+        description="Address that the endpoint listens on; default: all interfaces with a token, loopback without.",
     )
     port: int = Field(
         default=8000,
@@ -208,105 +232,121 @@ class MlocSettings(BaseSettings):
         default=0,
         ge=0,
         validation_alias=_names("MAX_UPLOAD_BYTES"),
-        description="Largest uploaded file, bytes; 0 = no limit.",
+        description="Largest uploaded file, in bytes; 0 = no limit.",
     )
     max_result_bytes: int = Field(
         default=256 << 20,
         ge=0,
         validation_alias=_names("MAX_RESULT_BYTES"),
-        description="Largest posted result, bytes; it is held in memory. 0 = no limit.",
+        description="Largest posted result, in bytes (it is held in memory); 0 = no limit.",
     )
     work_pool: str = Field(
         default="gpu",
         validation_alias=_names("WORK_POOL"),
-        description="Prefect work pool that runs and their stages are sent to.",
+        description="Prefect work pool for workflow runs and their stages.",
     )
     worker_id: str | None = Field(
         default=None,
         validation_alias=_names("WORKER_ID", "WORKER_ID"),
-        description="Name of this worker for placement and dashboards; default: host name and a random part.",
+        description="Name of this worker for placement and dashboards; default: host name and a random suffix.",
     )
     worker_tags: str = Field(
         default="",
         validation_alias=_names("WORKER_TAGS", "WORKER_TAGS"),
-        description="Comma list of words that specs can ask for, beside those of the inventory.",
+        description="Comma-separated tags that specs can require, in addition to the tags of the inventory.",
     )
     heartbeat_seconds: float = Field(
         default=5.0,
         gt=0,
         validation_alias=_names("HEARTBEAT_SECONDS", "HEARTBEAT_INTERVAL_SEC"),
-        description="Seconds between heartbeats of a worker.",
+        description="Seconds between two heartbeats of a worker.",
     )
     heartbeat_ttl: float = Field(
         default=30.0,
         gt=0,
         validation_alias=_names("HEARTBEAT_TTL", "HEARTBEAT_TTL_SEC"),
-        description="Seconds without a heartbeat, three of them at least, until a worker is gone and its runs go on.",
+        description="Seconds without a heartbeat before a worker counts as lost; at least three heartbeats.",
     )
     drain_seconds: float = Field(
         default=10.0,
         ge=0,
         validation_alias=_names("DRAIN_SECONDS"),
-        description="How long a worker that is stopped lets its runs end before it gives them up to others.",
+        description="Seconds that a stopping worker waits for its runs to end before it hands them over.",
     )
     max_auto_shards: int = Field(
         default=8,
         ge=1,
         validation_alias=_names("MAX_AUTO_SHARDS", "MAX_AUTO_SHARDS"),
-        description="Most data-parallel shards of a task that names no number.",
+        description="Most data-parallel shards of a task that does not name a number.",
     )
     dispatch: Literal["auto", "ours", "original"] = Field(
         default="auto",
         validation_alias=_names("DISPATCH"),
-        description="Workers that stages go to: ours, those of the original protocol, or ours first (`auto`).",
+        description="Workers that run stages: this project's (`ours`), MLOC's (`original`), or `ours` first (`auto`).",
     )
     cpu_only_weight: float = Field(
         default=0.6,
         ge=0,
         validation_alias=_names("CPU_ONLY_WEIGHT", "CPU_ONLY_WEIGHT"),
-        description="What an idle worker of the original protocol without GPUs counts, see `low_avail_ratio`.",
+        description="Weight of an idle MLOC worker without a GPU when estimating capacity, see `low_avail_ratio`.",
     )
     gpu_weight: float = Field(
         default=1.0,
         ge=0,
         validation_alias=_names("GPU_WEIGHT", "GPU_WEIGHT"),
-        description="What an idle one with GPUs counts.",
+        description="Weight of an idle MLOC worker with a GPU when estimating capacity.",
     )
     low_avail_ratio: float = Field(
         default=0.6,
         ge=0,
         validation_alias=_names("LOW_AVAIL_RATIO", "LOW_AVAIL_RATIO"),
-        description="Sum of these for each waiting task up to which the first idle one is taken, not the best one.",
+        description="Capacity per waiting task up to which the first idle MLOC worker is taken, not the best one.",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         default="INFO",
         validation_alias=_names("LOG_LEVEL", "LOG_LEVEL", "HOST_APP_LOG_LEVEL"),
-        description="Least level of the log lines of `up`, `serve`, `bridge` and `worker start`.",
+        description="Lowest level of log lines of `up`, `serve`, `bridge` and `worker start`.",
     )
     log_file: Path | None = Field(
         default=None,
         validation_alias=_names("LOG_FILE", "LOG_FILE"),
-        description="File that gets the log lines too; for `up`, those of all parts.",
+        description="File to log to in addition to standard error; `up` writes the lines of all its parts there.",
     )
     log_max_bytes: int = Field(
         default=5 << 20,
         ge=0,
         validation_alias=_names("LOG_MAX_BYTES", "LOG_MAX_BYTES"),
-        description="Size at which that file is rotated; 0 = never.",
+        description="Size in bytes at which the log file is rotated; 0 = never.",
     )
     log_backup_count: int = Field(
         default=5,
         ge=0,
         validation_alias=_names("LOG_BACKUP_COUNT", "LOG_BACKUP_COUNT"),
-        description="Rotated log files that are kept.",
+        description="Number of rotated log files to keep.",
     )
+
+    @field_validator("home", "results_dir", "mirrors", "log_file", mode="before")
+    @classmethod
+    def _on_this_machine(cls, value: object) -> object:
+        return value if value is None else folder_text(value)
+
+    @field_validator("python", mode="before")
+    @classmethod
+    def _interpreters_on_this_machine(cls, value: object) -> object:
+        return {k: folder_text(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("loopback_ports")
+    @classmethod
+    def _check_ports(cls, value: str) -> str:
+        port_ranges(value)
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
-        other = {"WARN": "WARNING", "TRACE": "DEBUG", "FATAL": "CRITICAL"}  # names that other programs know
-        return other.get(value.upper(), value.upper()) if isinstance(value, str) else value
+    def _normalize_level(cls, value: object) -> object:
+        synonyms = {"WARN": "WARNING", "TRACE": "DEBUG", "FATAL": "CRITICAL"}  # levels of other programs
+        return synonyms.get(value.upper(), value.upper()) if isinstance(value, str) else value
 
     @property
     def results_root(self) -> Path:
@@ -315,7 +355,7 @@ class MlocSettings(BaseSettings):
 
     @property
     def mirrors_file(self) -> Path | None:
-        """The mirrors file in force, or None."""
+        """The mirrors file to use, or None."""
         if self.mirrors:
             return self.mirrors.expanduser().absolute()
         default = self.home / "mirrors.yaml"
@@ -330,18 +370,18 @@ class MlocSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put `$MLOC_HOME/config.toml` below the environment."""
+        """Read `$MLOC_HOME/config.toml` after the environment."""
         del dotenv_settings, file_secret_settings
         toml = TomlConfigSettingsSource(settings_cls, toml_file=config_file())
         return init_settings, env_settings, toml
 
 
 def get_settings(**overrides: Any) -> MlocSettings:
-    """Return the settings in force now; `overrides` (None = not given) come first.
+    """Read the settings; `overrides` win over every other source, unless they are None.
 
     Raises:
-        SettingsError: A value is out of bounds or of the wrong type, or the config file cannot be read; the message
-            names the variable, or the file, that was set.
+        SettingsError: A value is out of bounds or has the wrong type, or the config file cannot be read. The message
+            names the variable or the file.
     """
     given = {k: v for k, v in overrides.items() if v is not None}
     try:
@@ -351,10 +391,10 @@ def get_settings(**overrides: Any) -> MlocSettings:
 
 
 def settings_warnings() -> list[str]:
-    """Return a line for each key of the config file that is no setting."""
+    """Return a warning for each key of the config file that is not a setting."""
     return list(unknown_keys(MlocSettings.model_fields))
 
 
 def where_set(name: str) -> str:
-    """Return the variable, or the key and its file, that a setting has its value from; its first variable if none."""
+    """Return where a setting was set: a variable, or a key and its file. If nowhere, its first variable."""
     return origin(name, MlocSettings.model_fields[name], {})[0]

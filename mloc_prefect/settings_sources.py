@@ -1,6 +1,6 @@
-"""Where settings come from, and what is said of those that cannot be read: the variable or key that was set, its value.
+"""Sources of settings, and the errors for values that cannot be read: each names the variable or key and its value.
 
-Loaded without pydantic, so that a command can ask for its home at no cost.
+Does not import pydantic on load, so that commands can find their home directory quickly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import SettingsError
+from mloc_prefect.urls import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,43 +23,62 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _PAGE = "see docs/settings.md"
-_PLACE = re.compile(r" \(at line (\d+), column (\d+)\)$")  # how tomllib tells the place
+_POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")  # as tomllib writes it
 _SHOWN = 80
+_NOT_HERE = "must be a path of this machine, not a URL"
+_STORES = "results go to an object store with output.destination.path in the spec"
 
 
 def default_home() -> Path:
     """Return the state directory: `MLOC_HOME`, default `~/.mloc`.
 
     Raises:
-        SettingsError: It starts with `~`, and that user has no home.
+        SettingsError: It is a URL, or starts with `~`, and that user has no home directory.
     """
-    given = os.environ.get("MLOC_HOME")
+    raw = os.environ.get("MLOC_HOME")
+    given = local_path(raw) if raw else None
+    if raw and given is None:
+        raise SettingsError(f"setting MLOC_HOME: {_NOT_HERE}, found {raw!r}", hint=_PAGE)
     try:
         return Path(given or Path.home() / ".mloc").expanduser().absolute()
     except RuntimeError:
         found = f", found {given!r}" if given else ""
-        raise SettingsError(f"setting MLOC_HOME: there is no home directory of this user{found}", hint=_PAGE) from None
+        raise SettingsError(f"setting MLOC_HOME: this user has no home directory{found}", hint=_PAGE) from None
+
+
+def folder_text(value: object) -> object:
+    """Return the value of a setting that is a path: a file URL as a path, everything else unchanged.
+
+    Raises:
+        PydanticCustomError: It is a URL of another kind, which pathlib would take for a relative path.
+    """
+    from pydantic_core import PydanticCustomError
+
+    path = local_path(str(value)) if isinstance(value, str | Path) else None
+    if path is None and isinstance(value, str | Path):
+        raise PydanticCustomError("not_here", "{rule}", {"rule": _NOT_HERE})
+    return value if path is None or path == str(value) else path
 
 
 def config_file() -> Path:
-    """Return where settings may be kept; it need not be there."""
+    """Return the path of the config file, which may not exist."""
     return default_home() / "config.toml"
 
 
 def fault(error: Exception, fields: Mapping[str, FieldInfo], given: Mapping[str, Any]) -> SettingsError:
-    """Return what a user needs to know of an error of reading the settings.
+    """Turn an error of reading the settings into one for the user.
 
     Args:
-        error: What pydantic, pydantic-settings or tomllib raised.
+        error: The error of pydantic, pydantic-settings or tomllib.
         fields: Fields of the settings.
-        given: Values given by the caller, by field.
+        given: Values that the caller passed, by field.
     """
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
         return _invalid(error, fields, given)
     if isinstance(error, tomllib.TOMLDecodeError):
-        return SettingsError(_toml_text(str(error)), hint="correct it; docs/settings.md has an example")
+        return SettingsError(_toml_text(str(error)), hint="fix the file; docs/settings.md has an example")
     if isinstance(error, OSError):
         return SettingsError(f"{config_file()} cannot be read: {error.strerror}")
     if isinstance(error, UnicodeDecodeError):
@@ -72,11 +92,11 @@ def fault(error: Exception, fields: Mapping[str, FieldInfo], given: Mapping[str,
 
 
 def unknown_keys(fields: Mapping[str, FieldInfo]) -> Iterator[str]:
-    """Yield a line for each key of the config file that is no setting; nothing when the file cannot be read."""
+    """Yield a warning for each key of the config file that is not a setting; nothing if the file cannot be read."""
     try:
         text = config_file().read_text(encoding="utf-8")
         keys = tomllib.loads(text)
-    except (OSError, ValueError, SettingsError):  # the settings themselves tell that
+    except (OSError, ValueError, SettingsError):  # reading the settings reports this error
         return
     known = {name.lower() for field, info in fields.items() for name in _names(field, info)}
     for key in keys:
@@ -87,14 +107,14 @@ def unknown_keys(fields: Mapping[str, FieldInfo]) -> Iterator[str]:
 
 
 def origin(name: str, info: FieldInfo, given: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return in words where the value in force of a setting was given, and the value as it stands there."""
+    """Return where a setting was set, as text, and its raw value there."""
     if name in given:
         return name, given[name]
     environ = {key.lower(): (key, value) for key, value in os.environ.items() if value}
     keys: dict[str, tuple[str, Any]] = {}
     with suppress(OSError, ValueError):
         keys = {key.lower(): (key, value) for key, value in tomllib.loads(config_file().read_text("utf-8")).items()}
-    for alias in _names(name, info)[:-1]:  # not the key: $HOME and $TOKEN are no settings
+    for alias in _names(name, info)[:-1]:  # without the field name: $HOME and $TOKEN are not settings
         if alias.lower() in environ:
             return environ[alias.lower()]
     for alias in _names(name, info):
@@ -105,10 +125,10 @@ def origin(name: str, info: FieldInfo, given: Mapping[str, Any]) -> tuple[str, A
 
 
 def _toml_text(message: str) -> str:
-    place = _PLACE.search(message)
-    if place is None:  # "(at end of document)"
+    position = _POSITION.search(message)
+    if position is None:  # "(at end of document)"
         return f"{config_file()}: {message}"
-    return f"{config_file()}:{place[1]}:{place[2]}: {message[: place.start()]}"
+    return f"{config_file()}:{position[1]}:{position[2]}: {message[: position.start()]}"
 
 
 def _invalid(error: ValidationError, fields: Mapping[str, FieldInfo], given: Mapping[str, Any]) -> SettingsError:
@@ -125,18 +145,18 @@ def _invalid(error: ValidationError, fields: Mapping[str, FieldInfo], given: Map
         what = what.partition(", unable to parse")[0]
         key = "".join(f".{part}" for part in inner)
         texts[f"setting {where}{f' ({key[1:]})' if key else ''}: {what}{_found(row['input'], fields[name])}"] = None
-        hints[_hint(fields[name])] = None
+        hints[_STORES if (name, row["type"]) == ("results_dir", "not_here") else _hint(fields[name])] = None
     return SettingsError("; ".join(texts), hint=next(iter(hints)) if len(hints) == 1 else _PAGE)
 
 
 def _names(name: str, info: FieldInfo) -> tuple[str, ...]:
-    """Return all names of a setting: variables, the first that is set counts, then its key."""
+    """Return all names of a setting: its variables in order of precedence, then its field name."""
     choices = getattr(info.validation_alias, "choices", ())
     return *(str(choice) for choice in choices), name
 
 
 def _found(value: Any, info: FieldInfo) -> str:
-    """Return the value for a message; those of secrets are not shown."""
+    """Return the value for a message; secrets are left out."""
     if "Secret" in str(info.annotation):
         return ""
     text = repr(value)
@@ -148,7 +168,7 @@ def _hint(info: FieldInfo) -> str:
 
 
 def _line_of(key: str, text: str) -> str:
-    """Return `:line:column` of a key of the first level, "" when it is written in some other way."""
+    """Return `:line:column` of a top-level key, or "" if it is written in an unusual form."""
     quoted = re.escape(key)
     found = re.search(rf"^[ \t]*\[?[ \t]*[\"']?({quoted})[\"']?[ \t]*[=.\]]", text, re.MULTILINE)
     if found is None:

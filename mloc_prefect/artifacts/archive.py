@@ -1,8 +1,7 @@
-"""Packing a folder into one file, in one pass and with constant memory.
+"""Packs a folder into one file, in one pass and with constant memory.
 
-Members are stored, never deflated: weights do not shrink, and deflating them takes a hundred times as long as copying.
-Names are sorted and times are fixed, so that the same files give the same bytes, and an upload can be skipped when they
-are there already.
+Members are stored, never deflated: weights do not shrink, and deflating takes a hundred times as long as copying. Names
+are sorted and times are fixed, so that the same files give the same bytes and an upload can be skipped.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
 Format = Literal["zip", "tar"]
 
 _CHUNK = 1 << 20
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that zip knows
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip file
 _MODE = 0o644
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """An archive.
+class PackedArchive:
+    """A packed archive.
 
     Attributes:
         path: The file.
@@ -49,17 +48,17 @@ def pack(
     *,
     form: Format = "zip",
     on_progress: Callable[[float], None] = lambda _fraction: None,
-) -> Packed:
+) -> PackedArchive:
     """Pack the regular files below `folder` into `target`, with paths relative to `folder`.
 
     Args:
-        folder: What to pack; links in it are left out.
+        folder: Folder to pack; links in it are skipped.
         target: The archive; it appears when it is complete.
         form: `zip` or `tar` (not compressed).
-        on_progress: Called with the fraction of bytes that are packed; may raise to give up.
+        on_progress: Called with the fraction of packed bytes; may raise to stop.
 
     Raises:
-        ArtifactError: There is nothing to pack, or a file cannot be read or written.
+        ArtifactError: The folder has no files, or a file cannot be read or written.
     """
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
     if not files:
@@ -71,11 +70,11 @@ def pack(
             _write_zip(folder, files, out, meter)
         else:
             _write_tar(folder, files, out, meter)
-    return Packed(target, out.size, out.sha.hexdigest())
+    return PackedArchive(target, out.size, out.sha.hexdigest())
 
 
 class _Stream(io.RawIOBase):
-    """A file that only goes forward: what is written is hashed, and no header can be patched later."""
+    """A file without seeking: written bytes are hashed, and no header can be patched later."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -99,12 +98,12 @@ class _Stream(io.RawIOBase):
 
 
 class _Meter:
-    def __init__(self, total: int, tell: Callable[[float], None]) -> None:
-        self._total, self._done, self._tell = max(1, total), 0, tell
+    def __init__(self, total: int, on_progress: Callable[[float], None]) -> None:
+        self._total, self._done, self._on_progress = max(1, total), 0, on_progress
 
     def add(self, size: int) -> None:
         self._done += size
-        self._tell(min(1.0, self._done / self._total))
+        self._on_progress(min(1.0, self._done / self._total))
 
 
 def _write_zip(folder: Path, files: list[Path], out: _Stream, meter: _Meter) -> None:
@@ -112,7 +111,7 @@ def _write_zip(folder: Path, files: list[Path], out: _Stream, meter: _Meter) -> 
         for path in files:
             info = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
             info.external_attr = (0o100000 | _MODE) << 16
-            info.file_size = path.stat().st_size  # decides about the 64-bit form
+            info.file_size = path.stat().st_size  # decides whether the 64-bit form is used
             with path.open("rb") as source, archive.open(info, "w") as member:
                 while chunk := source.read(_CHUNK):
                     member.write(chunk)

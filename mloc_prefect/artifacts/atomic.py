@@ -1,19 +1,19 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, then moved into it."""
+"""Files that are either whole or absent: written next to their path, flushed to disk, then moved there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
-from uuid import uuid4
 
 from mloc_prefect.errors import ArtifactError
+from mloc_prefect.process.atomic_file import create_once, replacing
+from mloc_prefect.process.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _CHUNK = 1 << 20
 
@@ -34,7 +34,7 @@ def encode_json(value: Any, *, indent: int | None = 2) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, replacing what is there.
+    """Write `data` to `path`, replacing an existing file.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -45,23 +45,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def stream(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when the block ends without an error.
+    """Open a binary file that replaces `path` when the block ends without an error.
 
     Raises:
-        ArtifactError: The file cannot be written; `path` is then as it was.
+        ArtifactError: The file cannot be written; `path` is then unchanged.
     """
-    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:
+        with replacing(path, durable=True) as file:
             yield file
-            _flush(file)
-        part.replace(path)
     except OSError as error:
         raise _cannot("write", path, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def copy(source: Path, target: Path) -> tuple[int, str]:
@@ -84,42 +78,30 @@ def digest(path: Path) -> tuple[int, str]:
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
-    """Create `path` with `data` unless it exists; of several callers exactly one gets True.
+    """Create `path` with `data` unless it exists; exactly one of several callers gets True.
 
-    The file appears with its whole content (hard link of a finished file), so that readers never see half of it.
+    The file appears with its whole content (a hard link to a finished file), so that readers never see half of it.
 
     Raises:
         ArtifactError: The file cannot be written.
     """
-    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:
-            file.write(data)
-            _flush(file)
-        try:
-            os.link(part, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links: exclusive, though readers may see it grow
-            return _create_in_place(path, data)
+        return create_once(path, data, mode=0o666, durable=True)
     except OSError as error:
         raise _cannot("write", path, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-    return True
 
 
 def read_json(path: Path) -> Any:
     """Return the JSON value in `path`.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ArtifactError: It cannot be read, or it is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            return json.loads(file.read())
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -128,21 +110,10 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not JSON: {error}") from error
 
 
-def _part(path: Path) -> Path:
-    # A name of its own for each writer: two writers of one path never share a part file.
-    short = os.fsencode(path.name)[:80].decode(errors="ignore")  # bytes: file systems count these
-    return path.with_name(f".{short}.{uuid4().hex[:12]}.part")
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _pump(source: Path, target: IO[bytes] | None) -> tuple[int, str]:
     sha, size = hashlib.sha256(), 0
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             while chunk := file.read(_CHUNK):
                 sha.update(chunk)
                 size += len(chunk)
@@ -151,16 +122,6 @@ def _pump(source: Path, target: IO[bytes] | None) -> tuple[int, str]:
     except OSError as error:
         raise _cannot("read", source, error) from error
     return size, sha.hexdigest()
-
-
-def _create_in_place(path: Path, data: bytes) -> bool:
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-            _flush(file)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _cannot(verb: str, path: Path, error: OSError) -> ArtifactError:

@@ -1,56 +1,70 @@
-"""Local copies of remote things: folders behind fsspec URLs and files behind http(s), each fetched once."""
+"""Keeps local copies of remote folders (fsspec URLs) and files (http), each fetched once."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
+from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from mloc_prefect.artifacts.atomic import stream
-from mloc_prefect.artifacts.delivery import shown_text, shown_url
-from mloc_prefect.errors import ArtifactError
+from mloc_prefect.artifacts.data_files import data_form, is_data_file, open_file_system
+from mloc_prefect.artifacts.transfer.file_download import DownloadError, DownloadSource, download
+from mloc_prefect.artifacts.transfer.outgoing import TransferError, is_passing, shown_text, shown_url
+from mloc_prefect.errors import ArtifactError, reason
+from mloc_prefect.urls import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from http.client import HTTPMessage
 
-    from mloc_prefect.artifacts.delivery import AllowedHosts
+    from mloc_prefect.artifacts.transfer.file_download import Downloaded
+    from mloc_prefect.artifacts.transfer.outgoing import AllowedHosts
 
-_WITHOUT_HOST = frozenset(
-    {"file", "local", "memory", "s3", "s3a", "r2", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf"}
-)
+_FORMS = {
+    "text/csv": "csv",
+    "application/csv": "csv",
+    "application/json": "json",
+    "application/jsonl": "jsonl",
+    "application/jsonlines": "jsonl",
+    "application/json-lines": "jsonl",
+    "application/x-jsonlines": "jsonl",
+    "application/x-ndjson": "jsonl",
+    "application/ndjson": "jsonl",
+    "application/vnd.apache.parquet": "parquet",
+    "application/x-parquet": "parquet",
+}
+_HASHED = 17  # characters of a name in the cache that identify the URL
+_FORGOTTEN = 86400.0  # seconds without a change after which an incomplete copy counts as left by a dead process
 
-_HASHED = 17  # characters of a name in the cache that stand for the whole URL
-_FORGOTTEN = 86400.0  # seconds without a change, after which what is half fetched is taken to be of a dead process
 
+def fetch_folder(
+    url: str,
+    cache: Path,
+    on_progress: Callable[[float], None] | None = None,
+    allowed: AllowedHosts | None = None,
+) -> Path:
+    """Return a local copy of the folder at `url`, fetched if it is not in `cache` yet.
 
-def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | None = None) -> Path:
-    """Return a local copy of the folder at `url`, fetched when it is not in `cache` yet.
-
-    The copy appears under its name only when it is complete; two tasks that fetch at once do not disturb each other.
-    A folder whose content changes must get a new URL.
+    The copy gets its name only when it is complete; concurrent tasks do not disturb each other. A folder whose content
+    changes needs a new URL.
 
     Args:
         url: fsspec URL of a folder; ``file://`` is used in place.
         cache: Folder of all copies.
-        on_progress: Called with the fraction of files that are there.
+        on_progress: Called with the fraction of fetched files.
+        allowed: Hosts that an http(s) URL may call, redirects included; None for URLs of the operator.
 
     Raises:
         ArtifactError: It does not exist, is empty, or cannot be read.
     """
     try:
-        fs, root = url_to_fs(url)
+        fs, root = open_file_system(url, allowed)
         local = isinstance(fs, LocalFileSystem)
         target = Path(root) if local else cache / _name(url)
         if target.is_dir():
@@ -62,73 +76,65 @@ def fetch_folder(url: str, cache: Path, on_progress: Callable[[float], None] | N
             raise ArtifactError(f"{shown_url(url)} does not exist or is empty")
         with _staging(target) as staging:
             for done, name in enumerate(files):
-                place = staging / _below(root, name)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(name, str(place))
+                copy = staging / _below(root, name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(name, str(copy))
                 if on_progress:
                     on_progress((done + 1) / len(files))
     except (OSError, ImportError, ValueError) as error:
-        raise ArtifactError(shown_text(f"{url} cannot be fetched: {' '.join(str(error).split())}")) from None
+        text = shown_text(f"{url} cannot be fetched: {reason(error)}")
+        raise TransferError(text, retryable=local_path(url) is None and is_passing(error)) from None
     return target
 
 
-def check_url(url: str, allowed: AllowedHosts) -> None:
-    """Refuse a URL from a spec that would make this machine call a host which nobody allowed.
-
-    Object stores (``s3://`` and its like) name buckets, not hosts, and pass; everything that names a host must name
-    an allowed one; chained URLs are refused, as each link could hide another.
-
-    Raises:
-        ArtifactError: It is refused; the hint says how to allow it.
-    """
-    scheme, _, rest = url.partition("://")
-    if "::" in url:
-        text = f"{shown_url(url)} is a chained URL, which specs may not use"
-        raise ArtifactError(text, hint="add a mirror for it")
-    if scheme.lower() not in _WITHOUT_HOST:
-        allowed.check(url if scheme in {"http", "https"} else f"https://{rest}")
-
-
 def fetch_http(url: str, cache: Path, allowed: AllowedHosts, timeout: float = 30.0) -> Path:
-    """Return a fresh local copy of the file at an http(s) `url`.
+    """Return a fresh local copy of the data file at an http(s) `url`.
+
+    The name of the copy ends with the form of the data: that of the URL if it names one, else that of the header
+    `Content-Disposition`, of the URL after redirects, or of the header `Content-Type`.
 
     Args:
-        url: Address; its host, and the host of every redirect, must be allowed.
-        cache: Folder of all copies; the name ends like the file in the URL.
+        url: http(s) URL; its host and that of every redirect must be allowed.
+        cache: Folder of all copies.
         allowed: Hosts that may be called.
         timeout: Seconds without a byte.
 
     Raises:
-        ArtifactError: The host is not allowed, the answer is not 200, or it breaks off.
+        TransferError: It cannot be fetched; whether another attempt may succeed is in `retryable`.
+        ArtifactError: The host is not allowed.
     """
-    allowed.check(url)
     target, shown = cache / _name(url), shown_url(url)  # a query may hold a signature
-    opener = urllib.request.build_opener(_CheckedRedirects(allowed))
     _sweep(target)
+    part = target.with_name(f".{target.name}.{uuid4().hex[:12]}")
     try:
-        with opener.open(url, timeout=timeout) as answer, stream(target) as file:
-            shutil.copyfileobj(answer, file)
-            if answer.length:  # what is still to come; the library does not mind
-                raise ArtifactError(f"{shown} broke off: {answer.length} bytes are missing")
-    except urllib.error.HTTPError as error:
-        raise ArtifactError(f"{shown} answered status {error.code}") from None
-    except (OSError, HTTPException) as error:
-        raise ArtifactError(f"{shown} cannot be fetched: {' '.join(str(error).split())}") from None
+        cache.mkdir(parents=True, exist_ok=True)
+        found = download(DownloadSource(url, timeout=timeout), part, allowed)
+        coding = found.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in {"identity", "gzip", "x-gzip", ""}:  # readers unpack gzip by its first bytes
+            raise DownloadError(f"the server sent Content-Encoding {coding!a}, which was not asked for")
+        target = target.with_name(f"{target.name}{_form(url, found)}")
+        part.replace(target)
+    except DownloadError as error:
+        text = f"{shown} cannot be fetched: {error.message}"
+        raise TransferError(text, retryable=error.retryable, hint=error.hint) from error
+    except OSError as error:
+        raise ArtifactError(f"{shown} cannot be fetched: {reason(error)}") from None
+    finally:
+        part.unlink(missing_ok=True)
     return target
 
 
-class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to an allowed host, so that an allowed one cannot send us to an inner service."""
-
-    def __init__(self, allowed: AllowedHosts) -> None:
-        self._allowed = allowed
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        """Check the new address, then do as usual."""
-        self._allowed.check(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+def _form(url: str, found: Downloaded) -> str:
+    """Return the ending to add to the name of a copy; empty if its URL has one, or if no form is known."""
+    message = Message()
+    message["Content-Disposition"] = found.headers.get("content-disposition", "attachment")
+    names = (url, message.get_filename() or "", found.url)
+    for number, name in enumerate(names):
+        path = name if number == 1 else urllib.parse.unquote(urllib.parse.urlsplit(name).path)
+        if is_data_file(path):
+            return f".{data_form(path)}" if number else ""
+    kind = found.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return f".{_FORMS[kind]}" if kind in _FORMS else ""
 
 
 def _name(url: str) -> str:
@@ -139,10 +145,10 @@ def _name(url: str) -> str:
 
 
 def _below(root: str, name: str) -> PurePosixPath:
-    """Return the path of a file of a remote folder in its copy; object stores take any text as a name.
+    """Return the path of a remote file below the local copy; object stores accept any text as a name.
 
     Raises:
-        ArtifactError: It would lie elsewhere.
+        ArtifactError: The path would be outside of the copy.
     """
     path = PurePosixPath(name.removeprefix(root).lstrip("/"))
     if not path.parts or ".." in path.parts or "\0" in name:
@@ -151,9 +157,9 @@ def _below(root: str, name: str) -> PurePosixPath:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what processes that died have left half fetched."""
+    """Remove incomplete copies that dead processes have left."""
     for part in target.parent.glob(f".{target.name[:_HASHED]}*"):
-        with suppress(OSError):  # another one may be doing the same
+        with suppress(OSError):  # another process may be removing it too
             newest = max(p.lstat().st_mtime for p in (part, *part.rglob("*")))
             if time.time() - newest > _FORGOTTEN:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -161,7 +167,7 @@ def _sweep(target: Path) -> None:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """Yield a folder beside `target` that becomes `target` when all went well."""
+    """Yield a folder next to `target` that becomes `target` when the block succeeds."""
     _sweep(target)
     staging = target.with_name(f".{target.name}.{uuid4().hex[:12]}")  # tasks of one process fetch at once too
     staging.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Where the files of a task lie (protocol 1.4 and 4.8).
+"""Where the files of a task are. [protocol 1.4, 4.8].
 
-`<results root>/<safe task id>/` holds responses.json, manifest.json, logs/, artifacts/, attempts/<run_count>-<n>/.
-With a destination path the directory lies there and the usual place links to it: a task is always found by its id.
+`<results root>/<safe task id>/` has responses.json, manifest.json, logs/, artifacts/ and attempts/<run_count>-<n>/.
+With a destination path the directory is there and the usual path links to it, so a task is always found by its id.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.errors import ArtifactError
+from mloc_prefect.urls import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 RESPONSES = "responses.json"
 MANIFEST = "manifest.json"
+POSTED = ".posted"
+"""Size and digest of a `responses.json` that a client has posted, see `result_guard`."""
 _LONGEST_NAME = 255  # bytes of one component, on all usual file systems
-_HERE = frozenset({"file", "local"})  # schemes of this file system
 _SHOWN = 80  # characters of a refused path in messages
 _LONGEST = 180  # characters; with a hash and a suffix still below the 255 bytes of a file name for ASCII ids
 
@@ -28,8 +30,8 @@ _LONGEST = 180  # characters; with a hash and a suffix still below the 255 bytes
 def safe_task_id(task_id: str) -> str:
     """Return the directory name of a task; different ids never share one.
 
-    Letters and digits (Unicode), `-` and `_` stay (protocol 1.4). When anything had to change, `~` and a hash of the
-    id are added; `~` itself is replaced, so no unchanged id can look like a changed one.
+    Letters and digits (Unicode), `-` and `_` stay (protocol 1.4). If a character had to change, `~` and a hash of the
+    id are appended; `~` itself is replaced, so that no unchanged id looks like a changed one.
 
     Raises:
         ArtifactError: The id is blank.
@@ -50,16 +52,16 @@ def task_dir(root: Path, task_id: str) -> Path:
 
 
 def destination_dir(root: Path, task_id: str, destination: Mapping[str, Any] | None, *, allow_outside: bool) -> Path:
-    """Return the directory that `output.destination` asks for (protocol 4.8).
+    """Return the directory that `output.destination` names. [protocol 4.8].
 
     Args:
         root: Absolute results root.
-        task_id: Id of the task; the last component, unless the path already ends with it.
+        task_id: Id of the task; appended unless the path already ends with it.
         destination: `spec.output.destination` or None.
-        allow_outside: Whether it may lie outside `root` (setting `MLOC_ALLOW_OUTSIDE_RESULTS`).
+        allow_outside: Whether it may be outside of `root` (setting `MLOC_ALLOW_OUTSIDE_RESULTS`).
 
     Raises:
-        ArtifactError: The path leaves the results root, or is none.
+        ArtifactError: The path leaves the results root, or is not a path.
     """
     usual = task_dir(root, task_id)
     path = destination_path(destination)
@@ -83,7 +85,7 @@ def _expanded(path: str) -> Path:
         if "\0" in path or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(path).parts):
             raise ValueError(path)
         return Path(path).expanduser()
-    except (ValueError, RuntimeError):  # no file name; `~name` of nobody
+    except (ValueError, RuntimeError):  # not a file name, or `~name` of an unknown user
         shown = ascii(path if len(path) <= _SHOWN else f"{path[:_SHOWN]}...")
         raise ArtifactError(
             f"spec.output.destination.path {shown} is not a path", hint="write a path below the results root"
@@ -91,12 +93,9 @@ def _expanded(path: str) -> Path:
 
 
 def destination_path(destination: Mapping[str, Any] | None) -> str | None:
-    """Return the destination's path, or None when it has none on this file system (type http, blank, absent, a URL)."""
+    """Return the destination's path on this file system, or None (type http, blank, absent, a URL)."""
     path = _path(destination)
-    scheme, mark, rest = (path or "").partition("://")
-    if not mark:
-        return path
-    return rest if scheme.lower() in _HERE else None
+    return path if path is None or "://" not in path else local_path(path)
 
 
 def destination_url(destination: Mapping[str, Any] | None) -> str | None:
@@ -114,16 +113,18 @@ def _path(destination: Mapping[str, Any] | None) -> str | None:
 
 
 def open_task_dir(root: Path, task_id: str, target: Path) -> Path:
-    """Create the task's directory at `target`, reachable from its usual place, and return it.
+    """Create the task's directory at `target`, linked from its usual path, and return it.
 
     Raises:
-        ArtifactError: It cannot be made.
+        ArtifactError: It cannot be created.
     """
     usual = task_dir(root, task_id)
     try:
         if target != usual and usual.is_dir() and not usual.is_symlink():
-            _link(target, usual)  # made by an earlier run without this path: its files stay where they are
+            _link(target, usual)  # from an earlier run without this path: its files stay where they are
             return usual
+        if not root.exists():  # a flow in another process than ours, whose umask is not `private_files`'s
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
         target.mkdir(parents=True, exist_ok=True)
         if target != usual:
             _link(usual, target)
@@ -136,7 +137,7 @@ def new_attempt_dir(directory: Path, run_count: int, attempt: int) -> Path:
     """Create and return `attempts/<run_count>-<n>` with the first free n >= `attempt`: attempts never share files.
 
     Raises:
-        ArtifactError: It cannot be made.
+        ArtifactError: It cannot be created.
     """
     parent = directory / "attempts"
     try:

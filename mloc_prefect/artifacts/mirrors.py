@@ -1,4 +1,4 @@
-"""Mirrors: names of models and data sets that resolve to local paths or fsspec URLs before anything else is asked.
+"""Mirrors: names of models and data sets that resolve to local paths or fsspec URLs before any other source.
 
 A mirrors file is YAML with two optional maps::
 
@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from mloc_prefect.artifacts.datafiles import split_files
-from mloc_prefect.errors import ArtifactError
+from mloc_prefect.artifacts.data_files import split_files
+from mloc_prefect.artifacts.transfer.outgoing import TransferError
+from mloc_prefect.errors import ArtifactError, reason
+from mloc_prefect.trust.local_inputs import is_plain_part
+from mloc_prefect.urls import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +37,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_url(text: str) -> bool:
-    """Return whether `text` names its place by a scheme (``s3://``, ``file://``) and not by a path."""
+    """Return whether `text` is a URL with a scheme (``s3://``, ``file://``) and not a path."""
     return _URL.match(text) is not None
 
 
@@ -43,24 +46,24 @@ class Mirror:
     """One line of a mirrors file.
 
     Attributes:
-        kind: The map it stands in.
+        kind: The map that contains it.
         name: Identifier or pattern with ``*``.
         target: Absolute path or URL, perhaps with ``*``.
-        place: ``file:line`` for messages.
+        position: ``file:line``, for messages.
     """
 
     kind: Kind
     name: str
     target: str
-    place: str
+    position: str
 
     @property
     def exact(self) -> bool:
-        """Whether it names one identifier only."""
+        """Whether it names exactly one identifier."""
         return "*" not in self.name
 
     def resolve(self, identifier: str) -> str | None:
-        """Return where `identifier` lies by this line, or None when the line is about others."""
+        """Return the target of `identifier` by this line, or None when the line does not match."""
         if self.exact:
             return self.target if identifier == self.name else None
         pattern = "(.*)".join(re.escape(part) for part in self.name.split("*"))
@@ -68,6 +71,8 @@ class Mirror:
         if match is None:
             return None
         found = match.groups()
+        if not all(is_plain_part(part) for part in found):
+            return None  # what a star stands for must not lead out of the target
         if "*" not in self.target:
             return f"{self.target.rstrip('/')}/{found[-1]}"
         parts = self.target.split("*")
@@ -76,10 +81,10 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Mirrors:
-    """All mirror lines in force.
+    """All effective mirror lines.
 
     Attributes:
-        files: The files that were read, in order.
+        files: The files, in order.
         entries: Their lines.
     """
 
@@ -91,16 +96,16 @@ class Mirrors:
         """Read mirrors files; None and names of missing default files count as empty.
 
         Args:
-            files: In order of precedence.
+            files: Files in order of precedence.
 
         Raises:
-            ArtifactError: A file cannot be read or has a wrong form; one line with the place.
+            ArtifactError: A file cannot be read or is malformed; one line with the position.
         """
         read = tuple(dict.fromkeys(f for f in files if f is not None))
         return cls(read, tuple(entry for file in read for entry in _entries(file)))
 
     def find(self, kind: Kind, identifier: str) -> Mirror | None:
-        """Return the line that decides about `identifier`, or None."""
+        """Return the line that applies to `identifier`, or None."""
         fitting = [e for e in self.entries if e.kind == kind and e.resolve(identifier) is not None]
         return next((e for e in fitting if e.exact), fitting[0] if fitting else None)
 
@@ -114,11 +119,11 @@ class Mirrors:
 
         Args:
             identifier: `spec.data.url`.
-            config: `spec.data.name`, the sub-folder that is looked into first.
+            config: `spec.data.name`, the sub-folder that is checked first.
             split: Name of the split without a slice.
 
         Raises:
-            ArtifactError: The mirror is there, but not the split in it.
+            ArtifactError: The mirror exists, but does not have the split.
         """
         entry = self.find("datasets", identifier)
         target = entry.resolve(identifier) if entry else None
@@ -127,7 +132,9 @@ class Mirrors:
         try:
             return split_files(target, config, split)
         except ArtifactError as error:
-            raise ArtifactError(f"mirror of '{identifier}' ({entry.place}): {error.message}", hint=error.hint) from None
+            text = f"mirror of '{identifier}' ({entry.position}): {error.message}"
+            may_pass = isinstance(error, TransferError) and error.retryable
+            raise TransferError(text, retryable=may_pass, hint=error.hint) from None
 
 
 def _entries(file: Path) -> Iterator[Mirror]:
@@ -144,7 +151,7 @@ def _entries(file: Path) -> Iterator[Mirror]:
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         raise ArtifactError(f"{where}: mirrors file is not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ArtifactError(f"{file}: mirrors file is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{file}: mirrors file is not valid YAML: {reason(error)}") from None
     if node is None:
         return
     for kind, lines in _pairs(file, node, "the file must hold `models:` and `datasets:` maps"):
@@ -171,8 +178,8 @@ def _mirror(file: Path, kind: Kind, key: yaml.ScalarNode, value: yaml.Node) -> M
     target = value.value.strip()
     if "*" in target and target.count("*") != key.value.count("*"):
         raise _wrong(file, value, f"mirror of '{key.value}' must have as many stars as the name, or none")
-    if not is_url(target):
-        target = str(file.parent.absolute() / Path(target).expanduser())
+    if (local := local_path(target)) is not None:
+        target = str(file.parent.absolute() / Path(local).expanduser())
     return Mirror(kind, key.value.strip(), target, f"{file}:{key.start_mark.line + 1}")
 
 

@@ -1,4 +1,4 @@
-"""Adding lines to a mirrors file without touching the others, comments included."""
+"""Adds lines to a mirrors file and keeps all other lines, including comments."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _HEADER = """\
 
 
 def add_models(file: Path, models: Mapping[str, str]) -> None:
-    """Add `models` to the `models:` map of `file`; names that are there stay as they are.
+    """Add `models` to the `models:` map of `file`; existing names stay as they are.
 
-    The text is kept where the map is in block style; a file in another style is written anew.
+    The text is kept if the map is in block style; a file in another style is rewritten.
 
     Raises:
-        ArtifactError: The file is there and is not a valid mirrors file, or it cannot be written.
+        ArtifactError: The file exists and is not a valid mirrors file, or it cannot be written.
     """
     known = {e.name for e in Mirrors.load(file).entries if e.kind == "models"} if file.is_file() else set()
     missing = {name: target for name, target in models.items() if name not in known}
@@ -44,13 +44,13 @@ def _inserted(text: str, data: Mapping[str, Any], missing: Mapping[str, str]) ->
     """Return `text` with the new lines under `models:`, indented like the line that follows it."""
     added = yaml.safe_dump(dict(missing), sort_keys=False, allow_unicode=True).splitlines()
     lines = text.splitlines()
-    place = next((n for n, line in enumerate(lines) if line.split("#")[0].rstrip() == "models:"), None)
-    if place is None:
+    index = next((n for n, line in enumerate(lines) if line.split("#")[0].rstrip() == "models:"), None)
+    if index is None:
         tail = [] if "models" in data else ["models:", *(f"  {line}" for line in added)]
         return "\n".join([*lines, *tail]) + "\n"
-    following = next((line for line in lines[place + 1 :] if line.strip() and not line.lstrip().startswith("#")), "")
+    following = next((line for line in lines[index + 1 :] if line.strip() and not line.lstrip().startswith("#")), "")
     indent = following[: len(following) - len(following.lstrip())] or "  "
-    return "\n".join([*lines[: place + 1], *(indent + line for line in added), *lines[place + 1 :]]) + "\n"
+    return "\n".join([*lines[: index + 1], *(indent + line for line in added), *lines[index + 1 :]]) + "\n"
 
 
 def _parsed(text: str) -> object:

@@ -1,8 +1,8 @@
-"""Unpacking archives that somebody else made: only plain files and folders, only below the target, only so much.
+"""Unpacks archives of unknown origin: only plain files and folders, only below the target, only up to a limit.
 
-Every member is looked at before it is written, and written into a fresh folder that appears under its name when all of
-it is good. Refused are absolute names, `..`, links, devices, names that occur twice or that a file system cannot hold,
-encrypted members, and archives that grow beyond any model that they could hold.
+Every member is checked before it is written, and written into a new folder that gets its name only when all members are
+good. Refused are absolute names, `..`, links, devices, duplicate names, names that a file system cannot hold, encrypted
+members, and archives that grow beyond any model.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from mloc_prefect.artifacts.tars import UnsafeArchiveError, open_tar
-from mloc_prefect.errors import ArtifactError
+from mloc_prefect.artifacts.tar_reader import UnsafeArchiveError, open_tar
+from mloc_prefect.errors import ArtifactError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 Kind = Literal["zip", "tar"]
 
 MOST_FILES = 100_000
-_MOST_GROWTH = 200  # times the size of the archive: weights hardly shrink, bombs shrink by thousands
-_ALWAYS_FINE = 1 << 30  # bytes; smaller contents are no bomb, however well they shrink
+_MOST_GROWTH = 200  # times the size of the archive: weights hardly compress, bombs by a factor of thousands
+_ALWAYS_FINE = 1 << 30  # bytes; smaller contents are never a bomb
 _LONGEST_NAME = 255
 _LONGEST_PATH = 1024
 _DEEPEST = 32
 _CHUNK = 1 << 20
 _SHOWN = 80
-_MOST_NAMES = 32 << 20  # bytes of a zip's list of members, each of which costs ten times as much memory
+_MOST_NAMES = 32 << 20  # bytes of a zip's list of members; it takes ten times as much memory
 _XZ_BROKEN: tuple[type[Exception], ...] = ()
-with suppress(ImportError):  # a Python that was built without liblzma; it reads no .xz
+with suppress(ImportError):  # a Python built without liblzma cannot read .xz
     from lzma import LZMAError
 
     _XZ_BROKEN = (LZMAError,)
@@ -49,10 +49,10 @@ _BROKEN: tuple[type[Exception], ...] = (
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return what sort of archive a file is, by its content; None for any other file.
+    """Return the kind of an archive by its content; None for any other file.
 
     Raises:
-        UnsafeArchiveError: It cannot even be looked into.
+        UnsafeArchiveError: It cannot be inspected safely.
     """
     if zipfile.is_zipfile(path):
         return "zip"
@@ -70,16 +70,16 @@ def unpack(
     kind: Kind,
     on_progress: Callable[[float], None] = lambda _fraction: None,
 ) -> Path:
-    """Unpack `archive` into the new folder `target` and return that.
+    """Unpack `archive` into the new folder `target` and return the folder.
 
     Args:
         archive: The file.
-        target: Must not exist; on any error it does not exist afterwards either.
-        kind: What sort of archive it is, from `kind_of`; a tar may be compressed.
-        on_progress: Called with the fraction of the archive that was read; may raise to give up.
+        target: Must not exist; after an error it does not exist either.
+        kind: Kind of the archive, from `kind_of`; a tar may be compressed.
+        on_progress: Called with the fraction of the archive that was read; may raise to stop.
 
     Raises:
-        UnsafeArchiveError: A member is not a plain file or folder below the target, or there is too much of it.
+        UnsafeArchiveError: A member is not a plain file or folder below the target, or the content is too large.
         ArtifactError: The archive is broken, or a file cannot be written.
     """
     staging = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -95,7 +95,7 @@ def unpack(
     except OSError as error:
         raise ArtifactError(f"cannot unpack {archive.name} to {target}: {error.strerror or error}") from error
     except _BROKEN as error:
-        raise ArtifactError(f"{archive.name} is not a whole {kind} archive: {' '.join(str(error).split())}") from error
+        raise ArtifactError(f"{archive.name} is not a whole {kind} archive: {reason(error)}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target

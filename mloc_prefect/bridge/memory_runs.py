@@ -1,17 +1,17 @@
-"""In-memory twins of what the bridge reads from Prefect: flow runs, and events about them."""
+"""The twins in memory of what the bridge reads from Prefect: flow runs, and events about them."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from mloc_prefect.bridge.events import Delivery
+from mloc_prefect.bridge.event_sources import EventDelivery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
-    from mloc_prefect.bridge.events import RunEvent
-    from mloc_prefect.bridge.runs import RunView
+    from mloc_prefect.bridge.event_sources import RunEvent
+    from mloc_prefect.bridge.prefect_runs import RunView
 
 
 class MemoryRuns:
@@ -19,13 +19,13 @@ class MemoryRuns:
 
     Attributes:
         views: The runs by id.
-        told: Events of the stage runner that are kept.
-        asked: Number of questions so far.
+        kept: Stored events of the stage runner.
+        asked: Number of requests so far.
     """
 
     def __init__(self, *views: RunView) -> None:
         self.views: dict[str, RunView] = {view.id: view for view in views}
-        self.told: list[RunEvent] = []
+        self.kept: list[RunEvent] = []
         self.asked = 0
 
     def put(self, *views: RunView) -> None:
@@ -33,43 +33,43 @@ class MemoryRuns:
         self.views |= {view.id: view for view in views}
 
     async def get(self, run_ids: Collection[str]) -> Mapping[str, RunView]:
-        """See `Runs`."""
+        """See `RunReader`."""
         self.asked += 1
         return {run_id: self.views[run_id] for run_id in run_ids if run_id in self.views}
 
     async def of_submissions(self, submission_ids: Collection[str]) -> Sequence[RunView]:
-        """See `Runs`."""
+        """See `RunReader`."""
         self.asked += 1
         return [view for view in self.views.values() if view.tags.submission_id in submission_ids]
 
-    async def at_hand(self, submission_ids: Collection[str], run_ids: Collection[str] = ()) -> Sequence[RunView]:
-        """See `Runs`: what has a submission's tag and the tag of a stage is below its root run."""
+    async def find_by_ids(self, submission_ids: Collection[str], run_ids: Collection[str] = ()) -> Sequence[RunView]:
+        """See `RunReader`; a run with the tags of a submission and of a stage counts as a subflow run."""
         self.asked += 1
         return [
             view
             for view in self.views.values()
             if view.id in {*submission_ids, *run_ids}
-            or (view.submission_id in submission_ids and (view.tags.root or view.tags.stage is not None))
+            or (view.submission_id in submission_ids and (view.tags.is_workflow_run or view.tags.stage is not None))
         ]
 
-    async def live(self) -> Sequence[RunView]:
-        """See `Runs`."""
+    async def unfinished(self) -> Sequence[RunView]:
+        """See `RunReader`."""
         self.asked += 1
         return [view for view in self.views.values() if not view.final]
 
-    async def made_since(self, ts: float) -> Sequence[RunView]:
-        """See `Runs`."""
+    async def workflow_runs_since(self, ts: float) -> Sequence[RunView]:
+        """See `RunReader`."""
         self.asked += 1
-        return [view for view in self.views.values() if view.tags.root and view.created > ts]
+        return [view for view in self.views.values() if view.tags.is_workflow_run and view.created > ts]
 
-    async def facts(self, run_ids: Collection[str]) -> Sequence[RunEvent]:
-        """See `Runs`."""
+    async def kept_events(self, run_ids: Collection[str]) -> Sequence[RunEvent]:
+        """See `RunReader`."""
         self.asked += 1
-        return [event for event in self.told if event.run_id in run_ids]
+        return [event for event in self.kept if event.run_id in run_ids]
 
 
 class MemorySource:
-    """Events in a queue; what is not acknowledged is handed over again by the next `batches`."""
+    """Events in a queue; the next `batches` yields unacknowledged ones again."""
 
     def __init__(self) -> None:
         self._entries: dict[int, RunEvent] = {}
@@ -78,7 +78,7 @@ class MemorySource:
 
     @property
     def pending(self) -> list[RunEvent]:
-        """What is not acknowledged."""
+        """Events that are not acknowledged."""
         return list(self._entries.values())
 
     def put(self, *events: RunEvent) -> None:
@@ -88,7 +88,7 @@ class MemorySource:
             self._entries[self._last] = event
         self._added.set()
 
-    async def batches(self) -> AsyncIterator[Sequence[Delivery]]:
+    async def batches(self) -> AsyncIterator[Sequence[EventDelivery]]:
         """See `EventSource`."""
         given = 0
         while True:
@@ -98,8 +98,8 @@ class MemorySource:
             yield [self._delivery(number, event) for number, event in new.items()]
             await self._added.wait()
 
-    def _delivery(self, number: int, event: RunEvent) -> Delivery:
+    def _delivery(self, number: int, event: RunEvent) -> EventDelivery:
         async def ack() -> None:
             self._entries.pop(number, None)
 
-        return Delivery(event, ack)
+        return EventDelivery(event, ack)

@@ -1,4 +1,4 @@
-"""The command tree of `mloc`. Commands import what they need when they run, so that help and version are quick."""
+"""The command tree of `mloc`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ from typing import Annotated
 
 import typer
 
-from mloc_prefect.cli import check, doctor, env, gc, models, parts, ps, run, schema, templates, up
-from mloc_prefect.cli.boundary import examples, guarded
-from mloc_prefect.cli.client import commands as remote
+from mloc_prefect.cli.client import task_commands as remote
+from mloc_prefect.cli.commands import (
+    check,
+    doctor,
+    env,
+    gc,
+    models,
+    ps,
+    run,
+    schema,
+    selftest,
+    service_commands,
+    templates,
+    up,
+)
+from mloc_prefect.cli.error_boundary import examples, guarded
+from mloc_prefect.process.proxies import bypass_proxies
 
 app = typer.Typer(
     name="mloc",
-    help="MLOC task YAML as Prefect flows: check it, see its plan, run it.",
+    help="Check, plan and run MLOC task YAML as Prefect flows.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -29,9 +43,12 @@ _SERVE = "Services"
 _STATE = "This machine"
 
 
+_ON_PREFECT = frozenset({"run", "up", "serve", "bridge"})  # a worker tells it in its own log
+
+
 def _version(wanted: bool) -> None:
     if wanted:
-        from mloc_prefect import __version__
+        from mloc_prefect.version import __version__
 
         print(__version__)
         raise typer.Exit
@@ -41,31 +58,43 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     *,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; the same as MLOC_DEBUG=1.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, like MLOC_DEBUG=1.")] = False,
     _show: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """MLOC task YAML as Prefect flows: check it, see its plan, run it."""
+    """Check, plan and run MLOC task YAML as Prefect flows."""
+    bypass_proxies()
     if debug:
         os.environ["MLOC_DEBUG"] = "1"
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif context.invoked_subcommand != "doctor":  # which has it in its report
-        _warn_of_settings()
+    elif context.invoked_subcommand != "doctor":  # its report contains the warnings
+        _warn_of_unknown_settings()
+        if context.invoked_subcommand in _ON_PREFECT:
+            _warn_of_untested_prefect()
 
 
-def _warn_of_settings() -> None:
-    """Tell of keys of the config file that nothing reads; without such a file this costs nothing."""
+def _warn_of_untested_prefect() -> None:
+    from mloc_prefect.prefect_ext.tested_version import newer_than_tested
+
+    if (text := newer_than_tested()) is not None:
+        from mloc_prefect.cli.display.console import labelled, stderr
+
+        stderr().print(labelled("warning", text, "bold yellow"), soft_wrap=True)
+
+
+def _warn_of_unknown_settings() -> None:
+    """Warn of keys in the config file that are not settings; costs nothing without a config file."""
     from mloc_prefect.errors import SettingsError
     from mloc_prefect.settings_sources import config_file
 
-    there = False
-    with suppress(OSError, SettingsError):  # a command that needs settings tells that
-        there = config_file().is_file()
-    if not there:
+    exists = False
+    with suppress(OSError, SettingsError):  # a command that needs settings reports this error
+        exists = config_file().is_file()
+    if not exists:
         return
-    from mloc_prefect.cli.console import labelled, stderr
+    from mloc_prefect.cli.display.console import labelled, stderr
     from mloc_prefect.settings import settings_warnings
 
     for text in settings_warnings():
@@ -74,7 +103,7 @@ def _warn_of_settings() -> None:
 
 def version() -> None:
     """Print the version."""
-    from mloc_prefect import __version__
+    from mloc_prefect.version import __version__
 
     print(__version__)
 
@@ -83,12 +112,12 @@ _MODELS = typer.Typer(help="Small models for first steps and tests.", no_args_is
 _MODELS.command(name="prepare", epilog=models.PREPARE_EXAMPLES)(guarded(models.prepare_model))
 _MODELS.command(name="list", epilog=models.LIST_EXAMPLES)(guarded(models.list_models))
 
-_ENV = typer.Typer(help="Python environments of executors: vLLM, training.", no_args_is_help=True)
+_ENV = typer.Typer(help="Python environments of executors, such as vLLM.", no_args_is_help=True)
 _ENV.command(name="create", epilog=env.CREATE_EXAMPLES)(guarded(env.create_env))
 _ENV.command(name="list", epilog=env.LIST_EXAMPLES)(guarded(env.list_env))
 
 _WORKER = typer.Typer(help="Workers that run stages.", no_args_is_help=True)
-_WORKER.command(name="start", epilog=parts.WORKER_EXAMPLES)(guarded(parts.worker_start))
+_WORKER.command(name="start", epilog=service_commands.WORKER_EXAMPLES)(guarded(service_commands.worker_start))
 
 app.command(epilog=check.VALIDATE_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.validate))
 app.command(epilog=check.PLAN_EXAMPLES, rich_help_panel=_CHECK)(guarded(check.plan))
@@ -104,9 +133,10 @@ app.command(epilog=remote.RESULTS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(rem
 app.command(epilog=remote.CANCEL_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.cancel))
 app.command(epilog=remote.WORKERS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.workers))
 app.command(epilog=up.EXAMPLES, rich_help_panel=_SERVE)(guarded(up.up))
-app.command(epilog=parts.SERVE_EXAMPLES, rich_help_panel=_SERVE)(guarded(parts.serve))
-app.command(epilog=parts.BRIDGE_EXAMPLES, rich_help_panel=_SERVE)(guarded(parts.bridge))
+app.command(epilog=service_commands.SERVE_EXAMPLES, rich_help_panel=_SERVE)(guarded(service_commands.serve))
+app.command(epilog=service_commands.BRIDGE_EXAMPLES, rich_help_panel=_SERVE)(guarded(service_commands.bridge))
 app.add_typer(_WORKER, name="worker", rich_help_panel=_SERVE)
+app.command(epilog=selftest.EXAMPLES, rich_help_panel=_STATE)(guarded(selftest.selftest))
 app.add_typer(_MODELS, name="models", rich_help_panel=_STATE)
 app.add_typer(_ENV, name="env", rich_help_panel=_STATE)
 app.command(epilog=doctor.EXAMPLES, rich_help_panel=_STATE)(guarded(doctor.doctor))

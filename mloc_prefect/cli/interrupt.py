@@ -1,15 +1,17 @@
-"""An event loop that Ctrl-C and SIGTERM end in good order.
+"""An event loop that Ctrl-C and SIGTERM stop in order.
 
-The loop runs in a thread of its own: Prefect's engine installs a SIGTERM handler when it runs in the main thread, and
-that handler raises at any place of the loop instead of cancelling the run.
+The loop runs in a separate thread: in the main thread, Prefect's engine would install a SIGTERM handler that raises
+anywhere in the loop instead of cancelling the run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -19,38 +21,49 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_WAKE = 0.25  # seconds; a signal that another thread received waits for the main thread to wake
-_PATIENCE = 3  # signals after which the process leaves at once
+_WAKE = 0.25  # seconds; a signal that another thread received is handled when the main thread wakes
+_PATIENCE = 3  # number of signals after which the process exits at once
 
 
-def run_interruptible(main: Callable[[], Coroutine[Any, Any, T]], *, on_interrupt: Callable[[], None]) -> T:
-    """Run `main()` to its end; the first SIGINT or SIGTERM cancels it, the third leaves the process.
+def run_interruptible(
+    main: Callable[[], Coroutine[Any, Any, T]],
+    *,
+    on_interrupt: Callable[[], None],
+    grace: float = 20.0,
+    leave: Callable[[int], object] = os._exit,
+) -> T:
+    """Run `main()` to its end; the first SIGINT or SIGTERM cancels it, the third exits the process.
 
     Args:
-        main: Makes the coroutine; an interrupt reaches it as `asyncio.CancelledError`; it may await while it
-            cleans up.
+        main: Returns the coroutine. A signal reaches it as `asyncio.CancelledError`; it may await during cleanup.
         on_interrupt: Called once, in the main thread, when the first signal arrives.
+        grace: Seconds that `main` may clean up after a signal; a server that hangs must not hold the user longer.
+        leave: Exits the process with a code; replaced in tests.
 
     Raises:
-        KeyboardInterrupt: A signal came and `main` did not return a value of its own.
+        KeyboardInterrupt: A signal arrived and `main` did not return a value.
     """
     runner = _LoopThread(main)
     received = 0
+    ended_by = math.inf
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal received
+        nonlocal received, ended_by
         received += 1
         if received == 1:
+            ended_by = time.monotonic() + grace
             on_interrupt()
             runner.cancel()
         elif received >= _PATIENCE:
-            os._exit(130)
+            leave(130)
 
     before = [(number, signal.signal(number, handle)) for number in _SIGNALS]
     try:
         runner.start()
         while runner.is_alive():
-            runner.join(_WAKE)
+            runner.join(min(_WAKE, grace))
+            if runner.is_alive() and time.monotonic() > ended_by:
+                leave(130)
     finally:
         for number, handler in before:
             signal.signal(number, handler)
@@ -72,7 +85,7 @@ class _LoopThread(threading.Thread, Generic[T]):
         try:
             with asyncio.Runner() as runner:
                 self._value = runner.run(self._watched())
-        except BaseException as error:  # boundary: carried over to the main thread
+        except BaseException as error:  # thread boundary: raised again in the main thread
             self._error = error
 
     async def _watched(self) -> T:
@@ -84,7 +97,7 @@ class _LoopThread(threading.Thread, Generic[T]):
         return await task
 
     def cancel(self) -> None:
-        """Cancel the coroutine, also when it has not begun yet."""
+        """Cancel the coroutine, even if it has not started yet."""
         with self._lock:
             self._cancelled = True
             if self._loop is not None and self._task is not None and not self._loop.is_closed():

@@ -1,4 +1,4 @@
-"""Going on with an earlier run: whether there is anything of it, and the command that does it."""
+"""Resuming an earlier run: whether it left results, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from mloc_prefect.spec.secrets import has_secret
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mloc_prefect.cli.session import RunSettings
-    from mloc_prefect.orchestrate.options import RunOptions
-    from mloc_prefect.plan.model import WorkflowPlan
+    from mloc_prefect.cli.run_session import RunSettings
+    from mloc_prefect.flow.options import RunOptions
+    from mloc_prefect.plan.workflow_plan import WorkflowPlan
 
 
 def check_resumable(plan: WorkflowPlan, options: RunOptions) -> None:
-    """Return when the run `options.submission_id` left anything for a stage of `plan`, or is not asked for.
+    """Check that the run to resume, if any, left results for a stage of `plan`.
 
     Raises:
-        UsageError: It did not; everything would silently be computed anew.
+        UsageError: It left none, so everything would silently be computed again.
     """
     run_id = options.submission_id
     if run_id is not None and not leftovers(plan, options, run_id):
         raise UsageError(
             f"no results of run {run_id} for this spec in {options.root}",
-            hint="check the id, the file, and the --results-dir of that run; without --resume it runs from the start",
+            hint="check the id, the file and the --results-dir of that run, or leave out --resume to start over",
         )
 
 
 def leftovers(plan: WorkflowPlan, options: RunOptions, run_id: str) -> list[Path]:
-    """Return the directories that a run left for the stages of `plan`, finished or not."""
-    places = (task_dir(options.root, task_id) for task_id in options.ids(plan, run_id).values())
-    return [place for place in places if place.is_dir()]
+    """Return the task directories that a run left for the stages of `plan`, finished or not."""
+    directories = (task_dir(options.root, task_id) for task_id in options.ids(plan, run_id).values())
+    return [directory for directory in directories if directory.is_dir()]
 
 
 def command_again(wanted: RunSettings, run_id: str | None) -> str:
-    """Return a command, quoted for a shell, that runs the same spec in the same way; with `…` for values of secrets.
+    """Return a command, quoted for a shell, that runs the same spec with the same options; secrets are shown as `…`.
 
     Args:
-        wanted: What the user asked for.
-        run_id: The run to go on with; None: from the start.
+        wanted: Options of the run.
+        run_id: The run to resume, or None to start over.
     """
     words = ["mloc", "run", f"./{wanted.file}" if wanted.file.startswith("-") else wanted.file]
     for text in wanted.overrides:

@@ -1,4 +1,4 @@
-"""What an executor sees of the world while it runs one attempt. Standard library only."""
+"""`ExecutionContext`: what an executor sees of its surroundings in one attempt. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.protocol import Cancelled, ExecutionEvent
-from mloc_prefect.execution.rows import RowJournal
+from mloc_prefect.execution.row_journal import RowJournal
 
 if TYPE_CHECKING:
     import threading
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from mloc_prefect.execution.protocol import EventKind, ExecutionRequest
 
 PROGRESS_PERIOD = 0.1
-"""Seconds between two progress events of one attempt: what a display can show and a log can bear."""
+"""Seconds between two progress events of one attempt, so that neither displays nor logs are flooded."""
 
 LOG_LIMIT = 16_000
-"""Characters of one log message that cross the socket."""
+"""Characters of one log message that are sent over the socket; the rest is cut off."""
 
 
 class ExecutionContext:
-    """Events out, cancellation in, and the files of one attempt.
+    """Sends events, reports cancellation, and gives access to the files of one attempt.
 
     Args:
         request: The attempt.
-        emit: Takes each event; called from the executor's threads.
-        cancelled: Set when the client has gone.
+        emit: Called with each event, from the executor's threads.
+        cancelled: Set when the client has disconnected.
     """
 
     def __init__(
@@ -53,35 +53,35 @@ class ExecutionContext:
 
     @property
     def rows(self) -> RowJournal:
-        """The journal of finished rows of this task; made on first use, from the thread that runs the task."""
+        """The journal of finished rows of this task; opened on first use, by the thread that runs the task."""
         if self._rows is None:
             self._rows = RowJournal(self.task_dir, self.attempt_dir)
         return self._rows
 
     @property
     def reused_rows(self) -> int:
-        """Rows taken over from earlier attempts."""
+        """Number of rows taken over from earlier attempts."""
         return self._rows.reused if self._rows is not None else 0
 
     @property
     def cancelled(self) -> bool:
-        """Whether the client has gone."""
+        """Whether the client has disconnected."""
         return self._cancelled.is_set()
 
     def check(self) -> None:
-        """Return if the task is still wanted.
+        """Raise if the task has been cancelled, otherwise return.
 
         Raises:
-            Cancelled: It is not; let it pass.
+            Cancelled: The task was cancelled; do not catch it.
         """
         if self._cancelled.is_set():
             raise Cancelled
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than the task is wanted.
+        """Wait for `seconds`, or until the task is cancelled.
 
         Raises:
-            Cancelled: The client went meanwhile.
+            Cancelled: The task was cancelled meanwhile.
         """
         self._cancelled.wait(seconds)
         self.check()
@@ -89,7 +89,7 @@ class ExecutionContext:
     def progress(self, done: int, total: int | None, **extra: Any) -> None:
         """Report `done` of `total` rows or steps, with e.g. `tokens_out`.
 
-        At most ten a second are sent; the last one always is.
+        At most ten events a second are sent; the last one is always sent.
         """
         self._held = {"done": done, "total": total, **extra}
         finished = total is not None and done >= total
@@ -97,7 +97,7 @@ class ExecutionContext:
             self.flush()
 
     def flush(self) -> None:
-        """Send the progress that was held back, if any."""
+        """Send the progress event that was held back, if there is one."""
         if self._held is None:
             return
         held, self._held = self._held, None
@@ -105,27 +105,27 @@ class ExecutionContext:
         self._send("progress", held)
 
     def close(self) -> None:
-        """Close the journal; called by the host when the task has ended."""
+        """Close the journal; the host calls this when the task has ended."""
         if self._rows is not None:
             self._rows.close()
 
     def log(self, message: str, level: str = "info") -> None:
-        """Report one line for the reader of the run; very long ones are cut."""
+        """Log one line for the user; very long lines are cut."""
         cut = message if len(message) <= LOG_LIMIT else f"{message[:LOG_LIMIT]} ... ({len(message)} characters)"
         self._send("log", {"message": cut, "level": level})
 
     def metric(self, **values: float) -> None:
-        """Report named numbers, e.g. `loss=0.4`."""
+        """Report named values, e.g. `loss=0.4`."""
         self._send("metric", values)
 
     def phase(self, text: str, fraction: float | None = None, *, patience: float | None = None) -> None:
-        """Report what is being done before rows can be counted, e.g. "loading weights".
+        """Report the current step before rows can be counted, e.g. "loading weights".
 
         Args:
-            text: What is done.
-            fraction: How much of it (0 to 1), where that is known.
-            patience: Seconds that whoever cancels should wait for it before the process is ended: work that would be
-                lost otherwise, such as the last checkpoint.
+            text: The step.
+            fraction: How much of it is done (0 to 1), if known.
+            patience: Seconds to wait for this step after a cancellation before the process is ended, because its work
+                would be lost otherwise, e.g. saving the last checkpoint.
         """
         data: dict[str, Any] = {"text": text}
         data |= {} if fraction is None else {"fraction": fraction}
@@ -133,7 +133,7 @@ class ExecutionContext:
         self._send("phase", data)
 
     def relay(self, event: ExecutionEvent) -> None:
-        """Pass on an event of a process that works for this attempt."""
+        """Forward an event of another process that works for this attempt."""
         self._emit(event)
 
     def _send(self, kind: EventKind, data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What an executor is: a class, loaded by string path inside the host process."""
+"""`Executor`: the interface of executor classes, which the host process loads by import path."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Code of one or more task types. `executors/echo.py` is the smallest complete one.
+    """Code of one or more task types. `executors/echo.py` is the smallest complete example.
 
     Attributes:
-        concurrency: Tasks that may be in `run` at once in one host; further ones wait. The first of them runs on the
-            main thread of the host, as some libraries ask for it.
+        concurrency: Number of tasks that one host may run at once; further tasks wait. The first runs on the main
+            thread of the host, because some libraries require it.
     """
 
     concurrency: ClassVar[int]
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Keep `options` (the engine options that the host is keyed by); load nothing yet."""
+        """Store `options` (the engine options that identify the host); load nothing yet."""
 
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
-        """Do the task and return the result object [protocol 5].
+        """Run the task and return the result object [protocol 5].
 
         A value may be an iterator of JSON-ready objects: the host streams it into the result file as an array. Keys
-        that start with `_` do not reach the file; `_summary` (a small mapping) goes to displays.
+        that start with `_` are not written to the file; `_summary` (a small mapping) is shown by displays.
 
         Raises:
-            UserError: The input is wrong; the task is not tried again.
-            Cancelled: From `context.check()`, when the client has gone.
+            UserError: The input is wrong; the task is not retried.
+            Cancelled: From `context.check()`, after a cancellation.
         """
 
     def close(self) -> None:
-        """Give back what the executor holds; called once, when the host leaves by itself."""
+        """Release all resources; called once, when the host exits by itself."""
 
-    # An executor that keeps a model has an attribute `loaded: bool`: whether one is in memory now. Displays show the
-    # model of such hosts only.
+    # An executor that keeps a model has an attribute `loaded: bool`: whether the model is in memory now. Displays show
+    # the model of such hosts only.
     #
-    # An executor may also have `sleep() -> bool`: give back the memory of the device but keep what makes the next task
-    # start fast, and return whether that was done. It is called between tasks, beside the threads of `run`, and the
+    # An executor may also have `sleep() -> bool`: release the memory of the device but keep what makes the next task
+    # start fast, and return whether that was done. It is called between tasks, from another thread than `run`, and the
     # next `run` wakes the executor by itself.

@@ -1,7 +1,7 @@
-"""What crosses the process boundary between the stage runner and an executor host.
+"""Requests, events and results that cross the process boundary between the stage runner and an executor host.
 
 Standard library only: this module is imported in executor environments that have neither Prefect nor our other
-dependencies. On the wire every message is one JSON object a line (`to_wire` / `from_wire`).
+dependencies. On the wire every message is one JSON object per line (`to_wire` / `from_wire`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class ExecutionRequest:
         spec: The resolved `spec` mapping of the effective document.
         task_dir: Absolute directory of the task's results.
         attempt_dir: Absolute directory of this attempt's files, inside `task_dir/attempts/`.
-        run_count: How often the root run was started (fencing).
+        run_count: How many times the workflow run was started (used for fencing).
         attempt: Attempt of the stage, from 1.
         upstream: Upstream results by stage name, each with a `result` level.
-        settings: What the executor may need of the settings (mirrors file, seeds, allowed hosts).
+        settings: The settings that executors may need (mirrors file, seeds, allowed hosts).
     """
 
     task_id: str
@@ -48,22 +48,22 @@ class ExecutionRequest:
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> ExecutionRequest:
-        """Return the request in `data`; keys of a newer sender are ignored."""
+        """Return the request in `data`; unknown keys of a newer sender are ignored."""
         return cls(**{k: v for k, v in data.items() if k in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionEvent:
-    """Something that happened while an attempt ran.
+    """Something that happened during an attempt.
 
     Attributes:
         kind: `progress` {done, total, tokens_in?, tokens_out?}, `log` {message, level}, `metric` {name: value},
             `phase` {text, fraction?, patience?} (e.g. "loading weights"); from a dispatcher: `waiting` {reason} (no
-            place has room), `placed` {worker, protocol: "ours" | "original", flow_run: id of the child run or null,
-            begun?: an original one has begun}, `shard` {step: "waiting" | "placed" | "failed" | "done", part:
-            {task_id, index, total}, part_attempt, worker, and what these have: reason, protocol, flow_run, error,
+            worker has room), `placed` {worker, protocol: "ours" | "original", flow_run: id of the child run or null,
+            begun?: an MLOC worker has begun}, `shard` {step: "waiting" | "placed" | "failed" | "done", part:
+            {task_id, index, total}, part_attempt, worker, and if present: reason, protocol, flow_run, error,
             final, next_retry_at: UTC in ISO 8601 or None}.
-        data: The facts.
+        data: The content, by kind.
         ts: Seconds since the epoch, by the sender's clock.
     """
 
@@ -74,15 +74,15 @@ class ExecutionEvent:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """A finished attempt.
+    """Result of a finished attempt.
 
     Attributes:
-        path: Absolute path of `result.json` in the attempt directory: the result object of protocol section 5.
-        summary: Small facts for displays: model, rows, usage, engine and why it was chosen.
+        path: Absolute path of `result.json` in the attempt directory: the result object [protocol 5].
+        summary: A few values for displays: model, rows, usage, engine and why it was chosen.
         host_pid: Process that did the work.
-        reused_rows: Rows taken over from earlier attempts.
-        delivered: The worker has itself put the result to the task's place and to its destination.
-        envelope: The file holds the whole envelope [protocol 1.4], not only the result object in it.
+        reused_rows: Number of rows taken over from earlier attempts.
+        delivered: Whether the worker itself has stored the result in the task directory and sent it to its destination.
+        envelope: Whether the file holds the whole envelope [protocol 1.4], not only the result object in it.
     """
 
     path: str
@@ -93,50 +93,9 @@ class ExecutionResult:
     envelope: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutionFailure:
-    """A failed attempt.
-
-    Attributes:
-        message: One sentence for the user.
-        kind: `user` (bad input; never retried), `error` (the executor raised), `killed` (process ended by a signal),
-            `exited` (process ended by itself), `oom` (out of memory), `timeout`, `stalled`, `cancelled`,
-            `missing` (a library or model is not there; never retried).
-        error_type: Class name of the exception, or None.
-        traceback: Text of the traceback, or None.
-        signal: Name of the signal that ended the process, or None.
-        exit_code: Exit status of the process, or None.
-        log_tail: Last lines of the host's output.
-        hint: What to do about it, or None.
-    """
-
-    message: str
-    kind: Literal["user", "error", "killed", "exited", "oom", "timeout", "stalled", "cancelled", "missing"] = "error"
-    error_type: str | None = None
-    traceback: str | None = None
-    signal: str | None = None
-    exit_code: int | None = None
-    log_tail: str = ""
-    hint: str | None = None
-
-    @property
-    def retryable(self) -> bool:
-        """Whether another attempt may go better."""
-        return self.kind not in {"user", "missing", "cancelled"}
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping."""
-        return asdict(self)
-
-    @classmethod
-    def from_wire(cls, data: dict[str, Any]) -> ExecutionFailure:
-        """Return the failure in `data`."""
-        return cls(**{k: v for k, v in data.items() if k in cls.__dataclass_fields__})
-
-
 class UserError(Exception):
-    """Raised by an executor for a mistake of the user: no retry, no traceback shown."""
+    """Raised by an executor for a mistake of the user: the task is not retried and no traceback is shown."""
 
 
 class Cancelled(BaseException):
-    """Raised inside an executor when its client has gone; a BaseException so that executors do not swallow it."""
+    """Raised inside an executor after a cancellation; a BaseException so that executors do not swallow it."""

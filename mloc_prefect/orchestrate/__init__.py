@@ -1,1 +1,1 @@
-"""From a plan to a Prefect flow, and the dispatchers that run its stages."""
+"""Import paths that deployments and daemons of earlier versions have stored. The code lives in other packages."""

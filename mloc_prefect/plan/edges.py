@@ -1,4 +1,4 @@
-"""Which task waits for which, and in which order they are emitted. [protocol 2.5]."""
+"""Finds which task waits for which, and the order of the plan. [protocol 2.5]."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.spec.diagnostics import Diagnostic, did_you_mean
+from mloc_prefect.diagnostics.diagnostic import Diagnostic, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mloc_prefect.spec.model import TaskNode, Workflow
-    from mloc_prefect.spec.positions import PathPart
-
-MAX_TASKS = 2000
-"""More tasks than any flow can show; keeps the cost of a hostile spec bounded."""
+    from mloc_prefect.diagnostics.positions import PathPart
+    from mloc_prefect.spec.workflow import TaskNode, Workflow
 
 SUGGESTION_NAMES = 100
-"""Names that a suggestion is chosen from."""
+"""Most names that a suggestion is chosen from."""
 
 _TASK_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 @dataclass(slots=True)
-class Edges:
-    """The judged dependencies of a workflow.
+class TaskEdges:
+    """The checked dependencies of a workflow.
 
     Attributes:
         keys: Key of each node, in document order.
@@ -48,7 +45,7 @@ class Edges:
 
     @property
     def cyclic(self) -> bool:
-        """Whether some task waits for itself."""
+        """Whether a task waits for itself, directly or not."""
         return len(self.order) < len(self.keys)
 
     def above(self, start: str, *, execution: bool = False) -> set[str]:
@@ -74,20 +71,20 @@ def key_of(workflow: Workflow, node: TaskNode) -> str:
     return workflow.name if node.node is None else node.node
 
 
-def find_edges(workflow: Workflow) -> tuple[Edges, list[Diagnostic]]:
+def find_edges(workflow: Workflow) -> tuple[TaskEdges, list[Diagnostic]]:
     """Return the dependencies of `workflow` and what is wrong with them.
 
     Stages form a chain unless a stage has a `dependsOn` list of its own, which then replaces the implicit edge; graph
     nodes depend only on what they name; a single task depends on task ids of other submissions.
     """
     keys = tuple(key_of(workflow, node) for node in workflow.nodes)
-    edges = Edges(tuple(dict.fromkeys(keys)))
+    edges = TaskEdges(tuple(dict.fromkeys(keys)))
     found: list[Diagnostic] = []
     known = frozenset(keys) if workflow.kind != "single" else frozenset()
     for index, node in enumerate(workflow.nodes):
         key = keys[index]
         if key in edges.depends_on:
-            continue  # a second one of that name: the loader has refused it
+            continue  # a second node of that name: the loader has reported it
         if node.depends_on is None:
             chained = workflow.kind == "stages" and index > 0
             edges.depends_on[key], edges.external[key] = ((keys[index - 1],) if chained else ()), ()
@@ -110,7 +107,7 @@ def find_edges(workflow: Workflow) -> tuple[Edges, list[Diagnostic]]:
 
 
 def emission_order(keys: tuple[str, ...], depends_on: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return keys as repeated passes in document order would place them; keys in or below a cycle are missing.
+    """Return keys in the order in which MLOC's repeated passes place them; keys in or below a cycle are missing.
 
     A key is placed in the pass of its latest dependency, or in the next one when that stands further down. So sorting
     by (pass, place) gives the same order as the passes themselves, in linear time.
@@ -155,8 +152,8 @@ def _unknown(workflow: Workflow, node: TaskNode, entry: str, keys: tuple[str, ..
     )
 
 
-def _cycle(workflow: Workflow, edges: Edges) -> Diagnostic:
-    """Place the original's message at an entry that is part of a cycle (the first in the document)."""
+def _cycle(workflow: Workflow, edges: TaskEdges) -> Diagnostic:
+    """Report a cycle with MLOC's message, at the first entry in the document that is part of it."""
     placed = set(edges.order)
     unplaced = [key for key in edges.keys if key not in placed]
     node, entry = _closing_entry(workflow, edges, unplaced)
@@ -171,7 +168,7 @@ def _cycle(workflow: Workflow, edges: Edges) -> Diagnostic:
     )
 
 
-def _closing_entry(workflow: Workflow, edges: Edges, unplaced: Iterable[str]) -> tuple[TaskNode, str]:
+def _closing_entry(workflow: Workflow, edges: TaskEdges, unplaced: Iterable[str]) -> tuple[TaskNode, str]:
     stuck = set(unplaced)
     for node in workflow.nodes:
         key = key_of(workflow, node)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mloc_prefect.spec.positions import PathPart
+    from mloc_prefect.diagnostics.positions import PathPart
 
 PLACEHOLDER = re.compile(r"\$\{([^}]+)\}")
 """One placeholder; group 1 is the expression, white space at its ends is trimmed."""
@@ -28,8 +28,16 @@ def complete(text: str) -> int:
     return text.rfind("}") + 1
 
 
+def is_doubled(text: str, start: int) -> bool:
+    """Return whether the placeholder at `start` has a dollar sign before it: `$${x.y}` is the text `${x.y}`.
+
+    That holds only where `${x.y}` would be an error. A reference stays one, since `$${shop.result.price}` is a price.
+    """
+    return start > 0 and text[start - 1] == "$"
+
+
 class ExpressionError(ValueError):
-    """The text after the root is not a path; the message says which part."""
+    """The text after the root is not a path; the message names the wrong part."""
 
 
 class MissingValueError(LookupError):
@@ -52,7 +60,7 @@ class Expression:
 
     @property
     def is_task_id(self) -> bool:
-        """Whether it asks for the id of the task, which is known before the task has run."""
+        """Whether it reads the id of the task, which is known before the task has run."""
         return self.path == ("task_id",)
 
 
@@ -105,6 +113,18 @@ def lookup(content: Any, path: tuple[PathPart, ...]) -> Any:
     return here
 
 
+def failure_at(content: Any, path: tuple[PathPart, ...]) -> str | None:
+    """Return the sentence that the row at `path` failed, when the last key is the `output` of a row that did."""
+    if not path or path[-1] != "output":
+        return None
+    try:
+        row = lookup(content, path[:-1])
+    except MissingValueError:
+        return None
+    error = row.get("error") if isinstance(row, Mapping) else None
+    return f"the row of {_place(path[:-1])} failed: {error}" if error else None
+
+
 def _index(part: PathPart) -> int | None:
     if isinstance(part, int):
         return part
@@ -118,7 +138,7 @@ def _no_key(key: str, above: tuple[PathPart, ...], here: Mapping[Any, Any]) -> s
 
 
 def _place(path: tuple[PathPart, ...]) -> str:
-    from mloc_prefect.spec.positions import path_text
+    from mloc_prefect.diagnostics.positions import path_text
 
     return f"'{path_text(path)}'" if path else "its result file"
 

@@ -9,7 +9,7 @@ from mloc_prefect.plan.resources import describe
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mloc_prefect.plan.model import StagePlan, WorkflowPlan
+    from mloc_prefect.plan.workflow_plan import StagePlan, WorkflowPlan
 
 _COLUMNS = ("stage", "type", "model", "needs", "after")
 

@@ -1,20 +1,29 @@
-"""Putting values in the place of `${...}` just before a stage runs. [protocol 2.6]."""
+"""Replaces `${...}` by values just before a stage runs. [protocol 2.6]."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.diagnostics.positions import path_text
 from mloc_prefect.errors import ExecutionError
-from mloc_prefect.plan.expressions import PLACEHOLDER, MissingValueError, complete, lookup, parse, root_of
-from mloc_prefect.spec.positions import path_text
+from mloc_prefect.plan.expressions import (
+    PLACEHOLDER,
+    MissingValueError,
+    complete,
+    failure_at,
+    lookup,
+    parse,
+    root_of,
+)
 
 if TYPE_CHECKING:
     from re import Match
 
-    from mloc_prefect.plan.model import Reference, StagePlan
-    from mloc_prefect.spec.positions import PathPart
+    from mloc_prefect.diagnostics.positions import PathPart
+    from mloc_prefect.plan.workflow_plan import Reference, StagePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +32,8 @@ class Resolved:
 
     Attributes:
         spec: A copy of `effective["spec"]` with values in it.
-        warnings: References that had no value and became empty text, one sentence each.
+        warnings: References that had no value and became empty text, or whose value is a list in other text; one
+            sentence each.
     """
 
     spec: dict[str, Any]
@@ -41,7 +51,7 @@ def resolve_stage(
     """Return the spec of `stage` with every reference of its plan replaced, in one pass.
 
     A placeholder that is the whole string keeps the JSON type of its value, one inside other text becomes text as
-    Python's `str` writes it. Text that comes from a result is never looked at again. Placeholders that the plan does
+    Python's `str` writes it. Text that comes from a result is not searched again. Placeholders that the plan does
     not list (`${UPPER_CASE}`) stay as they are; columns of a `graph_template` are filled by its renderer.
 
     Args:
@@ -73,6 +83,9 @@ def with_result_level(content: Any) -> Mapping[str, Any]:
     return {**found, "result": {**merged, **result}} if isinstance(merged, Mapping) else found
 
 
+_EMBEDDED = re.compile(r"\$?" + PLACEHOLDER.pattern)
+
+
 @dataclass(slots=True)
 class _Pass:
     stage: StagePlan
@@ -101,11 +114,19 @@ class _Pass:
         if reference is not None:
             return self._value(reference)
         end = complete(text)
-        return PLACEHOLDER.sub(lambda match: self._embedded(where, match), text[:end]) + text[end:]
+        return _EMBEDDED.sub(lambda match: self._embedded(where, match), text[:end]) + text[end:]
 
     def _embedded(self, where: str, match: Match[str]) -> str:
         reference = self._reference(where, match)
-        return match[0] if reference is None else str(self._value(reference))
+        dollar = "$" if match[0].startswith("$$") else ""
+        if reference is None:
+            return match[0][1:] if dollar and "." in match[1] else match[0]
+        value = self._value(reference)
+        if isinstance(value, (list, Mapping)):
+            kind = "a list" if isinstance(value, list) else "a mapping"
+            text = f"spec.{where}: ${{{reference.expression}}} is {kind} inside other text, written as Python writes it"
+            self.warnings.append(text)
+        return f"{dollar}{value}"
 
     def _reference(self, where: str, match: Match[str]) -> Reference | None:
         return self.known.get((where, match[1].strip()))
@@ -115,6 +136,8 @@ class _Pass:
             value = self._find(reference)
         except MissingValueError as error:
             return self._nothing(reference, str(error))
+        if value == "" and (failure := self._failure(reference)):
+            return self._nothing(reference, failure)
         if value is None or (value == "" and reference.required):
             return self._nothing(reference, "the value is null" if value is None else "the value is empty")
         return value
@@ -136,6 +159,14 @@ class _Pass:
             return lookup(with_result_level(self.results[root]), expression.path)
         except MissingValueError as error:
             raise MissingValueError(f"in the result of '{root}', {error}") from None
+
+    def _failure(self, reference: Reference) -> str | None:
+        """Return why the row whose output is read has none: it failed, and its stage went on without it."""
+        if reference.stage is None and root_of(reference.expression) not in self.results:
+            return None
+        path = parse(reference.expression).path
+        content = self.results.get(root_of(reference.expression))
+        return failure_at(with_result_level(content), path) if content is not None else None
 
     def _nothing(self, reference: Reference, why: str) -> str:
         place = f"spec.{reference.where}"

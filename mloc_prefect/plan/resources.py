@@ -1,16 +1,46 @@
-"""What a task asks of a machine, read as MLOC's scheduler reads it. [protocol 2.4, 4.1]."""
+"""Reads what a task asks of a machine, as MLOC's scheduler does. [protocol 2.4, 4.1]."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.plan.model import ResourceRequest
+if TYPE_CHECKING:
+    from mloc_prefect.tasks.base import TaskType
 
 _MEMORY = re.compile(r"\s*([0-9]{1,18})\s*([KMGT]?)(I?B?)\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _ANY_TYPE = {"", "any", "auto", "*"}
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRequest:
+    """What one stage asks of a machine. [protocol 2.4, 4.1].
+
+    Attributes:
+        cpus: Logical cores, or None for no limit.
+        memory_bytes: RAM in bytes, or None.
+        gpu_count: Number of devices; 0 means none.
+        gpu_type: Lower-case substring of the device name, or None for any.
+        gpu_memory_bytes: Memory that each device must have, or None.
+        enforce_cpu: The engine must not use a device even where there is one.
+        gpu_exclusive: Its devices are its own, even where it needs only a part of their memory.
+        tags: Lower-case words that the machine must have.
+    """
+
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    gpu_count: int = 0
+    gpu_type: str | None = None
+    gpu_memory_bytes: int | None = None
+    enforce_cpu: bool = False
+    gpu_exclusive: bool = False
+    tags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return describe(self)
 
 
 def parse_memory(text: Any) -> int | None:
@@ -35,23 +65,23 @@ def gpu_type(value: Any) -> str | None:
     return None if name in _ANY_TYPE else name
 
 
-def request_of(task_type: str, spec: Mapping[str, Any]) -> ResourceRequest:
+def request_of(kind: TaskType, spec: Mapping[str, Any]) -> ResourceRequest:
     """Return the request of one task.
 
     Args:
-        task_type: `spec.taskType`; `enforce_cpu` has a meaning for inference only.
+        kind: The task type; some read `enforce_cpu`, the others ignore it.
         spec: The plain `spec` mapping of the effective document.
     """
-    resources = _mapping(spec.get("resources"))
-    hardware = _mapping(resources.get("hardware"))
-    gpu = _mapping(hardware.get("gpu"))
+    resources = mapping_of(spec.get("resources"))
+    hardware = mapping_of(resources.get("hardware"))
+    gpu = mapping_of(hardware.get("gpu"))
     return ResourceRequest(
         cpus=parse_cpus(hardware.get("cpu")),
         memory_bytes=parse_memory(hardware.get("memory")),
-        gpu_count=_count(gpu.get("count")),
+        gpu_count=number_of(gpu.get("count")),
         gpu_type=gpu_type(gpu.get("type")),
         gpu_memory_bytes=parse_memory(gpu.get("memory")),
-        enforce_cpu=is_true(spec.get("enforce_cpu")) and task_type.lower().startswith("inference"),
+        enforce_cpu=kind.reads_enforce_cpu and is_true(spec.get("enforce_cpu")),
         gpu_exclusive=is_true(gpu.get("exclusive")),
         tags=tags_of(resources.get("tags")),
     )
@@ -64,7 +94,7 @@ def tags_of(value: Any) -> tuple[str, ...]:
 
 
 def describe(request: ResourceRequest) -> str:
-    """Return the request in words, e.g. `8 cpu, 16 GiB, 2 gpu (a100, 40 GiB each)`."""
+    """Return the request as text, e.g. `8 cpu, 16 GiB, 2 gpu (a100, 40 GiB each)`."""
     parts = []
     if request.cpus is not None:
         parts.append(f"{request.cpus} cpu")
@@ -96,12 +126,12 @@ def is_true(value: Any) -> bool:
     return value.strip().lower() in {"true", "yes", "on", "1"} if isinstance(value, str) else bool(value)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return `value` if it is a mapping, else an empty one: a part of a spec that may have any form."""
     return value if isinstance(value, Mapping) else {}
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or value is None:
-        return 0
-    text = str(value).strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+def number_of(value: Any, default: int = 0) -> int:
+    """Return a whole number that a spec writes as a number or as text, else `default`."""
+    text = str(value).strip() if not isinstance(value, bool) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default

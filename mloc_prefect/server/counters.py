@@ -1,4 +1,4 @@
-"""Requests that this process has answered, by route."""
+"""Counts of the requests that this process has answered, by route."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 
 class Counters:
-    """Counts of answers; the key is method, path of the route, and status."""
+    """Counts of answers by method, path of the route, and status."""
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, str, int]] = Counter()
 
 
 class CountAnswers:
-    """ASGI middleware that counts.
+    """ASGI middleware that counts answers.
 
     Args:
         app: The application.
-        counters: Where.
+        counters: The counts to update.
     """
 
     def __init__(self, app: ASGIApp, counters: Counters) -> None:
@@ -36,7 +36,7 @@ class CountAnswers:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Only paths of routes: those of clients would be endless.
+                # The path of the route, not of the request: there is no limit to the latter.
                 path = getattr(scope.get("route"), "path", "other")
                 self._counters.answers[scope["method"], path, message["status"]] += 1
             await send(message)

@@ -88,7 +88,7 @@ EVENT = (
 
 
 def body(media: dict[str, Any]) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route whose body is read by hand: examples by media type."""
+    """Return the `openapi_extra` of a route that parses its body itself: examples by media type."""
     return {
         "requestBody": {
             "required": True,
@@ -98,7 +98,7 @@ def body(media: dict[str, Any]) -> dict[str, Any]:
 
 
 def answers(success: Any, *problems: int, media: str = "application/json") -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route: an example of its success, and the errors that it may give."""
+    """Return the `responses` of a route: an example of success, and its possible errors."""
     schema = {"type": _type(success)}
     found: dict[int | str, dict[str, Any]] = {200: {"content": {media: {"schema": schema, "example": success}}}}
     for status in problems:
@@ -110,14 +110,14 @@ def answers(success: Any, *problems: int, media: str = "application/json") -> di
 
 
 _PROBLEMS = {
-    400: "The request is wrong; `detail` says why",
+    400: "The request is invalid; `detail` says why",
     401: "No bearer token",
     403: "Wrong bearer token",
-    404: "Not there",
-    409: "It contradicts what is there",
+    404: "Not found",
+    409: "The request conflicts with the current state",
     413: "Too large",
-    416: "The range lies outside the file",
-    422: "The body or a parameter has the wrong form",
+    416: "The range is outside the file",
+    422: "The body or a parameter has the wrong format",
     503: "The store cannot be reached",
     507: "The disk is full",
 }

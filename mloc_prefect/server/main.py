@@ -1,4 +1,4 @@
-"""`python -m mloc_prefect.server`: the endpoint as a process of its own. `mloc serve` and `mloc up` start it, too."""
+"""Serving the endpoint: `python -m mloc_prefect.server`, and what `mloc serve` runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from mloc_prefect.artifacts.private_files import keep_private
+from mloc_prefect.diagnostics.printable_logging import log_printable
 from mloc_prefect.errors import DispatchError, MissingExtraError, MlocError
+from mloc_prefect.server.connections import (
+    ConnectionGuard,
+    ConnectionLimits,
+    guarded_protocol,
+    raise_file_limit,
+)
 from mloc_prefect.settings import get_settings
 
 if TYPE_CHECKING:
@@ -28,24 +36,26 @@ _SHUTDOWN_SECONDS = 5  # for requests that are being answered
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
+    log_printable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # broken forms are answered, not logged
     try:
         settings = get_settings()
-        run(settings, on_ready=lambda url: _tell(sys.stdout, f"mloc endpoint listening on {url}"))
+        keep_private(settings)
+        run(settings, on_ready=lambda url: _print_line(sys.stdout, f"mloc endpoint listening on {url}"))
     except MlocError as error:
-        _tell(sys.stderr, f"error: {error}")
+        _print_line(sys.stderr, f"error: {error}")
         return error.exit_code
     return 0
 
 
-def _tell(stream: TextIO, text: str) -> None:
+def _print_line(stream: TextIO, text: str) -> None:
     stream.write(f"{text}\n")
     stream.flush()
 
 
 def run(settings: MlocSettings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve in an event loop of its own; see `serve`."""
+    """Serve in a new event loop; see `serve`."""
     try:
         import uvloop
     except ImportError:
@@ -59,40 +69,43 @@ async def serve(settings: MlocSettings, *, on_ready: Callable[[str], None] | Non
 
     Args:
         settings: Redis, token, address, results root.
-        on_ready: Called with the URL once requests are taken.
+        on_ready: Called with the URL once requests are accepted.
 
     Raises:
-        DispatchError: No Redis is named, or the address cannot be had.
+        DispatchError: No Redis is configured, or the address is not available.
         MissingExtraError: The extra `server` is not installed.
     """
     if settings.redis_url is None:
         raise DispatchError(
-            "the endpoint needs Redis, and none is named",
+            "the endpoint needs Redis, and none is configured",
             hint="set REDIS_URL, e.g. redis://localhost:6379/0, or start everything with `mloc up`",
         )
     try:
-        from mloc_prefect.server.app import create_app
+        from mloc_prefect.server.application import create_app
     except ImportError as error:
         raise MissingExtraError(
             f"the endpoint needs {error.name}", hint="install mloc-prefect[server,redis]"
         ) from error
-    from mloc_prefect.bridge.stores import open_stores
-    from mloc_prefect.server import listen
+    from mloc_prefect.server import bind
+    from mloc_prefect.store.backends import open_stores
 
-    host = listen.address(settings)
+    host = bind.address(settings)
+    guard = ConnectionGuard(ConnectionLimits.of(settings, raise_file_limit()))
     stores = open_stores(settings.redis_url)
     try:
-        listener = listen.bind(host, settings.port)
-        await _serve(create_app(stores, settings), listener, listen.url_of(listener), on_ready)
+        listener = bind.bind(host, settings.port)
+        await _serve(create_app(stores, settings), listener, bind.url_of(listener), guard, on_ready)
     finally:
         await stores.close()
 
 
-async def _serve(app: FastAPI, listener: socket.socket, url: str, on_ready: Callable[[str], None] | None) -> None:
+async def _serve(
+    app: FastAPI, listener: socket.socket, url: str, guard: ConnectionGuard, on_ready: Callable[[str], None] | None
+) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Ends the streams with the first signal: the server waits for them otherwise."""
+        """A uvicorn server that ends the streams with the first signal; otherwise it would wait for them."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(app.state.endpoint.stopping.set)
@@ -100,7 +113,7 @@ async def _serve(app: FastAPI, listener: socket.socket, url: str, on_ready: Call
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Take signals without raising them again at the end: this process ends cleanly then."""
+            """Handle signals without raising them again at the end, so that the process exits cleanly."""
             signals = (signal.SIGINT, signal.SIGTERM)
             before = {number: signal.signal(number, self.handle_exit) for number in signals}
             try:
@@ -112,17 +125,24 @@ async def _serve(app: FastAPI, listener: socket.socket, url: str, on_ready: Call
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             gc.collect()
-            gc.freeze()  # what was imported stays; looking through it again and again would take a tenth of the time
+            gc.freeze()  # imported modules are never freed; scanning them repeatedly would take a tenth of the time
             if on_ready is not None and self.started:
                 on_ready(url)
 
     loop = asyncio.get_running_loop()
     config = uvicorn.Config(
         app,
+        http=guarded_protocol(guard),
+        ws="none",  # no route is a websocket, and an upgraded connection would leave the guard
+        backlog=guard.limits.backlog,
         log_config=None,
         access_log=False,
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
-    await Server(config).serve(sockets=[listener])
+    sweeping = asyncio.create_task(guard.sweep_regularly())
+    try:
+        await Server(config).serve(sockets=[listener])
+    finally:
+        sweeping.cancel()

@@ -1,4 +1,4 @@
-"""The snapshot and this process's answers as Prometheus text."""
+"""The metrics snapshot and the answers of this process as Prometheus text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CONTENT_TYPE", "exposition"]
 
 
 def exposition(snapshot: Mapping[str, Any], counters: Counters) -> bytes:
-    """Return the text form of a snapshot of `server.metrics`, and of the answers counted here."""
+    """Return a snapshot of `metrics_snapshot` and the counted answers as Prometheus text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(snapshot, counters))
     return generate_latest(registry)

@@ -1,41 +1,22 @@
-"""MLOC specs: YAML text in, `Workflow` out, with a place for everything that is wrong.
+"""Reading MLOC specs: YAML text in, `Workflow` and diagnostics out.
 
-Names are loaded on first use: `tasks/` uses parts of this package, and the loader uses `tasks/`.
+Every error and warning has its source position, and a file is read as far as possible so that one pass finds all of
+them. The package knows the task types only through their models, and nothing of plans, executors or Prefect.
+
+* `construct`: builds plain data and positions from YAML nodes.
+* `deep_merge`: deep copy and merge of data with positions.
+* `diagnostic_report`: collects the diagnostics of one file.
+* `expand`: one document to one effective document per task.
+* `loader`: the entry points `read_spec`, `load_spec` and `load_workflow`.
+* `locate`: where a value of an effective document was written.
+* `overrides`: `--set path=value`.
+* `required_fields`: fields that the base document must have.
+* `scalars`: YAML scalars to JSON values.
+* `secrets`: finds and masks secrets in specs.
+* `spec_schema`: JSON Schema of a spec, for editors.
+* `syntax`: text to a YAML node tree.
+* `unknown_fields`: advice on fields that no task reads.
+* `validate`: checks each task's spec against the model of its task type.
+* `workflow`: `Workflow` and `TaskNode`, the result of loading.
+* `yaml_errors`: errors of the YAML parser as one-line messages.
 """
-
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mloc_prefect.spec.diagnostics import Diagnostic
-    from mloc_prefect.spec.loader import load, load_workflow, read
-    from mloc_prefect.spec.model import Source, TaskNode, Workflow
-    from mloc_prefect.spec.schema import json_schema
-
-_HOMES = {
-    "Diagnostic": "diagnostics",
-    "Source": "model",
-    "TaskNode": "model",
-    "Workflow": "model",
-    "json_schema": "schema",
-    "load": "loader",
-    "load_workflow": "loader",
-    "read": "loader",
-}
-
-__all__ = ["Diagnostic", "Source", "TaskNode", "Workflow", "json_schema", "load", "load_workflow", "read"]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

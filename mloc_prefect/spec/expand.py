@@ -1,25 +1,25 @@
-"""One document to one effective document for each task: single, `stages` or `graph` [protocol 2.5]."""
+"""Expands a document into one effective document per task: single, `stages` or `graph` [protocol 2.5]."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.spec.merge import copied, merged
-from mloc_prefect.spec.positions import Positions
-from mloc_prefect.spec.report import shown
+from mloc_prefect.diagnostics.positions import Positions
+from mloc_prefect.spec.deep_merge import copied, merged
+from mloc_prefect.spec.diagnostic_report import bad_character, shown
 
 if TYPE_CHECKING:
-    from mloc_prefect.spec.model import WorkflowKind
-    from mloc_prefect.spec.positions import PathPart
-    from mloc_prefect.spec.report import Report
+    from mloc_prefect.diagnostics.positions import PathPart
+    from mloc_prefect.spec.diagnostic_report import DiagnosticReport
+    from mloc_prefect.spec.workflow import WorkflowKind
 
 _ITEM_FIELDS = ("name", "id", "dependsOn", "spec")
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A task before its spec was judged; the fields are those of `TaskNode`."""
+class TaskDraft:
+    """A task before its spec was validated; the fields are those of `TaskNode`."""
 
     node: str | None
     name: str
@@ -29,11 +29,20 @@ class Draft:
     origin: tuple[PathPart, ...] = ()
 
 
-def expand(document: dict[str, Any], places: Positions, report: Report) -> tuple[WorkflowKind, list[Draft]]:
+MAX_TASKS = 2000
+"""Tasks that one submission may have unless a setting says otherwise."""
+
+_MOST_VALUES = 1_000_000  # values that all tasks together may get from the base
+_MOST_CHARACTERS = 64 << 20  # characters of them
+
+
+def expand(
+    document: dict[str, Any], positions: Positions, report: DiagnosticReport, max_tasks: int = MAX_TASKS
+) -> tuple[WorkflowKind, list[TaskDraft]]:
     """Return how `document` expands, and its tasks in document order.
 
-    A non-empty list `spec.graph.nodes` makes a graph, else a non-empty list `spec.stages` makes stages, else it is one
-    task. Faults of items are reported; the item is then read as well as it can be.
+    A non-empty list `spec.graph.nodes` makes a graph, otherwise a non-empty list `spec.stages` makes stages, otherwise
+    the document is a single task. Errors in items are reported, and the rest of the item is still read.
     """
     spec = document["spec"]
     graph = spec.get("graph")
@@ -41,17 +50,47 @@ def expand(document: dict[str, Any], places: Positions, report: Report) -> tuple
     stages = spec.get("stages")
     has_graph, has_stages = (isinstance(items, list) and bool(items) for items in (nodes, stages))
     if has_graph and has_stages:
-        place = places.find(("spec", "stages"))
+        position = positions.find(("spec", "stages"))
         message = "A spec can have graph.nodes or stages, not both"
-        at = (place.key_line, place.key_column)
+        at = (position.key_line, position.key_column)
         report.error("graph-and-stages", message, at, path=("spec", "stages"), suggestion="remove one of the two")
+    many = len(nodes or ()) if has_graph else len(stages or ()) if has_stages else 1
+    if many > max_tasks:
+        position = positions.find(("spec",))
+        message = f"{many} tasks are more than the {max_tasks} that one submission may have"
+        report.error("too-many-tasks", message, (position.key_line, position.key_column), path=("spec",))
+        return ("graph" if has_graph else "stages"), []
+    if many > 1 and _is_too_much(spec, many):
+        position = positions.find(("spec",))
+        message = f"Each of {many} tasks gets a copy of the base, which is too large for that"
+        fix = "put large data into the stages that need it, or into a file that data.url names"
+        at = (position.key_line, position.key_column)
+        report.error("too-large", message, at, path=("spec",), suggestion=fix)
+        return ("graph" if has_graph else "stages"), []
     if has_graph:
-        return "graph", _items(document, places, nodes or [], ("spec", "graph", "nodes"), report)
+        return "graph", _items(document, positions, nodes or [], ("spec", "graph", "nodes"), report)
     if has_stages:
-        return "stages", _items(document, places, stages or [], ("spec", "stages"), report)
-    _report_unused(spec, places, report)
-    depends_on = _depends_on(spec, ("spec",), places, "spec.dependsOn must be a list of task_ids", report)
-    return "single", [Draft(None, base_name(document), copied(document), places, depends_on)]
+        return "stages", _items(document, positions, stages or [], ("spec", "stages"), report)
+    _report_unused(spec, positions, report)
+    depends_on = _depends_on(spec, ("spec",), positions, "spec.dependsOn must be a list of task_ids", report)
+    return "single", [TaskDraft(None, base_name(document), copied(document), positions, depends_on)]
+
+
+def _is_too_much(spec: dict[str, Any], tasks: int) -> bool:
+    """Return whether so many copies of the base would take more time and memory than a submission may."""
+    values = characters = 0
+    rest: list[Any] = [value for key, value in spec.items() if key not in {"stages", "graph"}]
+    while rest:
+        value = rest.pop()
+        values += 1
+        if isinstance(value, dict):
+            rest += value.values()
+            characters += sum(map(len, value))
+        elif isinstance(value, list):
+            rest += value
+        elif isinstance(value, str):
+            characters += len(value)
+    return values * tasks > _MOST_VALUES or characters * tasks > _MOST_CHARACTERS
 
 
 def base_name(document: dict[str, Any]) -> str:
@@ -61,87 +100,107 @@ def base_name(document: dict[str, Any]) -> str:
 
 
 def _items(
-    document: dict[str, Any], places: Positions, items: list[Any], path: tuple[PathPart, ...], report: Report
-) -> list[Draft]:
+    document: dict[str, Any],
+    positions: Positions,
+    items: list[Any],
+    path: tuple[PathPart, ...],
+    report: DiagnosticReport,
+) -> list[TaskDraft]:
     is_graph = path[-1] == "nodes"
     spec = {key: value for key, value in document["spec"].items() if key not in {"stages", "graph"}}
-    drafts: list[Draft] = []
+    drafts: list[TaskDraft] = []
     lines: dict[str, int] = {}
     for index, item in enumerate(items):
         origin = (*path, index)
-        place = places.find(origin)
+        position = positions.find(origin)
         if not isinstance(item, dict):
             kind = "graph node" if is_graph else "stage"
             message = f"Each {kind} must be a mapping"
             report.error(
                 "invalid-item",
                 message,
-                (place.line, place.column),
+                (position.line, position.column),
                 path=origin,
                 found=shown(item),
                 suggestion="write '- name: ...' and 'spec:'",
             )
             continue
-        name = _item_name(item, index, origin, place, is_graph, report)
-        at = place.children.get("name") or place.children.get("id") or place
+        name = _item_name(item, index, origin, position, is_graph, report)
+        at = position.children.get("name") or position.children.get("id") or position
         if name in lines:
             code, message = _duplicate(name, is_graph)
             fix = f"it is also the name of the one on line {lines[name]}; names must differ"
             report.error(code, message, (at.line, at.column), path=(*origin, "name"), found=shown(name), suggestion=fix)
         lines.setdefault(name, at.line)
         text = f"Node '{name}' dependsOn must be a list" if is_graph else "stage.dependsOn must be a list"
-        depends_on = _depends_on(item, origin, places, text, report)
-        _check_fields(item, origin, place, report)
-        drafts.append(_draft(document, places, spec, item, name, depends_on, origin, report))
+        depends_on = _depends_on(item, origin, positions, text, report)
+        _check_fields(item, origin, position, report)
+        drafts.append(_draft(document, positions, spec, item, name, depends_on, origin, report))
     return drafts
 
 
 def _draft(
     document: dict[str, Any],
-    places: Positions,
+    positions: Positions,
     spec: dict[str, Any],
     item: dict[str, Any],
     name: str,
     depends_on: tuple[str, ...] | None,
     origin: tuple[PathPart, ...],
-    report: Report,
-) -> Draft:
-    place = places.find(origin)
+    report: DiagnosticReport,
+) -> TaskDraft:
+    position = positions.find(origin)
     over = item.get("spec")
-    over_place = place.children.get("spec", place)
+    over_position = position.children.get("spec", position)
     if not isinstance(over, dict):
         if over is not None:
-            at = (over_place.line, over_place.column)
+            at = (over_position.line, over_position.column)
             report.error("invalid-type", "spec must be a mapping", at, path=(*origin, "spec"), found=shown(over))
-        # No spec of its own: what is missing in the task is shown at the item.
-        over, over_place = {}, Positions(place.line, place.column, place.key_line, place.key_column)
-    data, spec_place = merged(spec, places.find(("spec",)), over, over_place)
+        # The item has no spec of its own, so fields that its task lacks are reported at the item.
+        over, over_position = {}, Positions(position.line, position.column, position.key_line, position.key_column)
+    data, spec_position = merged(spec, positions.find(("spec",)), over, over_position)
     metadata = document.get("metadata")
     full_name = f"{base_name(document)}:{name}"
     effective = {key: copied(value) for key, value in document.items() if key != "spec"}
     effective["metadata"] = {**(copied(metadata) if isinstance(metadata, dict) else {}), "name": full_name}
     effective["spec"] = data
-    children = {**places.children, "spec": spec_place}
-    root = Positions(places.line, places.column, places.key_line, places.key_column, children)
-    return Draft(name, full_name, effective, root, depends_on, origin)
+    children = {**positions.children, "spec": spec_position}
+    root = Positions(positions.line, positions.column, positions.key_line, positions.key_column, children)
+    return TaskDraft(name, full_name, effective, root, depends_on, origin)
 
 
 def _item_name(
-    item: dict[str, Any], index: int, origin: tuple[PathPart, ...], place: Positions, is_graph: bool, report: Report
+    item: dict[str, Any],
+    index: int,
+    origin: tuple[PathPart, ...],
+    position: Positions,
+    is_graph: bool,
+    report: DiagnosticReport,
 ) -> str:
-    """Return the name of an item: `name`, else `id`, else its number."""
+    """Return the name of an item: `name`, else `id`, else a name made from its index."""
     default = f"{'node' if is_graph else 'stage'}-{index + 1}"
     key = "name" if item.get("name") else "id"
     value = item.get(key) or default
     if isinstance(value, (dict, list)):
-        at = place.find((key,))
+        at = position.find((key,))
         report.error(
             "invalid-type", f"{key} must be text", (at.line, at.column), path=(*origin, key), found=shown(value)
         )
         return default
     name = str(value).strip()
+    if (bad := bad_character(name)) is not None:
+        at = position.find((key,))
+        kind = "graph node" if is_graph else "stage"
+        report.error(
+            bad[0],
+            f"the name of the {kind} has {bad[1]}",
+            (at.line, at.column),
+            path=(*origin, key),
+            found=shown(value),
+            suggestion=bad[2],
+        )
     if not name:
-        at = place.find((key,))
+        at = position.find((key,))
         message = "Each graph node requires a non-empty name" if is_graph else "Each stage requires a non-empty name"
         report.error(
             "empty-node-name",
@@ -161,24 +220,29 @@ def _duplicate(name: str, is_graph: bool) -> tuple[str, str]:
 
 
 def _depends_on(
-    item: dict[str, Any], path: tuple[PathPart, ...], places: Positions, message: str, report: Report
+    item: dict[str, Any], path: tuple[PathPart, ...], positions: Positions, message: str, report: DiagnosticReport
 ) -> tuple[str, ...] | None:
     """Return the trimmed entries of `dependsOn` without blanks, or None when it is absent or null."""
     value = item.get("dependsOn")
     if value is None:
         return None
     here = (*path, "dependsOn")
-    place = places.find(here)
+    position = positions.find(here)
     if not isinstance(value, list):
         fix = f"write [{value}]" if isinstance(value, str) else "write a list, e.g. [first, second]"
         report.error(
-            "depends-on-not-list", message, (place.line, place.column), path=here, found=shown(value), suggestion=fix
+            "depends-on-not-list",
+            message,
+            (position.line, position.column),
+            path=here,
+            found=shown(value),
+            suggestion=fix,
         )
         return None
     entries = []
     for index, entry in enumerate(value):
         if isinstance(entry, (dict, list)):
-            at = place.find((index,))
+            at = position.find((index,))
             report.error(
                 "invalid-type",
                 "Each entry of dependsOn must be text",
@@ -191,26 +255,28 @@ def _depends_on(
     return tuple(entries)
 
 
-def _check_fields(item: dict[str, Any], origin: tuple[PathPart, ...], place: Positions, report: Report) -> None:
-    """Warn of fields beside `spec` that MLOC drops without a word."""
-    from mloc_prefect.spec.unknown import item_field_help
+def _check_fields(
+    item: dict[str, Any], origin: tuple[PathPart, ...], position: Positions, report: DiagnosticReport
+) -> None:
+    """Warn about fields of an item other than `spec` that MLOC drops silently."""
+    from mloc_prefect.spec.unknown_fields import item_field_help
 
     for key in item:
         if key not in _ITEM_FIELDS:
-            at = place.children[key]
+            at = position.children[key]
             message = f"Unknown field '{key}': only {', '.join(_ITEM_FIELDS)} are read here"
             fix = item_field_help(key, _ITEM_FIELDS)
             report.warning("unknown-field", message, (at.key_line, at.key_column), path=(*origin, key), suggestion=fix)
 
 
-def _report_unused(spec: dict[str, Any], places: Positions, report: Report) -> None:
-    """Warn of `stages` or `graph` that hold no list, or an empty one: MLOC then runs the document as one task."""
+def _report_unused(spec: dict[str, Any], positions: Positions, report: DiagnosticReport) -> None:
+    """Warn about `stages` or `graph` without a non-empty list: MLOC then runs the document as one task."""
     for key in ("stages", "graph"):
         if spec.get(key) is not None:
-            place = places.find(("spec", key))
+            position = positions.find(("spec", key))
             wanted = "a list of stages" if key == "stages" else "a mapping with a list 'nodes'"
             message = f"{key} is not used, as it is not {wanted} with at least one entry; the document is one task"
-            at = (place.key_line, place.key_column)
+            at = (position.key_line, position.key_column)
             report.warning(
                 "stages-ignored",
                 message,

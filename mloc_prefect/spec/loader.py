@@ -1,4 +1,4 @@
-"""YAML text -> `Workflow`, with all diagnostics of the file at once."""
+"""Reads YAML text into a `Workflow` and collects all diagnostics of the file."""
 
 from __future__ import annotations
 
@@ -6,43 +6,54 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mloc_prefect.diagnostics.diagnostic import errors, warnings
 from mloc_prefect.errors import MlocError, SpecError
 from mloc_prefect.spec.construct import construct
-from mloc_prefect.spec.diagnostics import errors, warnings
-from mloc_prefect.spec.expand import base_name, expand
-from mloc_prefect.spec.judge import judge
-from mloc_prefect.spec.model import Source, Workflow
+from mloc_prefect.spec.diagnostic_report import DiagnosticReport
+from mloc_prefect.spec.expand import MAX_TASKS, base_name, expand
 from mloc_prefect.spec.overrides import apply_overrides, report_shadowed
-from mloc_prefect.spec.report import Report
-from mloc_prefect.spec.required import check_required
+from mloc_prefect.spec.required_fields import check_required
+from mloc_prefect.spec.secrets import mask_diagnostics
 from mloc_prefect.spec.syntax import MAX_SPEC_BYTES, compose, decode
+from mloc_prefect.spec.validate import validate_tasks
+from mloc_prefect.spec.workflow import SpecSource, Workflow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mloc_prefect.spec.diagnostics import Diagnostic
+    from mloc_prefect.diagnostics.diagnostic import Diagnostic
 
 
-def read(
-    text: str | bytes, file: str = "<text>", *, overrides: Sequence[str] = (), max_bytes: int = MAX_SPEC_BYTES
+def read_spec(
+    text: str | bytes,
+    file: str = "<text>",
+    *,
+    overrides: Sequence[str] = (),
+    max_bytes: int = MAX_SPEC_BYTES,
+    max_tasks: int = MAX_TASKS,
 ) -> tuple[Workflow | None, tuple[Diagnostic, ...]]:
-    """Read a spec as far as it can be read; bad input never raises.
+    """Read as much of a spec as possible; bad input never raises.
 
     Args:
         text: The spec; bytes must be UTF-8.
-        file: Name that diagnostics show.
-        overrides: `path=value` texts, laid over the document before it is expanded.
+        file: File name in diagnostics.
+        overrides: `path=value` texts, applied to the document before it is expanded.
         max_bytes: Largest accepted size.
+        max_tasks: Tasks that it may have.
 
     Returns:
-        The workflow (None when the document cannot be expanded) and everything found, in order of place.
+        The workflow (None when the document cannot be expanded) and all diagnostics, sorted by position.
     """
-    report = Report(file)
-    workflow = _read(text, report, overrides, max_bytes)
-    return workflow, report.diagnostics()
+    report = DiagnosticReport(file)
+    workflow = _read(text, report, overrides, max_bytes, max_tasks)
+    found = report.diagnostics()
+    if not found:
+        return workflow, found
+    found = mask_diagnostics(found, text if isinstance(text, str) else text.decode("utf-8", "replace"))
+    return workflow and replace(workflow, warnings=warnings(found)), found
 
 
-def load(
+def load_spec(
     text: str | bytes,
     file: str = "<text>",
     *,
@@ -50,24 +61,24 @@ def load(
     overrides: Sequence[str] = (),
     max_bytes: int = MAX_SPEC_BYTES,
 ) -> Workflow:
-    """Return the workflow of a valid spec; see `read`.
+    """Return the workflow of a valid spec; see `read_spec`.
 
     Args:
         text: The spec.
-        file: Name that diagnostics show.
+        file: File name in diagnostics.
         strict: Treat warnings as errors.
         overrides: `path=value` texts.
         max_bytes: Largest accepted size.
 
     Raises:
-        SpecError: With every error of the file.
+        SpecError: The spec is invalid; the exception carries all errors of the file.
     """
-    workflow, found = read(text, file, overrides=overrides, max_bytes=max_bytes)
+    workflow, found = read_spec(text, file, overrides=overrides, max_bytes=max_bytes)
     if strict:
         found = tuple(replace(d, severity="error") for d in found)
-    bad = errors(found)
-    if bad or workflow is None:
-        raise SpecError(bad)
+    invalid = errors(found)
+    if invalid or workflow is None:
+        raise SpecError(invalid)
     return replace(workflow, warnings=warnings(found))
 
 
@@ -77,30 +88,32 @@ def load_workflow(
     """Return the workflow of a spec file, or of a spec given as text.
 
     Args:
-        path_or_text: A path; or a text, which is taken as a path when it is one line and names no mapping.
+        path_or_text: A path, or the text itself; it is read as a path when it is a single line without a mapping.
         strict: Treat warnings as errors.
         overrides: `path=value` texts.
         max_bytes: Largest accepted size.
 
     Raises:
-        SpecError: The spec is not valid.
+        SpecError: The spec is invalid.
         MlocError: The file cannot be read.
     """
     if isinstance(path_or_text, str) and not _is_path(path_or_text):
-        return load(path_or_text, strict=strict, overrides=overrides, max_bytes=max_bytes)
+        return load_spec(path_or_text, strict=strict, overrides=overrides, max_bytes=max_bytes)
     path = Path(path_or_text)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise MlocError(f"cannot read {path}: {error.strerror or error}", hint="give the path of a spec file") from None
-    return load(data, str(path), strict=strict, overrides=overrides, max_bytes=max_bytes)
+    return load_spec(data, str(path), strict=strict, overrides=overrides, max_bytes=max_bytes)
 
 
 def _is_path(text: str) -> bool:
     return bool(text.strip()) and "\n" not in text and ": " not in text and not text.lstrip().startswith(("{", "["))
 
 
-def _read(text: str | bytes, report: Report, overrides: Sequence[str], max_bytes: int) -> Workflow | None:
+def _read(
+    text: str | bytes, report: DiagnosticReport, overrides: Sequence[str], max_bytes: int, max_tasks: int
+) -> Workflow | None:
     decoded = decode(text, report, max_bytes)
     if decoded is None:
         return None
@@ -112,23 +125,21 @@ def _read(text: str | bytes, report: Report, overrides: Sequence[str], max_bytes
     built = construct(node, report)
     if built is None:
         return None
-    document, places = built
+    document, positions = built
     if overrides and isinstance(document, dict):
-        apply_overrides(overrides, document, places, report)
-    check_required(document, places, report)
+        apply_overrides(overrides, document, positions, report)
+    check_required(document, positions, report)
     if not isinstance(document, dict) or not isinstance(document.get("spec"), dict):
         return None
-    kind, drafts = expand(document, places, report)
+    kind, drafts = expand(document, positions, report, max_tasks)
     if overrides:
-        report_shadowed(overrides, drafts, places, report)
-    nodes = judge(drafts, places, report)
-    found = report.diagnostics()
+        report_shadowed(overrides, drafts, positions, report)
+    nodes = validate_tasks(drafts, positions, report)
     return Workflow(
         name=base_name(document),
         kind=kind,
-        source=Source(report.file, decoded),
+        source=SpecSource(report.file, decoded),
         document=document,
-        positions=places,
+        positions=positions,
         nodes=nodes,
-        warnings=warnings(found) if found else (),
     )

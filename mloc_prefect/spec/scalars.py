@@ -1,4 +1,4 @@
-"""Scalars: PyYAML's own rules of YAML 1.1, then what JSON can carry."""
+"""Converts YAML scalars by PyYAML's own rules of YAML 1.1, limited to what JSON can express."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ STR = f"{_PREFIX}str"
 MERGE = f"{_PREFIX}merge"
 
 _RULES = SafeConstructor()
-_LONGEST_NUMBER = 20_000  # characters; reading base 60 takes time with the square of them
+_LONGEST_NUMBER = 20_000  # characters; the time to read base 60 grows with the square of the length
 
 
 def _whole_number(node: ScalarNode) -> int:
-    """Return the value of a whole number; ValueError for one that no JSON reader takes (Python's own limit)."""
+    """Return the value of a whole number; raise ValueError when it exceeds Python's limit for conversion to text."""
     if len(node.value) > _LONGEST_NUMBER:
         raise ValueError
     value: int = _RULES.construct_yaml_int(node)
-    str(value)
+    str(value)  # fails for numbers that no JSON reader accepts
     return value
 
 
@@ -52,7 +52,7 @@ class RefusedError(Exception):
 
 
 class Note(NamedTuple):
-    """Something that is legal but rarely meant."""
+    """A warning about a value that is legal but rarely intended."""
 
     code: str
     message: str
@@ -63,7 +63,7 @@ def scalar_value(node: ScalarNode, *, is_key: bool = False) -> tuple[Any, Note |
     """Return the JSON value of `node`, and a warning about it or None.
 
     Raises:
-        RefusedError: The tag is not one of the safe ones, or the value cannot be JSON.
+        RefusedError: The tag is not a safe one, or JSON cannot express the value.
     """
     tag, text = node.tag, node.value
     if tag == STR:
@@ -72,14 +72,14 @@ def scalar_value(node: ScalarNode, *, is_key: bool = False) -> tuple[Any, Note |
     if reader is None:
         if is_key and tag == f"{_PREFIX}value":
             return text, None
-        raise _foreign(tag, text)
+        raise _refused_tag(tag, text)
     try:
         value = reader(node)
     except (ValueError, KeyError, IndexError, AttributeError, OverflowError, TypeError, ConstructorError):
-        # PyYAML's readers fail in all these ways on text that fits their pattern but is no such value.
+        # PyYAML's readers raise all of these for text that matches their pattern but is not a valid value.
         name = _NAMES.get(tag.removeprefix(_PREFIX), "value")
         message = f"Invalid YAML: {shortened(text)!r} is not a {name}"
-        raise RefusedError("bad-scalar", message, "quote it if text is meant") from None
+        raise RefusedError("bad-scalar", message, "quote it if it is text") from None
     if type(value) is bool or value is None:
         return value, None
     if type(value) is int:
@@ -89,19 +89,19 @@ def scalar_value(node: ScalarNode, *, is_key: bool = False) -> tuple[Any, Note |
             raise RefusedError(
                 "non-finite-number",
                 "Infinity and not-a-number cannot be used: JSON has no such values",
-                "use a finite number, or quote it if text is meant",
+                "use a finite number, or quote it if it is text",
             )
         return value, _number_note(text, value)
     return _date(cast("datetime.date", value))
 
 
 def key_text(value: Any) -> str:
-    """Return the text that JSON gives a key that is not text (`True` -> `true`)."""
+    """Return the JSON text of a key that is not text (`True` -> `true`)."""
     return json.dumps(value)
 
 
 def shortened(text: str) -> str:
-    """Return the start of a long text, as diagnostics are one line."""
+    """Return the start of a long text, so that a diagnostic stays on one line."""
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
@@ -115,11 +115,11 @@ def foreign_tag(tag: str, kind: str) -> RefusedError:
     if name in _PLAIN and tag != name:
         message = f"Invalid YAML: the tag {short} cannot be used on a {kind}"
         return RefusedError("unknown-tag", message, f"remove {short}")
-    fix = "remove the tag; quote a text that starts with '!'"
+    fix = "remove the tag; quote text that starts with '!'"
     return RefusedError("unknown-tag", f"Invalid YAML: unknown tag {short}", fix)
 
 
-def _foreign(tag: str, text: str) -> RefusedError:
+def _refused_tag(tag: str, text: str) -> RefusedError:
     if tag in {MERGE, f"{_PREFIX}value"} and text in {"=", "<<"}:
         return RefusedError("unknown-tag", f"Invalid YAML: a bare '{text}' cannot be a value", f"quote it: '{text}'")
     return foreign_tag(tag, "scalar")
@@ -128,7 +128,7 @@ def _foreign(tag: str, text: str) -> RefusedError:
 def _number_note(text: str, value: float) -> Note | None:
     if ":" in text:
         message = f"{text} is read as the number {value} (base 60)"
-        return Note("base-60-number", message, "quote it if text or a time is meant")
+        return Note("base-60-number", message, "quote it if it is text or a time")
     digits = text.lstrip("+-")
     if type(value) is int and digits[0] == "0" and digits.isdecimal() and int(digits) != abs(value):
         message = f"{text} is read as the number {value} (base 8)"

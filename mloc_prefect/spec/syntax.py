@@ -1,7 +1,7 @@
-"""Bytes or text to one YAML node tree, once, with every syntax error as a diagnostic.
+"""Parses bytes or text into one YAML node tree and reports every syntax error as a diagnostic.
 
-The C parser composes the tree; `construct.py` turns it into data. Two things are checked before, because the parser
-has no limit of its own: the size, and (only for text that could nest very deep) the depth of nesting.
+The C parser composes the tree; `construct` turns it into data. The parser has no limits of its own, so two things are
+checked first: the size, and (only for text that could be nested very deeply) the depth of nesting.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mloc_prefect.spec.yaml_errors import explain
 if TYPE_CHECKING:
     from yaml.nodes import Node
 
-    from mloc_prefect.spec.report import Report
+    from mloc_prefect.spec.diagnostic_report import DiagnosticReport
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_DEPTH = 64
 
-# The parser recurses in C, so text beyond this could exhaust the stack of the process before our own limit is seen.
-_SUSPICIOUS = 1000
-_DEEP_INDENT = re.compile(rf"^[ \-?:\t]{{{_SUSPICIOUS}}}", re.MULTILINE)
+# The parser recurses in C: deeper nesting could overflow the stack of the process before our own limit applies.
+_DEPTH_SUSPECTED = 1000
+_DEEP_INDENT = re.compile(rf"^[ \-?:\t]{{{_DEPTH_SUSPECTED}}}", re.MULTILINE)
 
 
 _PAIR = re.compile(r"(?<!\\)((?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
@@ -42,7 +42,7 @@ _MAP = "tag:yaml.org,2002:map"
 
 @lru_cache(4096)
 def _plain_tag(text: str) -> str:
-    """Return the tag of a plain scalar by PyYAML's own table; keys and usual values come from the cache."""
+    """Return the tag of a plain scalar by PyYAML's own table; cached, since keys and common values recur."""
     for tag, pattern in _IMPLICIT.get(text[:1], ()):
         if pattern.match(text):
             return str(tag)
@@ -50,7 +50,7 @@ def _plain_tag(text: str) -> str:
 
 
 class _Composer(CParser):
-    """PyYAML's C composer with its own resolver rules, cached: a third of the time of composing."""
+    """PyYAML's C composer with its own resolver rules, cached: reduces the time of composing by a third."""
 
     def resolve(self, kind: type[Node], value: str, implicit: tuple[bool, bool]) -> str:
         if kind is ScalarNode:
@@ -66,8 +66,8 @@ class _Composer(CParser):
         """Path resolvers are not used."""
 
 
-def decode(data: str | bytes, report: Report, max_bytes: int) -> str | None:
-    """Return `data` as text without a byte order mark, or None after reporting why that is impossible."""
+def decode(data: str | bytes, report: DiagnosticReport, max_bytes: int) -> str | None:
+    """Return `data` as text without a byte order mark, or None after reporting why it cannot be decoded."""
     if _size(data, max_bytes) > max_bytes:
         report.error(
             "too-large",
@@ -87,16 +87,16 @@ def decode(data: str | bytes, report: Report, max_bytes: int) -> str | None:
 
 
 def _size(data: str | bytes, max_bytes: int) -> int:
-    """Return the size in bytes; texts far below the limit are not encoded to measure them."""
+    """Return the size in bytes; a text far below the limit is not encoded only to measure it."""
     if isinstance(data, bytes) or len(data) * 4 <= max_bytes:
         return len(data)
     return len(data.encode("utf-8", "replace"))
 
 
-def compose(text: str, report: Report) -> Node | None:
+def compose(text: str, report: DiagnosticReport) -> Node | None:
     """Return the node tree of the only document in `text`; None for an empty one or after reporting an error."""
     try:
-        if _may_be_deep(text) and not _depth_is_fine(text, report):
+        if _may_be_deep(text) and not _depth_is_allowed(text, report):
             return None
         node: Node | None = _Composer(text).get_single_node()
     except MarkedYAMLError as error:
@@ -118,9 +118,9 @@ def compose(text: str, report: Report) -> Node | None:
 
 
 def _joined_pairs(text: str) -> str | None:
-    """Return a JSON `text` with its escaped surrogate pairs as characters, or None when it is no JSON or has none.
+    """Return a JSON `text` with its escaped surrogate pairs as characters; None when it is not JSON or has none.
 
-    JSON spells an emoji as two escapes, which the C parser refuses; columns after one on its line then differ.
+    JSON writes an emoji as two escapes, which the C parser refuses. Columns after one on the same line then differ.
     """
     if _PAIR.search(text) is None:
         return None
@@ -133,11 +133,11 @@ def _joined_pairs(text: str) -> str | None:
 
 
 def _may_be_deep(text: str) -> bool:
-    return text.count("[") + text.count("{") > _SUSPICIOUS or _DEEP_INDENT.search(text) is not None
+    return text.count("[") + text.count("{") > _DEPTH_SUSPECTED or _DEEP_INDENT.search(text) is not None
 
 
-def _depth_is_fine(text: str, report: Report) -> bool:
-    """Count nesting by events, which the parser gives without recursion; stop at the first event that is too deep."""
+def _depth_is_allowed(text: str, report: DiagnosticReport) -> bool:
+    """Measure nesting by events, which the parser yields without recursion; stop at the first that is too deep."""
     parser: Any = _Composer(text)
     depth = 0
     while True:
@@ -153,42 +153,42 @@ def _depth_is_fine(text: str, report: Report) -> bool:
             return True
 
 
-def report_too_deep(report: Report, place: tuple[int, int], path: tuple[str | int, ...] = ()) -> None:
-    """Report nesting beyond `MAX_DEPTH`."""
+def report_too_deep(report: DiagnosticReport, position: tuple[int, int], path: tuple[str | int, ...] = ()) -> None:
+    """Report nesting deeper than `MAX_DEPTH`."""
     report.error(
         "too-deep",
         f"The document nests deeper than {MAX_DEPTH} levels",
-        place,
+        position,
         path=path[:4],
         suggestion="look for brackets that are never closed",
     )
 
 
-def _report_bad_bytes(data: bytes, error: UnicodeDecodeError, report: Report) -> None:
-    good = data[: error.start].decode("utf-8").removeprefix("\ufeff")
-    wide = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
+def _report_bad_bytes(data: bytes, error: UnicodeDecodeError, report: DiagnosticReport) -> None:
+    valid = data[: error.start].decode("utf-8").removeprefix("\ufeff")
+    is_utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
     report.error(
         "bad-utf8",
-        "Invalid YAML: the text is UTF-16, not UTF-8" if wide else "Invalid YAML: the text is not UTF-8",
-        _place_at(good, len(good)),
+        "Invalid YAML: the text is UTF-16, not UTF-8" if is_utf16 else "Invalid YAML: the text is not UTF-8",
+        _position_at(valid, len(valid)),
         found=f"byte 0x{data[error.start]:02x}",
         suggestion="save the file as UTF-8",
     )
 
 
-def _report_bad_character(text: str, position: int, reason: str, report: Report) -> None:
-    # The parser counts bytes of its UTF-8 buffer or characters, depending on the character; look it up ourselves.
+def _report_bad_character(text: str, position: int, reason: str, report: DiagnosticReport) -> None:
+    # The parser counts bytes of its UTF-8 buffer or characters, depending on the character; find the position here.
     found = re.search(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|\ufeff", text)
     index = found.start() if found else min(position, max(len(text) - 1, 0))
     report.error(
         "bad-character",
         f"Invalid YAML: {reason}",
-        _place_at(text, index),
+        _position_at(text, index),
         found=f"U+{ord(text[index]):04X}" if text else None,
-        suggestion='remove the character, or write it as an escape in a "double-quoted" text',
+        suggestion='remove the character, or write it as an escape in "double quotes"',
     )
 
 
-def _place_at(text: str, index: int) -> tuple[int, int]:
+def _position_at(text: str, index: int) -> tuple[int, int]:
     before = re.split(r"\r\n|\r|\n", text[:index])
     return len(before), len(before[-1]) + 1

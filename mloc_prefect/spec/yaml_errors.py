@@ -1,4 +1,4 @@
-"""What a YAML parser error means, in one line, and what to do about it."""
+"""Translates errors of the YAML parser to one-line messages with a fix."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from yaml.error import Mark, MarkedYAMLError
 
-    from mloc_prefect.spec.report import Report
+    from mloc_prefect.spec.diagnostic_report import DiagnosticReport
 
 
 class _Case(NamedTuple):
-    """How one parser problem is shown.
+    """How one parser problem is reported.
 
-    `begin` points at the start of the construct (an unclosed quote or bracket) instead of where parsing gave up.
+    `begin`: point at the start of the construct (an unclosed quote or bracket) instead of where parsing stopped.
     """
 
     code: str
@@ -22,6 +22,8 @@ class _Case(NamedTuple):
     begin: bool = False
 
 
+_CURLY = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
+_CLOSERS = {"{": "}", "[": "]"}
 _INDENT_HELP = "check the indentation of this line against the lines above it"
 _CASES: tuple[tuple[str, _Case], ...] = (
     (
@@ -29,7 +31,7 @@ _CASES: tuple[tuple[str, _Case], ...] = (
         _Case(
             "multiple-documents",
             "the text holds more than one document",
-            "submit each document on its own; remove the line '---'",
+            "submit each document separately; remove the line '---'",
         ),
     ),
     (
@@ -37,7 +39,7 @@ _CASES: tuple[tuple[str, _Case], ...] = (
         _Case(
             "undefined-alias",
             "this alias names no anchor",
-            "define it with '&name' before its first use, or quote a text that starts with '*'",
+            "define it with '&name' before its first use, or quote text that starts with '*'",
         ),
     ),
     (
@@ -49,12 +51,12 @@ _CASES: tuple[tuple[str, _Case], ...] = (
         _Case(
             "yaml-syntax",
             "a ':' cannot start a mapping here",
-            "quote a text that contains ': ', or check the indentation",
+            "quote text that contains ': ', or check the indentation",
         ),
     ),
     (
         "found a tab character",
-        _Case("tab-indentation", "a tab stands where only spaces may indent", "replace the tab by spaces"),
+        _Case("tab-indentation", "a tab is used where only spaces may indent", "replace the tab by spaces"),
     ),
     (
         "did not find expected ',' or ']'",
@@ -86,7 +88,7 @@ _CASES: tuple[tuple[str, _Case], ...] = (
         "found unknown escape character",
         _Case(
             "bad-escape",
-            "unknown escape after a backslash in a double-quoted text",
+            "unknown escape after a backslash in double quotes",
             "double the backslash, or use single quotes",
         ),
     ),
@@ -95,7 +97,7 @@ _CASES: tuple[tuple[str, _Case], ...] = (
         _Case(
             "yaml-syntax",
             "a key without ':' after it",
-            "write 'key: value' (with a blank after the colon), or check the indentation",
+            "write 'key: value' (with a space after the colon), or check the indentation",
         ),
     ),
     ("did not find expected key", _Case("yaml-syntax", "this line does not fit the mapping around it", _INDENT_HELP)),
@@ -105,17 +107,14 @@ _CASES: tuple[tuple[str, _Case], ...] = (
     ),
     (
         "block sequence entries are not allowed",
-        _Case("yaml-syntax", "a list cannot start on this line", "put '- ' items on lines of their own"),
+        _Case("yaml-syntax", "a list cannot start on this line", "put each '- ' item on its own line"),
     ),
-    ("cannot start any token", _Case("yaml-syntax", "a text cannot start with this character", "quote the text")),
+    ("cannot start any token", _Case("yaml-syntax", "text cannot start with this character", "quote the text")),
 )
 
 
-def explain(error: MarkedYAMLError, text: str, report: Report) -> None:
-    """Report `error`; the message starts with MLOC's `Invalid YAML: `.
-
-    The texts follow [protocol 1.3].
-    """
+def explain(error: MarkedYAMLError, text: str, report: DiagnosticReport) -> None:
+    """Report `error`; the message starts with MLOC's `Invalid YAML: ` [protocol 1.3]."""
     problem = error.problem or error.context or "cannot be parsed"
     mark = error.problem_mark or error.context_mark
     if "cannot start any token" in problem and _char(text, mark) == "\t":
@@ -124,20 +123,33 @@ def explain(error: MarkedYAMLError, text: str, report: Report) -> None:
     if case.begin and error.context_mark is not None:
         mark = error.context_mark
     context = f" ({error.context})" if case.code == "yaml-syntax" and error.context else ""
-    place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    position = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     found = _char(text, mark) if "cannot start any token" in problem else None
     report.error(
         case.code,
         f"Invalid YAML: {case.text}{context}",
-        place,
+        position,
         found=f"'{found}'" if found else None,
-        suggestion=case.help or None,
+        suggestion=_closer_help(text, mark) if case.code == "unclosed-bracket" else case.help or None,
     )
 
 
-def _char(text: str, mark: Mark | None) -> str | None:
-    if mark is None:
-        return None
+def _closer_help(text: str, mark: Mark | None) -> str:
+    """Return the fix for a '{' or '[' that is not closed: often it is, but the end is not read as it looks."""
+    bracket = _char(text, mark) or "{"
+    line = _line(text, mark)
+    if quote := next((c for c in line if c in _CURLY), None):
+        return f"write a straight quote (\" or ') instead of {quote}, which is a letter like others to YAML"
+    if (comment := line.find(" #")) >= 0 and set("]}") & set(line[comment:]):
+        return "' #' starts a comment, so the rest of the line is not read: quote the text, or move the comment"
+    return f"close it with '{_CLOSERS.get(bracket, '}')}'"
+
+
+def _line(text: str, mark: Mark | None) -> str:
     lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else ""
-    return line[mark.column] if mark.column < len(line) else None
+    return lines[mark.line] if mark is not None and mark.line < len(lines) else ""
+
+
+def _char(text: str, mark: Mark | None) -> str | None:
+    line = _line(text, mark)
+    return line[mark.column] if mark is not None and mark.column < len(line) else None

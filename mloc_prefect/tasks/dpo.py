@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
+from mloc_prefect.tasks.base import SpecModel, SpecProblem, TaskType
 from mloc_prefect.tasks.fields import Count, Positive, Text, block, item, number, rows
 from mloc_prefect.tasks.lora_sft import LoraOptions
-from mloc_prefect.tasks.training import (
+from mloc_prefect.tasks.training.training_checks import training_problems
+from mloc_prefect.tasks.training.training_spec import (
     TrainingData,
     TrainingOptions,
     TrainSpec,
@@ -15,7 +16,6 @@ from mloc_prefect.tasks.training import (
     train_executor,
     train_model,
 )
-from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,21 +32,21 @@ class Preference(SpecModel):
     rejected: Text | None = None
 
 
-class Pairs(SpecModel):
-    """`data.pairs`: the items of two earlier stages, answers to the same prompts in the same order."""
+class PreferencePairs(SpecModel):
+    """`data.pairs`: the items of two earlier stages that answered the same prompts in the same order."""
 
     chosen: Annotated[list[Any] | None, rows(_ITEMS)] = None
     rejected: Annotated[list[Any] | None, rows(_ITEMS)] = None
 
 
 class DpoData(TrainingData):
-    """`data` of dpo; without any source MLOC trains on four pairs of its own."""
+    """`data` of dpo; without a source MLOC trains on four demo pairs."""
 
     preferences: Annotated[
         list[Annotated[Preference, item("must be a mapping with prompt, chosen and rejected")]] | None,
         rows("must be a list of mappings with prompt, chosen and rejected"),
     ] = None
-    pairs: Annotated[Pairs | None, block()] = None
+    pairs: Annotated[PreferencePairs | None, block()] = None
     prompt_column: Text | None = None
     chosen_column: Text | None = None
     rejected_column: Text | None = None
@@ -75,21 +75,21 @@ class DpoSpec(TrainSpec):
     training: Annotated[DpoTraining, block()] = DpoTraining()
     lora: Annotated[LoraOptions | None, block()] = None
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield rows without all three texts, and data that is none."""
+    def problems(self) -> Iterator[SpecProblem]:
+        """Yield incomplete preferences, and a warning when there is no data."""
         yield from super().problems()
         yield from self.data.jsonl_problems()
         for index, row in enumerate(self.data.preferences or []):
             for name in _ROW:
                 if getattr(row, name) is None:
                     message = f"Preference {index + 1} has no '{name}'"
-                    fix = "each one needs prompt, chosen and rejected"
-                    yield Problem(("data", "preferences", index, name), "missing-value", message, fix)
+                    fix = "each preference needs prompt, chosen and rejected"
+                    yield SpecProblem(("data", "preferences", index, name), "missing-value", message, fix)
         if not self.data.has_source() and not self.data.preferences and self.data.pairs is None:
             message = "No preference data is given, so four built-in demo pairs are used"
             fix = "add data.dataset_name, data.jsonl.path or data.preferences"
-            yield Problem(("data",), "demo-data", message, fix, "warning")
-        yield from training_problems("dpo", self.training)
+            yield SpecProblem(("data",), "demo-data", message, fix, "warning")
+        yield from training_problems("dpo", self.training, lora=self.lora is not None)
         if self.lora is not None:
             yield from self.lora.problems()
 
@@ -101,4 +101,5 @@ DPO = TaskType(
     "direct preference optimisation",
     model_identifier=train_model("dpo"),
     required_references=("checkpoint.load",),
+    category="training",
 )

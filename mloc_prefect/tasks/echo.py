@@ -1,4 +1,4 @@
-"""`echo`: returns its spec; for tests of pipelines [protocol 4.6]."""
+"""`echo`: returns its spec; for testing pipelines [protocol 4.6]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class EchoSpec(CommonSpec):
-    """`spec` of an echo task: any field is welcome, as all of it comes back."""
+    """`spec` of an echo task: any field is accepted and returned."""
 
     data: Any = None
     echo: Any = None
@@ -22,4 +22,4 @@ def _executor(_spec: TaskSpec) -> ExecutorRef:
     return ExecutorRef("mloc_prefect.executors.echo:EchoExecutor", engine=False)
 
 
-ECHO = TaskType("echo", EchoSpec, _executor, "returns its spec")
+ECHO = TaskType("echo", EchoSpec, _executor, "returns its spec", shardable=True)

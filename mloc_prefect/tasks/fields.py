@@ -1,66 +1,88 @@
-"""Types of single fields: what users may write, and what is said when they wrote something else.
+"""Types of single fields: the values that users may write, and the error for all others.
 
 Every field accepts what MLOC accepts: numbers may be written as text (`"8"`, and `5e-7`, which YAML 1.1 reads as text),
-`null` means "not given", and a text with `${...}` passes when the spec is loaded, because its value comes from an
-earlier stage. With `context={"resolved": True}` such a text is a fault like any other.
+`null` means "not given", and text with `${...}` passes when the spec is loaded, because its value comes from an earlier
+stage. With `context={"resolved": True}` such text is an error like any other.
 
-The first choice of each union runs in Rust; the Python functions are called only for values that it does not take.
+The first choice of each union runs in Rust; the Python functions are called only for values that it rejects.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic_core import PydanticCustomError, PydanticUseDefault, core_schema
 
+from mloc_prefect.tasks.chat_messages import ROLES, item_fault
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 
 PLACEHOLDER = "${"
 FAULT = "fault"
 """Label of the union choice whose error carries our own code and message."""
 
-_TRUE = frozenset({"true", "yes", "on", "1"})
-_FALSE = frozenset({"false", "no", "off", "0"})
+TRUE_WORDS = frozenset({"true", "yes", "on", "1"})
+FALSE_WORDS = frozenset({"false", "no", "off", "0"})
+_resolved: ContextVar[bool] = ContextVar("resolved", default=False)
 _PLACEHOLDER_JSON = {"type": "string", "pattern": r"\$\{[^}]+\}"}
 _SIZES = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def is_deferred(value: Any, info: core_schema.ValidationInfo | None = None) -> bool:
-    """Whether `value` comes from an earlier stage, and stages may still be open."""
-    return (
-        isinstance(value, str) and PLACEHOLDER in value and not (info and info.context and info.context.get("resolved"))
-    )
+    """Return whether `value` comes from an earlier stage and placeholders are not resolved yet."""
+    if not isinstance(value, str) or PLACEHOLDER not in value or _resolved.get():
+        return False
+    return not (info and info.context and info.context.get("resolved"))
 
 
-def fault(code: str, message: str) -> NoReturn:
-    """Refuse the value; a `message` that starts with "must" gets the field's name in front.
+@contextmanager
+def placeholders_resolved(resolved: bool) -> Iterator[None]:
+    """Let `is_deferred` say, in checks between fields too, whether `${...}` is plain text by now."""
+    before = _resolved.set(resolved)
+    try:
+        yield
+    finally:
+        _resolved.reset(before)
+
+
+def fault(code: str, message: str, *, wants: Literal["text", "list"] | None = None) -> NoReturn:
+    """Reject the value; a `message` that starts with "must" is prefixed with the field's name.
+
+    Args:
+        code: Kebab-case name of the rule.
+        message: One line.
+        wants: What the field takes, if a common slip of YAML gives something else.
 
     Raises:
         PydanticCustomError: Always.
     """
-    raise PydanticCustomError(code, message)
+    raise PydanticCustomError(code, message, {"wants": wants} if wants else None)
 
 
-def _absent(value: Any, info: core_schema.ValidationInfo) -> None:
-    """Let the field keep its default when the value is null or comes later."""
+def _use_default_if_absent(value: Any, info: core_schema.ValidationInfo) -> None:
+    """Let the field keep its default when the value is null or comes from an earlier stage."""
     if value is None or is_deferred(value, info):
         raise PydanticUseDefault
 
 
 @dataclass(frozen=True, slots=True)
 class Numeric:
-    """A number, or a text that spells one.
+    """A number, or text that spells one.
 
     Attributes:
-        whole: Only whole numbers.
+        whole: Whether only whole numbers are allowed.
         ge: Smallest allowed value.
         gt: Lower bound that is itself not allowed.
         le: Largest allowed value.
         lt: Upper bound that is itself not allowed.
-        lenient: MLOC ignores a value that it cannot read, so it is a warning and the default holds.
+        lenient: Whether an invalid value is only a warning and the default applies, as MLOC ignores it.
     """
 
     whole: bool
@@ -75,22 +97,22 @@ class Numeric:
         return {name: bound for name in _SIZES if (bound := getattr(self, name)) is not None}
 
     def wanted(self) -> str:
-        """Return the rule in words, e.g. `must be a number, at least 0 and at most 1`."""
+        """Return the rule as text, e.g. `must be a number, at least 0 and at most 1`."""
         kind = "a whole number" if self.whole else "a number"
         if self.ge is not None and self.le is not None:
-            return f"must be {kind} from {self.ge:g} to {self.le:g}"
-        limits = " and ".join(f"{_SIZES[name]} {bound:g}" for name, bound in self.bounds().items())
+            return f"must be {kind} from {_written(self.ge)} to {_written(self.le)}"
+        limits = " and ".join(f"{_SIZES[name]} {_written(bound)}" for name, bound in self.bounds().items())
         rule = f"must be {kind}, {limits}" if limits else f"must be {kind}"
         return f"{rule}; it is ignored, as in MLOC" if self.lenient else rule
 
     def read(self, value: Any, info: core_schema.ValidationInfo) -> float:
-        """Read what the fast path did not take.
+        """Read a value that the fast path rejected.
 
         Raises:
-            PydanticUseDefault: The value is null or comes later.
-            PydanticCustomError: It is no number, or out of range.
+            PydanticUseDefault: The value is null or comes from an earlier stage.
+            PydanticCustomError: It is not a number, or out of range.
         """
-        _absent(value, info)
+        _use_default_if_absent(value, info)
         code = "ignored-value" if self.lenient else "invalid-type"
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             fault(code, self.wanted())
@@ -98,7 +120,7 @@ class Numeric:
             number = self._parse(value)
         except (ValueError, OverflowError):
             fault(code, self.wanted())
-        if not self._fits(number):
+        if not self.allows(number):
             fault("ignored-value" if self.lenient else "out-of-range", self.wanted())
         return number
 
@@ -110,7 +132,8 @@ class Numeric:
             raise ValueError(value)
         return int(number) if self.whole else number
 
-    def _fits(self, number: float) -> bool:
+    def allows(self, number: float) -> bool:
+        """Return whether `number` is within the bounds."""
         return (
             (self.ge is None or number >= self.ge)
             and (self.gt is None or number > self.gt)
@@ -135,6 +158,10 @@ class Numeric:
         return {"anyOf": [kind, spelled, _PLACEHOLDER_JSON, {"type": "null"}]}
 
 
+def _written(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
 def whole(*, ge: float | None = None, le: float | None = None, lenient: bool = False) -> Numeric:
     """Return the type of a whole number."""
     return Numeric(True, ge=ge, le=le, lenient=lenient)
@@ -148,13 +175,13 @@ def number(
 
 
 @dataclass(frozen=True, slots=True)
-class _Truth:
+class _Boolean:
     def read(self, value: Any, info: core_schema.ValidationInfo) -> bool:
-        _absent(value, info)
+        _use_default_if_absent(value, info)
         word = str(value).strip().lower() if isinstance(value, (str, int)) else ""
-        if word not in _TRUE | _FALSE:
+        if word not in TRUE_WORDS | FALSE_WORDS:
             fault("invalid-type", "must be true or false")
-        return word in _TRUE
+        return word in TRUE_WORDS
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return _union(core_schema.bool_schema(strict=True), self.read)
@@ -166,12 +193,12 @@ class _Truth:
 
 @dataclass(frozen=True, slots=True)
 class Textual:
-    """A text.
+    """Text.
 
     Attributes:
-        exact: Take nothing else; otherwise a number is read as its text (`revision: 1.0`).
-        message: Said instead of "must be text".
-        item: An entry of a list, which cannot be null.
+        exact: Whether only text is allowed; otherwise a number is read as its text (`revision: 1.0`).
+        message: The error message.
+        item: Whether it is an entry of a list, which cannot be null.
     """
 
     exact: bool = False
@@ -179,16 +206,16 @@ class Textual:
     item: bool = False
 
     def read(self, value: Any, info: core_schema.ValidationInfo) -> str:
-        """Read what the fast path did not take.
+        """Read a value that the fast path rejected.
 
         Raises:
             PydanticUseDefault: The value is null.
-            PydanticCustomError: It is no text.
+            PydanticCustomError: It is not text.
         """
         if not self.item:
-            _absent(value, info)
+            _use_default_if_absent(value, info)
         if self.exact or isinstance(value, bool) or not isinstance(value, (int, float)):
-            fault("invalid-type", self.message)
+            fault("invalid-type", self.message, wants="text")
         return str(value)
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -199,14 +226,14 @@ class Textual:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A mapping or a list with a model of its own: null and `${...}` leave the default.
+class _Container:
+    """A mapping or list with a model of its own: null and `${...}` leave the default.
 
     Attributes:
         kind: The Python type that the value must have.
-        message: Said when it has another one.
-        falsy: Take every empty value (`{}`, 0, "") as not given, as MLOC does for `gpu`.
-        item: An entry of a list, which cannot be null and has no default to keep.
+        message: The error message.
+        falsy: Whether every empty value (`{}`, 0, "") counts as not given, as in MLOC for `gpu`.
+        item: Whether it is an entry of a list, which cannot be null and has no default.
     """
 
     kind: type
@@ -217,21 +244,21 @@ class _Part:
     def read(
         self, value: Any, handler: core_schema.ValidatorFunctionWrapHandler, info: core_schema.ValidationInfo
     ) -> Any:
-        """Validate the parts of a value of the right kind.
+        """Validate the content of a value of the right type.
 
         Raises:
-            PydanticUseDefault: The value is null or comes later.
-            PydanticCustomError: It is of another kind.
+            PydanticUseDefault: The value is null or comes from an earlier stage.
+            PydanticCustomError: It has another type.
         """
         if isinstance(value, self.kind) and (value or not self.falsy):
             return handler(value)
         if self.item and is_deferred(value, info):
             return handler({})
         if not self.item:
-            _absent(value, info)
+            _use_default_if_absent(value, info)
         if self.falsy and not value:
             raise PydanticUseDefault
-        fault("invalid-type", self.message)
+        fault("invalid-type", self.message, wants="list" if self.kind is list else None)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.with_info_wrap_validator_function(self.read, handler(source))
@@ -240,30 +267,30 @@ class _Part:
         return {"anyOf": [handler(schema), _PLACEHOLDER_JSON, {"type": "null"}]}
 
 
-def block(*, falsy: bool = False, message: str = "must be a mapping") -> _Part:
+def block(*, falsy: bool = False, message: str = "must be a mapping") -> _Container:
     """Return the marker of a nested mapping."""
-    return _Part(dict, message, falsy=falsy)
+    return _Container(dict, message, falsy=falsy)
 
 
-def item(message: str = "must be a mapping") -> _Part:
+def item(message: str = "must be a mapping") -> _Container:
     """Return the marker of a mapping in a list."""
-    return _Part(dict, message, item=True)
+    return _Container(dict, message, item=True)
 
 
-def rows(message: str = "must be a list") -> _Part:
+def rows(message: str = "must be a list") -> _Container:
     """Return the marker of a list."""
-    return _Part(list, message)
+    return _Container(list, message)
 
 
 @dataclass(frozen=True, slots=True)
 class _OneOrMore:
-    """A text, or a list of texts."""
+    """Text, or a list of texts."""
 
     def read(self, value: Any, info: core_schema.ValidationInfo) -> str | list[str]:
-        _absent(value, info)
+        _use_default_if_absent(value, info)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return list(value)
-        fault("invalid-type", "must be a text or a list of texts")
+        fault("invalid-type", "must be text or a list of texts", wants="text")
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return _union(core_schema.str_schema(strict=True), self.read)
@@ -272,7 +299,75 @@ class _OneOrMore:
         return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
 
 
-Flag = Annotated[bool, _Truth()]
+@dataclass(frozen=True, slots=True)
+class _FlagOrText:
+    """True, false, or text."""
+
+    def read(self, value: Any, info: core_schema.ValidationInfo) -> bool:
+        _use_default_if_absent(value, info)
+        if isinstance(value, int) and str(value) in TRUE_WORDS | FALSE_WORDS:
+            return bool(value)
+        fault("invalid-type", "must be true, false, or text")
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        fast = core_schema.union_schema([core_schema.bool_schema(strict=True), core_schema.str_schema(strict=True)])
+        return _union(fast, self.read)
+
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": ["boolean", "string", "null"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptItem:
+    """One entry of a list of prompts: text, messages, or a mapping that holds messages.
+
+    Attributes:
+        message: The error message for anything else.
+    """
+
+    message: str
+
+    def read(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        found = item_fault(value)
+        if found == "":
+            fault("invalid-type", self.message)
+        if found is not None and not (_has_placeholder(value) and not (info.context or {}).get("resolved")):
+            fault("bad-messages", found)
+        return value
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return _union(core_schema.str_schema(strict=True), self.read)
+
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        message = {"type": "object", "properties": {"role": {"enum": list(ROLES)}, "from": {"type": "string"}}}
+        messages = {"type": "array", "items": message, "minItems": 1}
+        chat = {
+            "type": "object",
+            "properties": {
+                "messages": messages,
+                "conversations": messages,
+                "prompt": {"anyOf": [{"type": "string"}, messages]},
+                "system_prompt": {"type": ["string", "null"]},
+                "tools": {"type": ["array", "null"], "items": {"type": "object"}},
+            },
+            "additionalProperties": False,
+        }
+        return {"anyOf": [{"type": "string"}, messages, chat]}
+
+
+def prompt_item(message: str) -> _PromptItem:
+    """Return the type of an entry of a list of prompts; `message` is the error for what is none."""
+    return _PromptItem(message)
+
+
+def _has_placeholder(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_placeholder, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and PLACEHOLDER in value
+
+
+Flag = Annotated[bool, _Boolean()]
+FlagOrText = Annotated[bool | str, _FlagOrText()]
 Text = Annotated[str, Textual()]
 ExactText = Annotated[str, Textual(exact=True)]
 ItemText = Annotated[str, Textual(item=True)]

@@ -1,29 +1,45 @@
-"""`inference`: prompts in, texts out [protocol 4.2]."""
+"""`inference`: generates text for prompts [protocol 4.2]."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from mloc_prefect.spec.diagnostics import did_you_mean
-from mloc_prefect.tasks.base import ExecutorRef, Problem, SpecModel, TaskType
+from mloc_prefect.tasks.base import ExecutorRef, SpecModel, SpecProblem, TaskType
+from mloc_prefect.tasks.chat_messages import template_choice, template_fault
 from mloc_prefect.tasks.common import CommonSpec
-from mloc_prefect.tasks.fields import Count, Flag, NotNegative, Text, Texts, block, is_deferred, number, whole
-from mloc_prefect.tasks.json_schema import schema_fault
+from mloc_prefect.tasks.fields import (
+    Count,
+    Flag,
+    FlagOrText,
+    Free,
+    NotNegative,
+    Text,
+    Texts,
+    block,
+    is_deferred,
+    number,
+    whole,
+)
 from mloc_prefect.tasks.prompts import Postprocess, PromptData
+from mloc_prefect.tasks.response_schema import schema_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mloc_prefect.tasks.base import TaskSpec
 
-_DTYPES = ("auto", "float16", "fp16", "bfloat16", "bf16", "float32", "fp32")
+_CHAT_OPTIONS = ("chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+_OWN_ARGUMENTS = frozenset(
+    {"messages", "conversation", "tools", "chat_template", "tokenize", *_CHAT_OPTIONS[1:]}
+    | {"return_dict", "return_tensors", "padding", "truncation", "max_length"}
+)
 
 
 class InferenceOptions(SpecModel):
-    """`inference`: sampling and what stands around it."""
+    """`inference`: sampling and related options."""
 
     system_prompt: Text | None = Field(None, alias="systemPrompt")
     temperature: Annotated[float, number(ge=0)] = 0.7
@@ -38,11 +54,14 @@ class InferenceOptions(SpecModel):
     frequency_penalty: Annotated[float, number(ge=-2, le=2)] = 0.0
     do_sample: Flag | None = None
     repetition_penalty: Annotated[float, number(gt=0)] = 1.0
-    # Ours: off by default, as in MLOC; the number of rows that may fail before the stage does.
-    chat_template: Flag = False
+    # Not in MLOC, whose behaviour is the default: chats, with the options of vLLM, and how many rows may fail.
+    chat_template: FlagOrText = False
+    chat_template_kwargs: Free = Field(default_factory=dict)
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag = False
     max_failed_rows: NotNegative = 0
     batch_size: Count | None = None
-    # Ours, vLLM only: answers a prompt, log probabilities, structured output, and going on after the end token.
+    # Not in MLOC, vLLM only: answers per prompt, log probabilities, structured output, generating past the end token.
     n: Count = 1
     logprobs: NotNegative | None = None
     response_schema: Any = None
@@ -53,15 +72,17 @@ class InferenceOptions(SpecModel):
 class InferenceSpec(CommonSpec):
     """`spec` of an inference task."""
 
+    loads_model: ClassVar[bool] = True
+
     data: Annotated[PromptData | None, block()] = None
     inference: Annotated[InferenceOptions, block()] = InferenceOptions()
     postprocess: Annotated[Postprocess, block()] = Postprocess()
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield what MLOC's worker would refuse, before anything is started."""
+    def problems(self) -> Iterator[SpecProblem]:
+        """Yield what MLOC's worker would refuse, before anything starts."""
         yield from super().problems()
         if self.data is None or not self.data.model_fields_set:
-            yield Problem(
+            yield SpecProblem(
                 ("data",),
                 "missing-data",
                 "spec.data is required.",
@@ -69,32 +90,58 @@ class InferenceSpec(CommonSpec):
             )
         else:
             yield from self.data.problems()
+        if self.postprocess.jsonl_export is not None:
+            yield from self.postprocess.jsonl_export.problems(("postprocess", "jsonl_export"))
         yield from self._engine_problems()
         yield from self._answer_problems()
-        dtype = self.model.transformers.dtype
-        if dtype.strip().lower().removeprefix("torch.") not in _DTYPES and not is_deferred(dtype):
-            near = did_you_mean(dtype, _DTYPES) or f"use one of: {', '.join(_DTYPES)}"
-            yield Problem(("model", "transformers", "dtype"), "unsupported-dtype", f"Unsupported dtype: {dtype}", near)
+        yield from self._chat_problems()
+        yield from self.model.transformers.problems(("model", "transformers"))
 
-    def _engine_problems(self) -> Iterator[Problem]:
-        """Yield what only vLLM reads, when the spec itself keeps vLLM away."""
+    def _engine_problems(self) -> Iterator[SpecProblem]:
+        """Yield fields that only vLLM reads when the spec itself rules out vLLM."""
         for path in self.vllm_only() if self.enforce_cpu else ():
             message = f"{'.'.join(path)} is read by vLLM only, and the transformers engine refuses the task"
-            yield Problem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
+            yield SpecProblem(path, "engine-refuses", message, "remove enforce_cpu, or this field", "warning")
 
-    def _answer_problems(self) -> Iterator[Problem]:
-        """Yield what every engine would refuse, or could not follow, after it was loaded.
+    def _answer_problems(self) -> Iterator[SpecProblem]:
+        """Yield what every engine would refuse, or could not do, once it is loaded.
 
-        Of a JSON Schema that is what breaks the rules of its draft; slips in annotations pass, as engines skip them.
+        Of a JSON Schema, only violations of its draft are reported; errors in annotations pass, as engines ignore them.
         """
         options = self.inference
         if options.n > 1 and (options.temperature == 0 or options.do_sample is False):
             message = f"inference.n: {options.n} asks for different answers, but without sampling all are the same"
-            yield Problem(("inference", "n"), "engine-refuses", message, "set temperature above 0, or remove n")
+            yield SpecProblem(("inference", "n"), "engine-refuses", message, "set temperature above 0, or remove n")
+        if options.stop is not None and "" in ([options.stop] if isinstance(options.stop, str) else options.stop):
+            message = "stop holds an empty text, which ends no answer"
+            yield SpecProblem(("inference", "stop"), "ignored-value", message, "remove it", "warning")
         if found := schema_fault(options.response_schema):
             hint = "see https://json-schema.org/understanding-json-schema, or use {regex: ...} or {choices: [...]}"
-            place, fault = ("inference", "response_schema", *found[0]), f"response_schema: {found[1]}"
-            yield Problem(place, "bad-schema", fault, hint)
+            position, fault = ("inference", "response_schema", *found[0]), f"response_schema: {found[1]}"
+            yield SpecProblem(position, "bad-schema", fault, hint)
+
+    def _chat_problems(self) -> Iterator[SpecProblem]:
+        """Yield options of chats that no template takes, and those that no row of a list reads."""
+        options = self.inference
+        if options.continue_final_message and options.add_generation_prompt:
+            message = "continue_final_message and add_generation_prompt exclude each other"
+            hint = "an answer either continues the last message or begins anew; remove one of them"
+            yield SpecProblem(("inference", "add_generation_prompt"), "engine-refuses", message, hint)
+        for name in sorted(_OWN_ARGUMENTS & options.chat_template_kwargs.keys()):
+            message = f"chat_template_kwargs cannot set {name}, which comes from the data or has a field of its own"
+            path = ("inference", "chat_template_kwargs", name)
+            yield SpecProblem(path, "engine-refuses", message, "remove it")
+        chat, template = template_choice(options.chat_template)
+        if template is not None and (found := template_fault(template)):
+            hint = "a template is Jinja text or the path of its file; true takes that of the model"
+            yield SpecProblem(("inference", "chat_template"), "bad-template", f"chat_template: {found}", hint)
+        asked = self.data.items if self.data is not None and self.data.type == "list" else None
+        texts = asked and all(isinstance(item, str) and not is_deferred(item) for item in asked)
+        for name in _CHAT_OPTIONS if texts and not chat else ():
+            if name in options.model_fields_set:
+                message = f"{name} has no effect: no row is a chat"
+                hint = "add chat_template: true, or write rows as messages"
+                yield SpecProblem(("inference", name), "ignored-value", message, hint, "warning")
 
     def vllm_only(self) -> list[tuple[str, ...]]:
         """Return the fields that are set and that only vLLM reads."""
@@ -106,7 +153,7 @@ class InferenceSpec(CommonSpec):
         return [path for path, is_set in wanted if is_set]
 
     def wants_vllm(self) -> bool:
-        """Return whether the spec names vLLM, or asks for what vLLM does alone, or better: adapters."""
+        """Return whether the spec names vLLM, or needs what only vLLM does, or does better (adapters)."""
         weights = self.model.adapters or self.checkpoint.load
         return bool(self.model.vllm.model_fields_set or self.vllm_only() or weights)
 
@@ -131,20 +178,20 @@ _VLLM = ExecutorRef(
 _VLLM_CPU = replace(_VLLM, environment="vllm-cpu")
 
 
-def _executor(spec: TaskSpec) -> ExecutorRef:
-    """Return transformers, which every place can have, with vLLM before it where the spec lets it. [protocol 4.2]."""
-    plain = _plain(spec)
+def _inference_executor(spec: TaskSpec) -> ExecutorRef:
+    """Return transformers, which is available everywhere, preceded by vLLM where the spec allows it [protocol 4.2]."""
+    transformers = _transformers_ref(spec)
     if isinstance(spec, CommonSpec) and spec.enforce_cpu:
-        return replace(plain, why="spec.enforce_cpu asks for it")
+        return replace(transformers, why="spec.enforce_cpu asks for it")
     named = isinstance(spec, InferenceSpec) and (spec.wants_vllm() or spec.task_type == "vllm")
-    return replace(plain, preferred=(_VLLM, replace(_VLLM_CPU, asked=named)))
+    return replace(transformers, preferred=(_VLLM, replace(_VLLM_CPU, asked=named)))
 
 
-def _transformers(spec: TaskSpec) -> ExecutorRef:
-    return replace(_plain(spec), why="the task type is that of the transformers executor")
+def _transformers_executor(spec: TaskSpec) -> ExecutorRef:
+    return replace(_transformers_ref(spec), why="the task type is that of the transformers executor")
 
 
-def _plain(spec: TaskSpec) -> ExecutorRef:
+def _transformers_ref(spec: TaskSpec) -> ExecutorRef:
     only = spec.vllm_only() if isinstance(spec, InferenceSpec) else []
     return replace(_TRANSFORMERS, refuses=tuple(f"spec.{'.'.join(path)}" for path in only))
 
@@ -153,8 +200,8 @@ def _model(spec: TaskSpec) -> str | None:
     return spec.model.source.identifier if isinstance(spec, CommonSpec) else None
 
 
-def _engine_options(spec: TaskSpec) -> dict[str, Any]:
-    """Return what decides how the model is loaded; sampling is not among it, so it may differ on a warm host."""
+def engine_options(spec: TaskSpec) -> dict[str, Any]:
+    """Return what determines how the model is loaded; sampling does not, so it may differ on a warm host."""
     if not isinstance(spec, CommonSpec):
         return {}
     source, load = spec.model.source, spec.checkpoint.load
@@ -169,16 +216,29 @@ def _engine_options(spec: TaskSpec) -> dict[str, Any]:
     }
 
 
-def _task(name: str, summary: str, executor: Callable[[TaskSpec], ExecutorRef] = _transformers) -> TaskType:
-    return TaskType(name, InferenceSpec, executor, summary, _engine_options, _model)
+def _task(name: str, summary: str, executor: Callable[[TaskSpec], ExecutorRef] = _transformers_executor) -> TaskType:
+    counts = name.lower().startswith("inference")  # MLOC goes by this in some places, by the exact name in others
+    return TaskType(
+        name,
+        InferenceSpec,
+        executor,
+        summary,
+        engine_options,
+        _model,
+        category="inference" if counts else "other",
+        reads_enforce_cpu=counts,
+    )
 
 
-INFERENCE = _task("inference", "texts for prompts from a list, a data set or earlier stages", _executor)
+INFERENCE = replace(
+    _task("inference", "text for prompts from a list, a data set or earlier stages", _inference_executor),
+    shardable=True,
+)
 VARIANTS = (
-    _task("inference-cpu", "inference with Hugging Face transformers (MLOC spells it so in some specs)"),
-    _task("inference-gpu", "inference with Hugging Face transformers (MLOC spells it so in some specs)"),
+    _task("inference-cpu", "inference with Hugging Face transformers (the spelling of some MLOC specs)"),
+    _task("inference-gpu", "inference with Hugging Face transformers (the spelling of some MLOC specs)"),
     _task("default", "inference with Hugging Face transformers"),
-    _task("vllm", "inference; MLOC's own name of its vLLM executor", _executor),
+    _task("vllm", "inference; MLOC's own name for its vLLM executor", _inference_executor),
 )
 
 

@@ -1,4 +1,4 @@
-"""Which names a mapping of a spec may hold: tables made once from the models, walked for each spec."""
+"""The names that each mapping of a spec may hold: tables built once from the models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
-from mloc_prefect.spec.diagnostics import did_you_mean
+from mloc_prefect.diagnostics.diagnostic import did_you_mean
 from mloc_prefect.tasks.base import SpecModel
 
 if TYPE_CHECKING:
@@ -16,24 +16,24 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FieldNames:
     """Names of one mapping.
 
     Attributes:
-        below: Table of each known name; None where anything may stand.
+        below: Table of each known name; None where any value is allowed.
         names: Names to suggest.
-        passes_on: Other names are no mistake, unless they are near one of these.
+        passes_on: Whether other names are accepted, unless they are similar to one of these.
     """
 
-    below: dict[str, Table | None] = field(default_factory=dict)
+    below: dict[str, FieldNames | None] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     passes_on: bool = False
 
 
 @cache
-def table_of(model: type[SpecModel]) -> Table:
+def table_of(model: type[SpecModel]) -> FieldNames:
     """Return the table of `model`: field names, their aliases, and names that are accepted without a field."""
-    below: dict[str, Table | None] = dict.fromkeys(model.accepted)
+    below: dict[str, FieldNames | None] = dict.fromkeys(model.accepted)
     for name, info in model.model_fields.items():
         inner = _model_in(info.annotation)
         table = table_of(inner) if inner else None
@@ -42,25 +42,25 @@ def table_of(model: type[SpecModel]) -> Table:
             below[info.alias] = table
     fields = (info.alias or name for name, info in model.model_fields.items())
     names = (*fields, *sorted(name for name in model.accepted if not name.startswith("_")))
-    return Table(below, names, model.passes_on)
+    return FieldNames(below, names, model.passes_on)
 
 
-def name_in(part: str, here: Mapping[str, Any]) -> str:
-    """Return the spelling of field `part` that `here` uses; errors name the alias whatever was written."""
-    if part in here:
+def name_in(part: str, mapping: Mapping[str, Any]) -> str:
+    """Return the spelling of field `part` that `mapping` uses: pydantic reports the alias, whatever was written."""
+    if part in mapping:
         return part
     folded = part.replace("_", "").lower()
-    return next((key for key in here if isinstance(key, str) and key.replace("_", "").lower() == folded), part)
+    return next((key for key in mapping if isinstance(key, str) and key.replace("_", "").lower() == folded), part)
 
 
-def unknown_keys(value: Mapping[str, Any], table: Table) -> list[tuple[Path, Table]]:
-    """Return path of each name in `value` that `table` does not know, with the table of the mapping it stands in."""
-    found: list[tuple[Path, Table]] = []
+def unknown_keys(value: Mapping[str, Any], table: FieldNames) -> list[tuple[Path, FieldNames]]:
+    """Return the path of each name in `value` that `table` does not know, with the table of its mapping."""
+    found: list[tuple[Path, FieldNames]] = []
     _walk(value, table, (), found)
     return found
 
 
-def _walk(value: Any, table: Table, path: Path, found: list[tuple[Path, Table]]) -> None:
+def _walk(value: Any, table: FieldNames, path: Path, found: list[tuple[Path, FieldNames]]) -> None:
     if type(value) is dict:
         below = table.below
         for key, item in value.items():

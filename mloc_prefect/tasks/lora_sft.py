@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from mloc_prefect.spec.diagnostics import did_you_mean
-from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
+from mloc_prefect.diagnostics.diagnostic import did_you_mean
+from mloc_prefect.tasks.base import SpecModel, SpecProblem, TaskType
 from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Textual, block, is_deferred, number, rows
-from mloc_prefect.tasks.training import (
+from mloc_prefect.tasks.training.training_checks import training_problems
+from mloc_prefect.tasks.training.training_spec import (
     SftData,
     TrainingOptions,
     TrainSpec,
@@ -17,13 +18,11 @@ from mloc_prefect.tasks.training import (
     train_executor,
     train_model,
 )
-from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-_MODULES = "lora.target_modules must be a list of module names"
 _BIAS = ("none", "all", "lora_only")
 
 
@@ -40,16 +39,16 @@ class LoraOptions(SpecModel):
     task_type: Text = "CAUSAL_LM"
     use_rslora: Flag = False
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield names that PEFT does not know."""
+    def problems(self) -> Iterator[SpecProblem]:
+        """Yield values that PEFT does not know."""
         kind = self.task_type.strip().upper()
         if kind not in _TASK_TYPES and not is_deferred(self.task_type):
             near = did_you_mean(kind, _TASK_TYPES) or "use CAUSAL_LM"
             message = f"Unsupported LoRA task_type '{self.task_type}'"
-            yield Problem(("lora", "task_type"), "unsupported-lora", message, near)
+            yield SpecProblem(("lora", "task_type"), "unsupported-lora", message, near)
         if self.bias not in _BIAS and not is_deferred(self.bias):
             near = did_you_mean(self.bias, _BIAS) or f"use one of: {', '.join(_BIAS)}"
-            yield Problem(("lora", "bias"), "unsupported-lora", f"Unsupported LoRA bias '{self.bias}'", near)
+            yield SpecProblem(("lora", "bias"), "unsupported-lora", f"Unsupported LoRA bias '{self.bias}'", near)
 
 
 class LoraTraining(TrainingOptions):
@@ -68,11 +67,11 @@ class LoraSftSpec(TrainSpec):
     training: Annotated[LoraTraining, block()] = LoraTraining()
     lora: Annotated[LoraOptions, block()] = LoraOptions()
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[SpecProblem]:
         """Yield what MLOC's worker would refuse."""
         yield from super().problems()
         yield from self.data.problems("LoRA SFT")
-        yield from training_problems("lora_sft", self.training)
+        yield from training_problems("lora_sft", self.training, lora=True)
         yield from self.lora.problems()
 
 
@@ -83,4 +82,5 @@ LORA_SFT = TaskType(
     "supervised fine-tuning of LoRA adapters",
     model_identifier=train_model("lora_sft"),
     required_references=("checkpoint.load",),
+    category="training",
 )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
-
-from mloc_prefect.tasks.base import Problem, SpecModel, TaskType
+from mloc_prefect.tasks.base import SpecModel, SpecProblem, TaskType
 from mloc_prefect.tasks.fields import Count, Flag, Positive, Text, Texts, block, is_deferred, number, whole
 from mloc_prefect.tasks.lora_sft import LoraOptions
-from mloc_prefect.tasks.rewards import RewardModelBlock, Rewards, reward_problems
-from mloc_prefect.tasks.training import (
+from mloc_prefect.tasks.training.mini_batches import (
+    SIZES,
+    UnevenBatchesError,
+    batches_of,
+    replaced_mini_batch,
+    replaced_text,
+)
+from mloc_prefect.tasks.training.rewards import RewardModelBlock, Rewards, reward_problems
+from mloc_prefect.tasks.training.training_checks import training_problems
+from mloc_prefect.tasks.training.training_spec import (
     Prompts,
     TrainingData,
     TrainingOptions,
@@ -19,30 +25,28 @@ from mloc_prefect.tasks.training import (
     train_executor,
     train_model,
 )
-from mloc_prefect.tasks.training_batches import SIZES, UnevenBatchesError, batches_of
-from mloc_prefect.tasks.training_checks import training_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class PromptsData(TrainingData):
-    """`data` of ppo and grpo; further columns of a data set are there for rewards, such as `answer`."""
+    """`data` of ppo and grpo; other columns of a data set serve the rewards, e.g. `answer`."""
 
     prompts: Prompts = None
     text_field: Text | None = None
     prompt_column: Text | None = None
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong with the data, and a warning when there is none."""
+    def problems(self) -> Iterator[SpecProblem]:
+        """Yield problems of the data, and a warning when there is none."""
         yield from self.jsonl_problems()
         if not self.has_source() and not self.prompts and "prompts" not in self.model_fields_set:
             message = "No prompts are given, so four built-in demo prompts are used"
             fix = "add data.prompts, data.jsonl.path or data.dataset_name"
-            yield Problem(("data",), "demo-data", message, fix, "warning")
+            yield SpecProblem(("data",), "demo-data", message, fix, "warning")
 
 
-class Generation(SpecModel):
+class GenerationOptions(SpecModel):
     """`generation`: sampling during training."""
 
     max_new_tokens: Count | None = None
@@ -57,11 +61,7 @@ class Generation(SpecModel):
 
 
 class RolloutTraining(TrainingOptions):
-    """Fields of `training` that ppo and grpo have.
-
-    A field that is null, or comes from an earlier stage, reads as its default. Which these are is kept, so that no
-    default is held against what the spec does say.
-    """
+    """Fields of `training` that ppo and grpo share."""
 
     mini_batch_size: Count | None = None
     num_mini_batches: Count | None = None
@@ -79,21 +79,10 @@ class RolloutTraining(TrainingOptions):
     vf_coef: Annotated[float | None, number(ge=0)] = None
     early_stopping: Any = None
     optimize_cuda_cache: Flag | None = None
-    _absent: frozenset[str] = PrivateAttr(frozenset())
-    _later: frozenset[str] = PrivateAttr(frozenset())
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _note_what_is_open(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        found = handler(data)
-        if isinstance(data, dict):
-            found._absent = frozenset(name for name, value in data.items() if value is None)
-            found._later = frozenset(name for name, value in data.items() if is_deferred(value))
-        return found
 
     def sizes(self) -> dict[str, int] | None:
-        """Return the sizes of batches that are set; None when one of them comes from an earlier stage."""
-        if SIZES & self._later:
+        """Return the batch sizes that are set; None when one of them comes from an earlier stage."""
+        if SIZES & self.later():
             return None
         return {name: getattr(self, name) for name in (SIZES & self.model_fields_set) - self._absent}
 
@@ -108,16 +97,16 @@ class PpoTraining(RolloutTraining):
 
 
 class RolloutSpec(TrainSpec):
-    """`spec` of tasks that train on answers which the model itself gives."""
+    """`spec` of tasks that train on answers of the model itself."""
 
     data: Annotated[PromptsData, block()] = PromptsData()
     reward_model: RewardModelBlock = None
     rewards: Rewards = None
-    generation: Annotated[Generation, block()] = Generation()
+    generation: Annotated[GenerationOptions, block()] = GenerationOptions()
     lora: Annotated[LoraOptions | None, block()] = None
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong with data, rewards, sampling and adapters."""
+    def problems(self) -> Iterator[SpecProblem]:
+        """Yield problems of data, rewards, sampling and adapters."""
         yield from super().problems()
         yield from self.data.problems()
         given = self.model_fields_set & {"reward_model", "rewards"}
@@ -125,7 +114,7 @@ class RolloutSpec(TrainSpec):
         temperature = self.generation.temperature
         if temperature == 0 and not is_deferred(temperature):
             message = "temperature 0 gives the same answer each time, so there is nothing to compare"
-            yield Problem(("generation", "temperature"), "trainer-refuses", message, "use e.g. 0.7")
+            yield SpecProblem(("generation", "temperature"), "trainer-refuses", message, "use e.g. 0.7")
         if self.lora is not None:
             yield from self.lora.problems()
 
@@ -135,26 +124,31 @@ class PpoSpec(RolloutSpec):
 
     training: Annotated[PpoTraining, block()] = PpoTraining()
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield batches that do not divide, beside what `RolloutSpec` finds."""
+    def problems(self) -> Iterator[SpecProblem]:
+        """Yield batch sizes that do not divide, in addition to the problems of `RolloutSpec`."""
         yield from super().problems()
         yield from training_problems("ppo", self.training, self.generation)
         yield from _batch_problems(self.training)
 
 
-def _batch_problems(training: PpoTraining) -> Iterator[Problem]:
-    """Yield sizes that do not divide: each step of the optimiser takes whole mini-batches of one batch of answers."""
+def _batch_problems(training: PpoTraining) -> Iterator[SpecProblem]:
+    """Report sizes that do not divide: each optimizer step takes whole mini-batches of one batch of answers."""
+    sizes = training.sizes() or {}
+    if replaced := replaced_mini_batch(sizes):
+        path = ("training", "mini_batch_size")
+        yield SpecProblem(path, "uneven-batches", replaced_text(replaced), "choose sizes that divide", "warning")
     try:
-        batches_of(training.sizes() or {})
+        batches_of(sizes)
     except UnevenBatchesError as error:
-        yield Problem(("training", error.field), "uneven-batches", str(error), "choose sizes that divide")
+        yield SpecProblem(("training", error.field), "uneven-batches", str(error), "choose sizes that divide")
 
 
 PPO = TaskType(
     "ppo",
     PpoSpec,
-    train_executor(),
+    train_executor("trl.experimental.ppo", environment="ppo"),
     "reinforcement learning with a reward model",
     model_identifier=train_model("ppo"),
     required_references=("checkpoint.load",),
+    category="training",
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from mloc_prefect.spec.diagnostics import did_you_mean
-from mloc_prefect.tasks.base import Problem, SpecModel
+from mloc_prefect.diagnostics.diagnostic import did_you_mean
+from mloc_prefect.tasks.base import SpecModel, SpecProblem
+from mloc_prefect.tasks.chat_messages import ChatFormError, messages_of
 from mloc_prefect.tasks.fields import (
     Count,
     ExactText,
@@ -16,21 +18,24 @@ from mloc_prefect.tasks.fields import (
     ItemText,
     Text,
     Texts,
-    Textual,
     block,
     is_deferred,
     item,
+    prompt_item,
     rows,
     whole,
 )
+from mloc_prefect.tasks.postprocess.export_rules import DEFAULT_RULES, SOURCES, WANTED, rule_fault, unknown_fields
+from mloc_prefect.urls import scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DATA_TYPES = ("dataset", "list", "graph_template")
 BRIEFING = "two_column_briefing"
-"""The only graph template with a name of its own."""
+"""The only graph template that is built in."""
 
+_OWN_METADATA = ("prompt", "rendered_prompt")
 _ITEMS = "spec.data.items must be a list of strings for type == 'list'."
 
 
@@ -52,7 +57,7 @@ class TemplateColumn(SpecModel):
     default: Any = None
 
     def label_or(self, index: int) -> str:
-        """Return the label as the template shows it; `index` counts from 0."""
+        """Return the label that the template shows; `index` counts from 0."""
         return (self.label or "").strip() or f"Column {index + 1}"
 
 
@@ -61,6 +66,7 @@ class GraphTemplate(SpecModel):
 
     name: Text = BRIEFING
     text: Text | None = None
+    messages: Annotated[list[Any] | None, rows("graph_template.template.messages must be a list of messages.")] = None
     columns: Annotated[
         list[Annotated[TemplateColumn, item("Each column definition must be a mapping.")]] | None,
         rows("graph_template.template.columns must be a non-empty list."),
@@ -68,23 +74,43 @@ class GraphTemplate(SpecModel):
     options: Annotated[TemplateOptions, block()] = TemplateOptions()
     append_system_prompt: Flag = False
 
-    def problems(self, path: tuple[str, ...]) -> Iterator[Problem]:
-        """Yield what is wrong with the template that stands at `path`."""
+    def problems(self, path: tuple[str, ...]) -> Iterator[SpecProblem]:
+        """Yield problems of the template at `path`."""
         columns = self.columns or []
         if not columns:
             message = "graph_template.template.columns must be a non-empty list."
-            yield Problem((*path, "columns"), "bad-template", message, "add columns with a label and an expr")
+            yield SpecProblem((*path, "columns"), "bad-template", message, "add columns with a label and an expr")
         for index, column in enumerate(columns):
             if not column.expr and not (column.node and column.path):
                 message = f"Column '{column.label_or(index)}' is missing an expr/node+path definition."
                 fix = "add expr: <stage>.result.items[0].output"
-                yield Problem((*path, "columns", index), "bad-template", message, fix)
+                yield SpecProblem((*path, "columns", index), "bad-template", message, fix)
+        yield from self._message_problems(path)
+        if self.messages is not None:
+            return
+        if self.name == BRIEFING and (self.text or "").strip():
+            message = f"text is not read: the template {BRIEFING} has a text of its own, as in MLOC"
+            yield SpecProblem((*path, "text"), "ignored-value", message, "add a name of your own", "warning")
         if self.name == BRIEFING and len(columns) == 1:
             message = "two_column_briefing template expects at least two columns."
-            yield Problem((*path, "columns"), "bad-template", message, "add a column, or a name and text of your own")
+            yield SpecProblem(
+                (*path, "columns"), "bad-template", message, "add a column, or a name and text of your own"
+            )
         if self.name != BRIEFING and not (self.text or "").strip() and not is_deferred(self.name):
             near = did_you_mean(self.name, [BRIEFING]) or "add the text of the template"
-            yield Problem((*path, "name"), "bad-template", f"Unknown graph template '{self.name}'.", near)
+            yield SpecProblem((*path, "name"), "bad-template", f"Unknown graph template '{self.name}'.", near)
+
+    def _message_problems(self, path: tuple[str, ...]) -> Iterator[SpecProblem]:
+        if self.messages is None:
+            return
+        if self.text or "name" in self.model_fields_set:
+            other = "text" if self.text else "name"
+            message = f"A graph template has either messages or {other}, not both."
+            yield SpecProblem((*path, other), "bad-template", message, f"remove {other}, or messages")
+        try:
+            messages_of(self.messages)
+        except ChatFormError as fault:
+            yield SpecProblem((*path, "messages"), "bad-messages", f"messages: {fault}", "see docs/spec.md, Chats")
 
 
 class PromptData(SpecModel):
@@ -97,50 +123,75 @@ class PromptData(SpecModel):
     split: ExactText = "train"
     column: Text = "text"
     shuffle: Flag = False
-    seed: Annotated[int, whole()] = 42
+    seed: Annotated[int, whole(ge=0)] = 42
     streaming: Flag = False
     buffer_size: Count | None = None
     max_samples: Count | None = None
     revision: Text | None = None
     trust_remote_code: Flag = False
     # list
-    items: Annotated[list[Annotated[str, Textual(exact=True, message=_ITEMS, item=True)]] | None, rows(_ITEMS)] = None
+    items: Annotated[list[Annotated[Any, prompt_item(_ITEMS)]] | None, rows(_ITEMS)] = None
     # graph_template
     template: Annotated[GraphTemplate | None, block()] = None
-    # Values that travel beside each prompt into the result.
+    # Values that are copied to the result of each prompt.
     metadata_columns: Any = None
     metadata_include_all: Flag = False
     metadata: Any = None
     items_metadata: Any = None
     notes: Any = None
 
-    def problems(self, types: tuple[str, ...] = DATA_TYPES) -> Iterator[Problem]:
-        """Yield what is wrong with the data; `types` are those that the task type knows."""
+    def problems(self, types: tuple[str, ...] = DATA_TYPES) -> Iterator[SpecProblem]:
+        """Yield problems of the data; `types` are the values of `type` that the task type knows."""
+        yield from self._metadata_problems()
         if self.type == "dataset" and not self.url:
             message = "spec.data.url is required for type == 'dataset'."
-            yield Problem(("data", "url"), "missing-value", message, "name a data set, folder or file")
+            yield SpecProblem(("data", "url"), "missing-value", message, "name a data set, folder or file")
         elif self.type == "list":
             yield from self._list_problems()
         elif self.type == "graph_template":
             yield from self._template_problems()
         elif self.type not in types and not is_deferred(self.type):
             near = did_you_mean(self.type or "", types) or f"use one of: {', '.join(types)}"
-            yield Problem(("data", "type"), "unsupported-data-type", f"Unsupported spec.data.type: {self.type!r}", near)
+            yield SpecProblem(
+                ("data", "type"), "unsupported-data-type", f"Unsupported spec.data.type: {self.type!r}", near
+            )
 
-    def _list_problems(self) -> Iterator[Problem]:
+    def _list_problems(self) -> Iterator[SpecProblem]:
         if self.items is None:
-            yield Problem(("data", "items"), "invalid-type", _ITEMS, "add items, a list of prompts")
+            yield SpecProblem(("data", "items"), "invalid-type", _ITEMS, "add items, a list of prompts")
         elif not self.items:
             message = "No prompts prepared. Check spec.data configuration."
-            yield Problem(("data", "items"), "no-prompts", message, "add at least one prompt")
+            yield SpecProblem(("data", "items"), "no-prompts", message, "add at least one prompt")
         for name, rows_ in (("metadata", self.metadata), ("items_metadata", self.items_metadata)):
             if self.items and isinstance(rows_, list) and len(rows_) != len(self.items):
                 message = f"{name} has {len(rows_)} entries for {len(self.items)} items"
-                yield Problem(("data", name), "length-mismatch", message, "give one entry for each item")
+                yield SpecProblem(("data", name), "length-mismatch", message, "give one entry for each item")
 
-    def _template_problems(self) -> Iterator[Problem]:
+    def _metadata_problems(self) -> Iterator[SpecProblem]:
+        """Yield the names that the result itself gives to values of a row."""
+        named: list[tuple[tuple[str | int, ...], Any]] = []
+        for name in ("metadata", "items_metadata"):
+            entries = getattr(self, name)
+            for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+                named += [((name, index, key), key) for key in entry] if isinstance(entry, dict) else []
+        columns = self.metadata_columns
+        if isinstance(columns, dict):
+            named += [(("metadata_columns", column), alias or column) for column, alias in columns.items()]
+        elif isinstance(columns, list):
+            named += [(("metadata_columns", index), column) for index, column in enumerate(columns)]
+        if columns and self.metadata_include_all:
+            message = "metadata_columns is not read: metadata_include_all copies every column under its own name"
+            yield SpecProblem(
+                ("data", "metadata_columns"), "ignored-value", message, "remove one of the two", "warning"
+            )
+        for path, key in named:
+            if key in _OWN_METADATA:
+                message = f"metadata '{key}' is replaced by the {key.replace('_', ' ')} of the row"
+                yield SpecProblem(("data", *path), "ignored-value", message, "give it another name", "warning")
+
+    def _template_problems(self) -> Iterator[SpecProblem]:
         if self.template is None:
-            yield Problem(
+            yield SpecProblem(
                 ("data", "template"), "bad-template", "data.template must be a mapping", "add template: with columns"
             )
         else:
@@ -153,6 +204,34 @@ class JsonlExport(SpecModel):
     path: Text | None = None
     fields: Free = Field(default_factory=dict)
     required_fields: Annotated[list[ItemText], rows()] = Field(default_factory=list)
+
+    def problems(self, path: tuple[str, ...]) -> Iterator[SpecProblem]:
+        """Yield problems of the export at `path`."""
+        yield from self._field_problems(path)
+        wanted = (self.path or "").strip()
+        if is_deferred(wanted):
+            return
+        if scheme_of(wanted) is not None:
+            message = "path is a URL, and the export lies below the directory of the task"
+            fix = "write a file name, and send the result to the store with output.destination.path"
+            yield SpecProblem((*path, "path"), "invalid-path", message, fix)
+        elif wanted and posixpath.normpath(wanted).partition("/")[0] == "..":
+            message = "path leaves the directory of the task"
+            yield SpecProblem((*path, "path"), "invalid-path", message, "write a path without '..'")
+
+    def _field_problems(self, path: tuple[str, ...]) -> Iterator[SpecProblem]:
+        for name, rule in self.fields.items():
+            if (fault := rule_fault(rule, is_deferred)) is not None:
+                near = did_you_mean(rule, SOURCES) if isinstance(rule, str) else None
+                yield SpecProblem((*path, "fields", name, *fault), "invalid-type", f"{name} {WANTED}", near)
+        for name in unknown_fields(self.required_fields, self.fields):
+            if is_deferred(name):
+                continue
+            message = f"required_fields names '{name}', which the export does not write"
+            known = tuple(self.fields or DEFAULT_RULES)
+            fix = did_you_mean(name, known) or f"use one of: {', '.join(known)}, or add it to fields"
+            position: tuple[str | int, ...] = (*path, "required_fields", self.required_fields.index(name))
+            yield SpecProblem(position, "invalid-item", message, fix)
 
 
 class Postprocess(SpecModel):

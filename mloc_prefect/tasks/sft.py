@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from mloc_prefect.tasks.base import TaskType
 from mloc_prefect.tasks.fields import block
-from mloc_prefect.tasks.training import SftData, SftTraining, TrainSpec, train_executor, train_model
-from mloc_prefect.tasks.training_checks import training_problems
+from mloc_prefect.tasks.training.training_checks import training_problems
+from mloc_prefect.tasks.training.training_spec import SftData, SftTraining, TrainSpec, train_executor, train_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mloc_prefect.tasks.base import Problem
+    from mloc_prefect.tasks.base import SpecProblem
 
 
 class SftSpec(TrainSpec):
@@ -21,7 +21,7 @@ class SftSpec(TrainSpec):
     data: Annotated[SftData, block()] = SftData()
     training: Annotated[SftTraining, block()] = SftTraining()
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[SpecProblem]:
         """Yield what MLOC's worker would refuse."""
         yield from super().problems()
         yield from self.data.problems("SFT")
@@ -35,4 +35,5 @@ SFT = TaskType(
     "supervised fine-tuning of all weights",
     model_identifier=train_model("sft"),
     required_references=("checkpoint.load",),
+    category="training",
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from mloc_prefect.errors import DispatchError
+from mloc_prefect.errors import DispatchError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,17 +22,17 @@ async def run_worker(
     queues: Sequence[str] = (),
     coordinator_only: bool = False,
 ) -> None:
-    """Serve a pool until SIGTERM or SIGINT; the pool and our deployments on it are made when they are missing.
+    """Serve a pool until SIGTERM or SIGINT; creates the pool and our deployments on it where missing.
 
-    The Prefect server is the one that Prefect's own settings name (`PREFECT_API_URL`). The first signal lets what runs
-    end, for `drain_seconds` at most; a second one ends it at once.
+    The Prefect server is the one that Prefect's own settings name (`PREFECT_API_URL`). The first signal lets runs
+    end, for `drain_seconds` at most; a second one ends them at once.
 
     Args:
         settings: Settings in force.
         pool: Name of the pool; default: that of the settings.
-        limit: Most runs at once; root runs do not count.
+        limit: Most runs at once; workflow runs do not count.
         queues: Names of the queues to serve; default: all.
-        coordinator_only: Run root runs only; offer no hardware and be in no list of workers.
+        coordinator_only: Run workflow runs only, offer no hardware and be in no list of workers.
 
     Raises:
         MlocError: A setting is wrong, or no Prefect server is named; the message says it.
@@ -40,7 +40,7 @@ async def run_worker(
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
-    from mloc_prefect.orchestrate.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
+    from mloc_prefect.cluster.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
     from mloc_prefect.worker.worker import MlocGpuWorker
 
     if not PREFECT_API_URL.value():
@@ -50,8 +50,7 @@ async def run_worker(
         try:
             await ensure_deployment(client, RUN_WORKFLOW, chosen, move=False)
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise DispatchError(f"Prefect server at {PREFECT_API_URL.value()}: {reason}") from None
+            raise DispatchError(f"Prefect server at {PREFECT_API_URL.value()}: {reason(error)}") from None
     worker = MlocGpuWorker(
         work_pool_name=chosen,
         work_queues=[COORDINATOR_QUEUE] if coordinator_only else list(queues) or None,

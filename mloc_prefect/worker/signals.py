@@ -1,4 +1,4 @@
-"""How a worker process is stopped."""
+"""Signals that stop a worker process: drain, stop, kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def stopping_on_signals(drain: Callable[[Callable[[], None]], None]) -> Iterator[None]:
     """Call `drain` on the first SIGTERM or SIGINT, cancel the current task on the second; a third one kills.
 
-    `drain` is handed what cancels the task, to be called when it is done.
+    `drain` gets a function that cancels the task, to be called when it is done.
 
     Prefect passes SIGTERM on as SIGINT, which a process that a shell started with `&` ignores: it would never end.
     """

@@ -1,0 +1,12 @@
+"""Finds and reads models and data sets: mirrors, local paths, fsspec URLs and the Hugging Face hub.
+
+These modules answer "where is it" and "what are its rows". They know nothing of engines, prompts or training.
+
+* `data_tables`: rows of single data files.
+* `datasets_source`: the rows of `data.type: dataset`.
+* `hub`: access to the Hugging Face hub.
+* `models_source`: the weights of a model, with a fingerprint.
+* `source_lookup`: the rules by which a request looks up names.
+* `splits`: split expressions such as `train[:200]`.
+* `text_tables`: rows of JSON and CSV text.
+"""

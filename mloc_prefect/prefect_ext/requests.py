@@ -1,0 +1,75 @@
+"""Requests to Prefect's API for which its client has no method, or one that does more than needed."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from prefect.client.orchestration import PrefectClient
+
+Method = Literal["GET", "POST", "PATCH", "DELETE"]
+
+REFUSED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
+"""Answers that are no failures: the object does not exist, or exists already."""
+
+
+def current_api_url() -> str | None:
+    """Return the URL of Prefect's API that is used here, or None."""
+    return get_current_settings().api.url or None
+
+
+def storable(value: Any) -> Any:
+    """Return JSON that any database of Prefect can store: PostgreSQL refuses NUL characters in texts.
+
+    A refused text would look like an outage: Prefect answers 503 to every error of its database.
+    """
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return value
+
+
+async def ask(client: PrefectClient, method: Method, path: str, body: Any = None) -> Any:
+    """Send a request.
+
+    Args:
+        client: Open client, whose retries apply.
+        method: HTTP method.
+        path: Path below the API's URL.
+        body: JSON body, or None.
+
+    Returns:
+        The answer, `{}` when it is empty, or None for one of `REFUSED`.
+
+    Raises:
+        httpx.HTTPError: No answer, or another refusal.
+    """
+    route: Any = path  # annotated as one of the routes of the server, without values
+    try:
+        response = await client.request(method, route, json=storable(body))
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code in REFUSED:
+            return None
+        raise
+    return response.json() if response.content else {}
+
+
+async def server_time(client: PrefectClient) -> datetime | None:
+    """Return the time of the server's clock, in whole seconds; None if something between us leaves it out.
+
+    Raises:
+        httpx.HTTPError: No answer, or a refusal.
+    """
+    response = await client.request("GET", "/health")
+    date = response.headers.get("date")
+    return parsedate_to_datetime(date) if date else None
