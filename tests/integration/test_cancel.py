@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.support.patience import FACT_SECONDS
 from tests.support.pool import spec, until
 from tests.support.up import Up, running_up
 from tests.support.up_client import root_runs
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PREFECT = Path(sys.executable).parent / "prefect"
-GONE_SECONDS = 20.0
 CARD = {"count": 1, "type": "a100"}
 
 
@@ -37,7 +37,7 @@ def executors(up: Up) -> list[str]:
 
 
 def by_http(up: Up, task_id: str) -> None:
-    answer = httpx.post(f"{up.url}/api/v1/tasks/{task_id}/cancel", timeout=30)
+    answer = httpx.post(f"{up.url}/api/v1/tasks/{task_id}/cancel", timeout=FACT_SECONDS)
     assert (answer.status_code, answer.json()["stopping"]) == (200, [task_id])
 
 
@@ -57,21 +57,21 @@ def root_of(up: Up, task_id: str) -> dict[str, Any]:
 
 
 def cancel_run(up: Up, run: str) -> None:
-    env = up.env | {"PREFECT_API_URL": up.state().api_url}
+    env = up.env | up.prefect_env
     command = [PREFECT, "flow-run", "cancel", run]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=FACT_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def record(up: Up, task_id: str) -> dict[str, Any]:
-    return httpx.get(f"{up.url}/api/v1/tasks/{task_id}", timeout=30).json()
+    return httpx.get(f"{up.url}/api/v1/tasks/{task_id}", timeout=FACT_SECONDS).json()
 
 
 def submit(up: Up, name: str) -> str:
     """Submit a task that takes the only card for long; returns its id."""
     text = spec(name, gpu=CARD, echo={"delay": 300})
     answer = httpx.post(
-        f"{up.url}/api/v1/tasks", content=text, headers={"content-type": "text/yaml"}, timeout=30
+        f"{up.url}/api/v1/tasks", content=text, headers={"content-type": "text/yaml"}, timeout=FACT_SECONDS
     ).json()
     return str(answer["tasks"][0]["task_id"])
 
@@ -79,11 +79,11 @@ def submit(up: Up, name: str) -> str:
 @pytest.mark.parametrize("how", [by_http, by_mloc, by_prefect])
 def test_a_task_that_runs_ends_with_its_executor(up: Up, how: Callable[[Up, str], None]) -> None:
     task_id = submit(up, "long")
-    until(lambda: executors(up) and record(up, task_id).get("started_ts"), 60, lambda: record(up, task_id))
+    until(lambda: executors(up) and record(up, task_id).get("started_ts"), why=lambda: record(up, task_id))
     how(up, task_id)
     began = time.monotonic()
-    until(lambda: not executors(up), GONE_SECONDS, lambda: executors(up))
-    until(lambda: record(up, task_id)["status"] == "CANCELLED", GONE_SECONDS, lambda: record(up, task_id))
+    until(lambda: not executors(up), why=lambda: executors(up))
+    until(lambda: record(up, task_id)["status"] == "CANCELLED", why=lambda: record(up, task_id))
     assert record(up, task_id)["error"] == "cancelled"
     print(f"gone after {time.monotonic() - began:.1f} s")
 
@@ -92,18 +92,20 @@ def test_a_task_that_runs_ends_with_its_executor(up: Up, how: Callable[[Up, str]
 def test_a_task_is_cancelled_by_its_run_on_the_pool(up: Up, *, begun: bool) -> None:
     """That is the run which shows the worker, and so the one that people cancel: waiting for the card, or at work."""
     busy = submit(up, "busy")
-    until(lambda: executors(up) and record(up, busy).get("started_ts"), 60, lambda: record(up, busy))
+    until(lambda: executors(up) and record(up, busy).get("started_ts"), why=lambda: record(up, busy))
     task_id = submit(up, "queued")
     tag = {"flow_runs": {"tags": {"all_": [f"mloc-attempt:{task_id}"]}}}
     api = up.state().api_url
-    (child,) = until(lambda: httpx.post(f"{api}/flow_runs/filter", json=tag, timeout=30).json(), 60)
+    (child,) = until(
+        lambda: httpx.post(f"{api}/flow_runs/filter", json=tag, auth=up.login, timeout=FACT_SECONDS).json()
+    )
     if begun:
         by_http(up, busy)
-        until(lambda: record(up, task_id).get("started_ts"), 60, lambda: record(up, task_id))
+        until(lambda: record(up, task_id).get("started_ts"), why=lambda: record(up, task_id))
     cancel_run(up, child["id"])
-    until(lambda: record(up, task_id)["status"] == "CANCELLED", 30, lambda: record(up, task_id))
+    until(lambda: record(up, task_id)["status"] == "CANCELLED", why=lambda: record(up, task_id))
     assert record(up, task_id)["error"] == "cancelled"
-    until(lambda: root_of(up, task_id)["state"]["type"] == "CANCELLED", 10, lambda: root_of(up, task_id)["state"])
+    until(lambda: root_of(up, task_id)["state"]["type"] == "CANCELLED", why=lambda: root_of(up, task_id)["state"])
     if not begun:
         by_http(up, busy)
-    until(lambda: not executors(up), 30, lambda: executors(up))
+    until(lambda: not executors(up), why=lambda: executors(up))

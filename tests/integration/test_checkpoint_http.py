@@ -14,17 +14,20 @@ import httpx
 import pytest
 import uvicorn
 
-from mloc_prefect.artifacts import download as downloading
-from mloc_prefect.artifacts import upload as uploading
 from mloc_prefect.artifacts.archive import pack
-from mloc_prefect.artifacts.checkpoint import Places, load_checkpoint
-from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
-from mloc_prefect.artifacts.upload import upload, upload_files
-from mloc_prefect.bridge.stores import memory_stores
+from mloc_prefect.artifacts.checkpoint import CheckpointRoots, load_checkpoint
+from mloc_prefect.artifacts.transfer import artifact_upload as uploading
+from mloc_prefect.artifacts.transfer import file_download as downloading
+from mloc_prefect.artifacts.transfer.artifact_upload import upload, upload_files
+from mloc_prefect.artifacts.transfer.delivery import HttpDestination
+from mloc_prefect.artifacts.transfer.outgoing import AllowedHosts
 from mloc_prefect.errors import ArtifactError
-from mloc_prefect.server.app import create_app
+from mloc_prefect.process.backoff import Backoff
+from mloc_prefect.server.application import create_app
 from mloc_prefect.settings import get_settings
+from mloc_prefect.store.backends import memory_stores
 from tests.support.disk import largest_file
+from tests.support.patience import FACT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -55,10 +58,10 @@ def endpoint(root: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def places(tmp_path: Path) -> CheckpointRoots:
     task = tmp_path / "elsewhere" / "second"
     task.mkdir(parents=True)
-    return Places(task, task.parent, tmp_path, tmp_path / "cache", LOOPBACK)
+    return CheckpointRoots(task, task.parent, tmp_path, tmp_path / "cache", LOOPBACK)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +87,7 @@ async def sent(root: Path, endpoint: str, task: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-async def test_up_and_down(endpoint: str, tmp_path: Path, places: Places) -> None:
+async def test_up_and_down(endpoint: str, tmp_path: Path, places: CheckpointRoots) -> None:
     result = await sent(tmp_path, endpoint, "first")
     url = result["final_model_archive_url"]
     assert url == f"{endpoint}/api/v1/results/first/files/final_model.zip"
@@ -114,7 +117,9 @@ async def test_the_same_file_is_not_sent_twice(endpoint: str, tmp_path: Path) ->
 
 def patch(endpoint: str, task: str, body: bytes, sha: str, *, offset: int, length: int) -> httpx.Response:
     headers = {**TOKEN, "Upload-Offset": str(offset), "Upload-Length": str(length), "Upload-Digest": sha}
-    return httpx.patch(f"{endpoint}/api/v1/results/{task}/files/m.zip", headers=headers, content=body)
+    return httpx.patch(
+        f"{endpoint}/api/v1/results/{task}/files/m.zip", headers=headers, content=body, timeout=FACT_SECONDS
+    )
 
 
 def parts(root: Path, task: str) -> list[Path]:
@@ -134,7 +139,7 @@ async def test_a_broken_upload_goes_on_where_it_broke(
 ) -> None:
     path, sha = large
     starts: list[int] = []
-    pieces = uploading._pieces
+    pieces = uploading._chunks
 
     async def broken(file: Path, start: int = 0) -> AsyncIterator[bytes]:
         starts.append(start)
@@ -143,16 +148,16 @@ async def test_a_broken_upload_goes_on_where_it_broke(
             if len(starts) < 3:
                 raise OSError("the cable was pulled")
 
-    monkeypatch.setattr(uploading, "_pieces", broken)
-    monkeypatch.setattr(uploading, "_PAUSE", 0.2)
+    monkeypatch.setattr(uploading, "_chunks", broken)
+    monkeypatch.setattr(uploading, "_WAITS", Backoff(first=0.2))
     destination = HttpDestination(f"{endpoint}/api/v1/results", headers=TOKEN)
     url = await upload(path, destination, "cut", LOOPBACK, sha256=sha)
     assert starts[0] == 0
     assert starts == sorted(set(starts)), "each try begins where the one before ended"
     assert len(starts) >= 3
-    assert httpx.get(url, headers=TOKEN).content == WEIGHTS
+    assert httpx.get(url, headers=TOKEN, timeout=FACT_SECONDS).content == WEIGHTS
     assert parts(root, "cut") == []
-    assert httpx.head(url, headers=TOKEN).headers["ETag"] == f'"{sha}"'
+    assert httpx.head(url, headers=TOKEN, timeout=FACT_SECONDS).headers["ETag"] == f'"{sha}"'
 
 
 def test_pieces_that_do_not_fit_are_refused(endpoint: str, root: Path, large: tuple[Path, str]) -> None:
@@ -172,11 +177,13 @@ def test_pieces_that_do_not_fit_are_refused(endpoint: str, root: Path, large: tu
         assert send(b"", half, digest=bad[0], length=bad[1]).status_code == 400
     assert send(bytes(whole - half), half).status_code == 422, "other bytes"
     assert parts(root, "odd") == []
-    assert httpx.get(f"{endpoint}/api/v1/results/odd/files/m.zip", headers=TOKEN).status_code == 404
+    assert (
+        httpx.get(f"{endpoint}/api/v1/results/odd/files/m.zip", headers=TOKEN, timeout=FACT_SECONDS).status_code == 404
+    )
     assert send(WEIGHTS[:half], 0).json()["offset"] == half
     assert send(b"other", 0, digest="a" * 64, length=9).json()["offset"] == 5
     assert len(parts(root, "odd")) == 1, "half of another file of that name goes away"
-    assert httpx.patch(f"{endpoint}/api/v1/results/odd/files/m.zip").status_code == 401
+    assert httpx.patch(f"{endpoint}/api/v1/results/odd/files/m.zip", timeout=FACT_SECONDS).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_pieces_that_do_not_fit_are_refused(endpoint: str, root: Path, large: tu
     ],
 )
 async def test_refused_in_one_line(
-    load: dict[str, Any], message: str, endpoint: str, tmp_path: Path, places: Places
+    load: dict[str, Any], message: str, endpoint: str, tmp_path: Path, places: CheckpointRoots
 ) -> None:
     await sent(tmp_path, endpoint, "first")
     url = f"{endpoint}/api/v1/results/first/files/final_model.zip"
@@ -250,7 +257,7 @@ def _fresh() -> None:
 
 
 def fetch(url: str, target: Path, **source: Any) -> int:
-    return downloading.download(downloading.Source(url, **source), target, LOOPBACK)
+    return downloading.download(downloading.DownloadSource(url, **source), target, LOOPBACK).size
 
 
 def test_a_broken_download_goes_on_where_it_broke(broken: str, tmp_path: Path) -> None:
@@ -276,7 +283,7 @@ def test_a_part_that_does_not_fit_is_not_taken(path: str, broken: str, tmp_path:
 
 def test_a_download_that_never_ends_is_given_up(broken: str, tmp_path: Path) -> None:
     Broken.cuts = [1000] * 99
-    with pytest.raises(ArtifactError, match=f"only 1000 of {len(WEIGHTS)} bytes came") as caught:
+    with pytest.raises(ArtifactError, match=f"received only 1000 of {len(WEIGHTS)} bytes") as caught:
         fetch(f"{broken}/no-ranges", tmp_path / "x")
     assert caught.value.retryable
     assert not (tmp_path / "x").exists()
@@ -292,7 +299,7 @@ def test_headers_stay_with_their_host_and_redirects_with_allowed_ones(broken: st
         assert not (tmp_path / "z").exists()
 
 
-def test_a_disk_that_takes_no_more(broken: str, tmp_path: Path, places: Places) -> None:
+def test_a_disk_that_takes_no_more(broken: str, tmp_path: Path, places: CheckpointRoots) -> None:
     pack(model(tmp_path / "m"), tmp_path / "m.zip")
     before = sorted(p.name for p in tmp_path.iterdir())
     with largest_file(1 << 20):
@@ -308,7 +315,7 @@ def test_a_disk_that_takes_no_more(broken: str, tmp_path: Path, places: Places) 
     assert list((places.task_dir / "imported_checkpoint").iterdir()) == []
 
 
-async def test_large_files_need_no_memory(endpoint: str, tmp_path: Path, places: Places) -> None:
+async def test_large_files_need_no_memory(endpoint: str, tmp_path: Path, places: CheckpointRoots) -> None:
     folder = tmp_path / "large"
     folder.mkdir()
     with (folder / "model.safetensors").open("wb") as file:
@@ -327,4 +334,4 @@ async def test_large_files_need_no_memory(endpoint: str, tmp_path: Path, places:
 
 
 def test_the_endpoint_is_up(endpoint: str) -> None:
-    assert httpx.get(f"{endpoint}/healthz", headers=TOKEN).status_code == 200
+    assert httpx.get(f"{endpoint}/healthz", headers=TOKEN, timeout=FACT_SECONDS).status_code == 200

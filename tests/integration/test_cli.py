@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.patience import FACT_SECONDS
 from tests.support.server import prepare_home
 from tests.support.smollm import prepared_home
 
@@ -75,6 +76,12 @@ class Cli:
             check=False,
         )
 
+    @property
+    def login(self) -> tuple[str, str]:
+        """User and password of the Prefect server of `mloc run`."""
+        user, _, password = (self.home / "secrets" / "prefect-auth").read_text().strip().partition(":")
+        return user, password
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [MLOC, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env, cwd=ROOT
@@ -127,8 +134,8 @@ def last_object(output: str) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def state_of(api: str, run_id: str) -> str:
-    return httpx.get(f"{api}/api/flow_runs/{run_id}").json()["state"]["name"]
+def state_of(cli: Cli, api: str, run_id: str) -> str:
+    return httpx.get(f"{api}/api/flow_runs/{run_id}", auth=cli.login, timeout=FACT_SECONDS).json()["state"]["name"]
 
 
 def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(cli: Cli):
@@ -148,7 +155,7 @@ def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(cli: Cli):
     page = PAGE.search(done.stderr)
     assert page is not None
     assert page[2] == result["flow_run_id"]
-    assert state_of(page[1], page[2]) == "Completed"
+    assert state_of(cli, page[1], page[2]) == "Completed"
     assert "second: DONE" in done.stderr
     assert "Beginning flow run" not in done.stderr  # Prefect's own lines
 
@@ -228,10 +235,11 @@ def test_an_interrupt_cancels_the_run_and_leaves_nothing_of_it(cli: Cli, tmp_pat
         running = PAGE.search("".join(lines))
         assert running is not None
         cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-        httpx.post(f"{running[1]}/api/flow_runs/{running[2]}/set_state", json=cancelling).raise_for_status()
+        route = f"{running[1]}/api/flow_runs/{running[2]}/set_state"
+        httpx.post(route, json=cancelling, auth=cli.login, timeout=FACT_SECONDS).raise_for_status()
     else:
         process.send_signal(signal.Signals[how])
-    stdout, rest = process.communicate(timeout=60)
+    stdout, rest = process.communicate(timeout=FACT_SECONDS)
     output = "".join(lines) + rest
     assert process.returncode == 130, output
     assert "Traceback" not in output
@@ -240,12 +248,11 @@ def test_an_interrupt_cancels_the_run_and_leaves_nothing_of_it(cli: Cli, tmp_pat
     assert [t["status"] for t in result["tasks"]] == ["CANCELLED", "CANCELLED"]
     page = PAGE.search(output)
     assert page is not None
-    assert state_of(page[1], page[2]) == "Cancelled"
-    subflows = httpx.post(
-        f"{page[1]}/api/flow_runs/filter", json={"flow_runs": {"parent_flow_run_id": {"any_": [page[2]]}}}
-    ).json()
+    assert state_of(cli, page[1], page[2]) == "Cancelled"
+    below = {"flow_runs": {"parent_flow_run_id": {"any_": [page[2]]}}}
+    subflows = httpx.post(f"{page[1]}/api/flow_runs/filter", json=below, auth=cli.login, timeout=FACT_SECONDS).json()
     assert [(r["name"], r["state"]["name"]) for r in subflows] == [("slow:one", "Cancelled")]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + FACT_SECONDS
     while (status := cli.ps())["users"]:
         assert time.monotonic() < deadline
     assert processes_outside_the_runtime(cli.home, status["pid"]) == []
@@ -318,7 +325,7 @@ def test_five_mistakes_are_five_diagnostics_and_nothing_is_started(cli: Cli, tmp
     [
         (("templates/echo.yaml", "--results-dir", "BLOCKED/results"), 6, "BLOCKED"),
         (("templates/echo.yaml", "--results-dir", "/proc/results"), 6, "/proc/results is not writable"),
-        (("templates/rag.yaml", "--ignore-resources"), 7, "mloc-prefect[rag]"),
+        (("templates/agent.yaml", "--ignore-resources"), 3, "nor the operator names a language model"),
         (("templates/echo.yaml", "--set", "spec.resources.hardware.memory=900TiB"), 3, "this machine has"),
         (("templates/echo.yaml", "--resume", "yesterday"), 2, "--resume 'yesterday' is not the id of a flow run"),
     ],

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from mloc_prefect.bridge.stores import open_stores
+from mloc_prefect.store.backends import open_stores
 from tests.support.counts import count
 from tests.support.endpoint import SPEC, YAML
 from tests.support.endpoint_process import EndpointProcess, endpoint, launch, popen
+from tests.support.patience import FACT_SECONDS, START_SECONDS, STOP_SECONDS
 from tests.support.valkey import embedded_valkey, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mloc_prefect.bridge.valkey import EmbeddedValkey
+    from mloc_prefect.services.valkey import EmbeddedValkey
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 TASKS = "/api/v1/tasks"
@@ -52,14 +53,18 @@ def served(home: Path, valkey: EmbeddedValkey) -> Iterator[EndpointProcess]:
 
 @pytest.fixture
 def client(served: EndpointProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=120) as made:
+    with httpx.Client(base_url=served.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=FACT_SECONDS) as made:
         yield made
 
 
 def curl(*arguments: str) -> tuple[int, str]:
     """Return status and body."""
     done = subprocess.run(
-        ["curl", "-sS", "-w", "\n%{http_code}", *arguments], capture_output=True, text=True, check=True, timeout=60
+        ["curl", "-sS", "-w", "\n%{http_code}", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=FACT_SECONDS,
     )
     body, _, status = done.stdout.rpartition("\n")
     return int(status), body
@@ -113,7 +118,7 @@ def test_without_a_token(home: Path, valkey: EmbeddedValkey):
 )
 def test_it_says_in_one_line_why_it_does_not_start(tmp_path: Path, variables, words):
     process = popen(tmp_path, **{"REDIS_URL": "redis://127.0.0.1:1", "PORT": "0", **variables})
-    assert process.wait(30) == 4
+    assert process.wait(START_SECONDS) == 4
     said = (tmp_path / "endpoint.log").read_text()
     assert said.startswith("error: ")
     assert words in said
@@ -151,9 +156,9 @@ def test_events_are_heard_and_gone_on_with(client: httpx.Client, valkey: Embedde
     started = threading.Event()
     reader = threading.Thread(target=lambda: found.extend(hear(client, url, 6, started=started)))
     reader.start()
-    assert started.wait(60)
+    assert started.wait(FACT_SECONDS)
     asyncio.run(publish(1, 2, 3))
-    reader.join(60)
+    reader.join(FACT_SECONDS)
     assert [line for line in found if line.startswith("data")] == [
         f'data: {{"n": {number}, "task_id": "events"}}' for number in (1, 2)
     ]
@@ -173,11 +178,11 @@ def test_a_log_is_followed_to_the_end_of_its_task(client: httpx.Client, home: Pa
         target=lambda: found.extend(hear(client, f"{TASKS}/{task_id}/logs?follow=true", 6, started=started))
     )
     reader.start()
-    assert started.wait(60)
+    assert started.wait(FACT_SECONDS)
     with log.open("a") as file:
         file.write("two\n")
     client.post("/api/v1/results", json={"task_id": task_id, "result": {}})
-    reader.join(60)
+    reader.join(FACT_SECONDS)
     assert found == ["id: 4", "data: one", "id: 8", "data: two", "event: end", 'data: {"status": "DONE"}']
 
 
@@ -197,15 +202,15 @@ def test_a_signal_ends_it_cleanly_while_clients_listen(home: Path, valkey: Embed
     started = threading.Event()
 
     def listen() -> None:
-        with httpx.Client(base_url=running.url, timeout=60) as made:
+        with httpx.Client(base_url=running.url, timeout=FACT_SECONDS) as made:
             hear(made, "/api/v1/events", 1, started=started)
         ended.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    assert started.wait(60)
+    assert started.wait(FACT_SECONDS)
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0
-    assert ended.wait(60), "the stream was ended, not cut off"
+    assert running.process.wait(STOP_SECONDS) == 0
+    assert ended.wait(FACT_SECONDS), "the stream was ended, not cut off"
 
 
 def test_an_upload_takes_little_memory(client: httpx.Client, served: EndpointProcess):
@@ -246,7 +251,7 @@ def test_redis_goes_and_comes_back(tmp_path: Path):
     with (
         embedded_valkey(tmp_path, port=26589) as valkey,
         endpoint(tmp_path, valkey.url()) as running,
-        httpx.Client(base_url=running.url, timeout=30) as client,
+        httpx.Client(base_url=running.url, timeout=FACT_SECONDS) as client,
     ):
         first = client.post(TASKS, content=SPEC, headers=YAML).json()["tasks"][0]["task_id"]
         port = httpx.URL(valkey.url().replace("redis://", "http://")).port
@@ -266,7 +271,7 @@ def test_redis_goes_and_comes_back(tmp_path: Path):
         assert client.get("/healthz").status_code == 200
         valkey.stop_now()
         start(valkey)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + FACT_SECONDS
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -279,7 +284,10 @@ def test_a_restart_changes_nothing_that_clients_see(tmp_path: Path):
     with embedded_valkey(tmp_path, port=26599) as valkey:
         seen = []
         for first in (True, False):
-            with endpoint(tmp_path, valkey.url()) as running, httpx.Client(base_url=running.url, timeout=30) as client:
+            with (
+                endpoint(tmp_path, valkey.url()) as running,
+                httpx.Client(base_url=running.url, timeout=FACT_SECONDS) as client,
+            ):
                 if first:
                     task_id = client.post(TASKS, content=SPEC, headers=YAML).json()["tasks"][0]["task_id"]
                     client.post("/api/v1/results", json={"task_id": task_id, "result": {"a": 1}})

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mloc_prefect.execution.protocol import UserError
-from mloc_prefect.executors.data import load_prompts
-from mloc_prefect.executors.places import Places
+from mloc_prefect.executors.common.prompt_data import load_prompts
+from mloc_prefect.executors.sources.source_lookup import SourceLookup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def server() -> Iterator[str]:
 
 
 def texts(home: Path, url: str, **settings: object) -> list[str]:
-    places = Places.of({"home": str(home), **settings})
+    places = SourceLookup.of({"home": str(home), **settings})
     return [p.text for p in load_prompts({"data": {"type": "dataset", "url": url}}, {}, places)]
 
 
@@ -64,7 +64,7 @@ def test_allowed_hosts_are_read(tmp_path: Path, server: str, settings: dict[str,
     [
         ("/rows.jsonl", {}, "host '127.0.0.1' of"),
         ("/far.jsonl", {"loopback": True}, "host 'inner.example' of"),
-        ("/gone.jsonl", {"loopback": True}, "/gone.jsonl answered status 404"),
+        ("/gone.jsonl", {"loopback": True}, "/gone.jsonl cannot be fetched: the server answered status 404"),
     ],
 )
 def test_others_are_refused(tmp_path: Path, server: str, path: str, settings: dict[str, object], problem: str) -> None:

@@ -20,21 +20,24 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Crashed, Scheduled
 
-from mloc_prefect.execution.dirs import run_dir
-from mloc_prefect.orchestrate import report, specs
-from mloc_prefect.orchestrate.dispatch import use_dispatcher
-from mloc_prefect.orchestrate.entrypoint import run_workflow
-from mloc_prefect.orchestrate.flow import WorkflowFailedError, build_flow, run_plan
-from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.flow import spec_parameters
+from mloc_prefect.flow.build import WorkflowFailedError, build_flow, run_plan
+from mloc_prefect.flow.dispatcher import use_dispatcher
+from mloc_prefect.flow.options import RunOptions
+from mloc_prefect.flow.reports import run_artifacts
+from mloc_prefect.flow.run_workflow import run_workflow
+from mloc_prefect.prefect_ext.state_reasons import StateCode, StateReason, reason_of
+from mloc_prefect.process.run_dir import run_dir
 from mloc_prefect.settings import get_settings
 from tests.support.flows import SUPPORT, Api, Holding, Recorder, dispatcher, graph, graph_text, lines, rows, until
+from tests.support.patience import FACT_SECONDS
 from tests.support.server import embedded_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionResult
-    from mloc_prefect.orchestrate.dispatch import InProcessDispatcher, StageDispatcher, StageJob
+    from mloc_prefect.flow.dispatcher import InProcessDispatcher, StageDispatcher, StageJob
     from tests.support.flows import Killable
 
 pytestmark = pytest.mark.usefixtures("url")
@@ -80,7 +83,7 @@ class Together:
 
     async def dispatch(self, job: StageJob, *, on_event: Callable[[ExecutionEvent], None]) -> ExecutionResult:
         if job.request.name in self._names:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(FACT_SECONDS):
                 await self._barrier.wait()
         return await self._inner.dispatch(job, on_event=on_event)
 
@@ -113,8 +116,8 @@ async def test_a_graph_shows_its_edges_names_tags_and_labels(api: Api, local: An
     assert result["echo"]["seen"] == f"True and {outcome.task('a').task_id}"
     assert [c[0] for c in recorder.calls].count("ended") == 4
     artifacts = await api.artifacts(outcome.flow_run_id)
-    assert "| d | echo |" in artifacts[report.PLAN_KEY]
-    assert "demo: done" in artifacts[report.RESULT_KEY]
+    assert "| d | echo |" in artifacts[run_artifacts.PLAN_KEY]
+    assert "demo: done" in artifacts[run_artifacts.RESULT_KEY]
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -150,6 +153,10 @@ async def test_a_failed_stage_fails_what_is_below_it_and_nothing_else(api: Api, 
     assert states["demo:a"] == ("FAILED", "RuntimeError: boom")
     assert states["demo:b"] == states["demo:c"] == ("FAILED", "not run: stage 'a' failed")
     assert states["demo:other"][0] == "COMPLETED"
+    reasons = {name: reason_of(stage["state"]) for name, stage in stages.items()}
+    assert reasons["demo:a"] == StateReason(StateCode.LAST_ATTEMPT, attempt=1)
+    assert reasons["demo:b"] == StateReason(StateCode.NOT_RUN)
+    assert reasons["demo:other"] == StateReason(StateCode.COMMITTED, attempt=1)
     root = (await api.run(outcome.flow_run_id))["state"]
     assert root["type"] == "FAILED"
     assert root["message"] == "stage 'a' failed: RuntimeError: boom; not run: 'b', 'c'" == outcome.message
@@ -285,7 +292,7 @@ async def test_a_wrong_token_fails_at_once_and_a_later_run_only_delivers(local: 
 async def test_the_entry_point_runs_a_spec_in_its_own_run(api: Api, local: Any) -> None:
     text = graph_text({"a": ([], {"x": "${param.who}"}), "b": (["a"], {})}, name="sent")
     with use_dispatcher(local[0]):
-        packed = specs.pack(text + "#" * 20_000, RunOptions().root)
+        packed = spec_parameters.pack(text + "#" * 20_000, RunOptions().root)
         answer = await run_workflow(packed, parameters={"who": "me"})
     assert packed.startswith("sha256:")
     run = await api.run(answer["flow_run_id"])

@@ -84,9 +84,8 @@ async def test_supervisor_killed(tmp_path: Path, _round: int) -> None:
         assert is_alive(again.pid)
 
 
-async def test_supervisor_that_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mloc_prefect.execution.supervised.END_SECONDS", 0.3)
-    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30) as pool:
+async def test_supervisor_that_does_not_move(tmp_path: Path) -> None:
+    async with HostPool(run_dir_of(tmp_path), idle_seconds=60, start_seconds=30, end_seconds=0.3) as pool:
         _, host, supervisor, grandchildren = await begin(pool, tmp_path)
         os.kill(supervisor, signal.SIGSTOP)
         await pool.discard(host_spec(TROUBLE).key)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.patience import FACT_SECONDS
 from tests.support.pool import Pool, ended, graph, rows, spec, until
 from tests.support.prefect_api import BIN, environment
 from tests.support.server import embedded_server
@@ -44,7 +45,7 @@ def small(pool: Pool) -> Worker:
 @pytest.fixture(scope="module")
 def duo(pool: Pool, small: Worker) -> Worker:
     """Two cards; a waiting task keeps what it needs after 2 s."""
-    return pool.worker("duo", gpus=[A100, A100], MLOC_RESERVE_SECONDS="2")
+    return pool.worker("duo", gpus=[A100, A100], MLOC_RESERVE_SECONDS="2", MLOC_USER_FLOWS="true")
 
 
 def stage_of(pool: Pool, run: str) -> Any:
@@ -56,9 +57,9 @@ def attempts(pool: Pool, task_id: str) -> list[Path]:
     return sorted((pool.results / task_id / "attempts").iterdir())
 
 
-def finish(pool: Pool, *runs: str, seconds: float = 120.0) -> None:
+def finish(pool: Pool, *runs: str) -> None:
     for run in runs:
-        done = pool.api.wait(run, seconds=seconds)
+        done = pool.api.wait(run)
         assert done["state"]["type"] == "COMPLETED", done["state"]
 
 
@@ -66,7 +67,7 @@ def cancel(pool: Pool, *runs: str) -> None:
     for run in runs:
         pool.api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     for run in runs:
-        assert pool.api.wait(run, seconds=60)["state"]["type"] == "CANCELLED"
+        assert pool.api.wait(run)["state"]["type"] == "CANCELLED"
 
 
 LONG = {"echo": {"delay": 300}}  # ended by cancellation, once the test has seen what it wants
@@ -74,7 +75,7 @@ LONG = {"echo": {"delay": 300}}  # ended by cancellation, once the test has seen
 
 def test_three_tasks_of_one_gpu_on_two(pool: Pool, duo: Worker):
     runs = {f"one-{n}": pool.submit(spec(f"one-{n}", gpu={"count": 1, "type": "a100"}, **LONG)) for n in range(3)}
-    first = set(until(lambda: len(duo.leases) == 2 and duo.holders, 40))
+    first = set(until(lambda: len(duo.leases) == 2 and duo.holders))
     assert sorted(device for entry in duo.leases for device in entry["devices"]) == ["gpu:0", "gpu:1"]
     (waiting,) = set(runs) - first
     attempt = next(iter(until(lambda: pool.runs(runs[waiting])).values()))
@@ -107,7 +108,7 @@ def test_parts_of_one_card(pool: Pool, duo: Worker):
     """Tasks that state a part of a card's memory share cards; one that needs a whole card waits for it."""
     gpu = {"count": 1, "memory": "40Gi"}
     runs = [pool.submit(spec(f"part-{n}", gpu=gpu, **LONG)) for n in range(4)]
-    until(lambda: len(duo.leases) == 4, 40)
+    until(lambda: len(duo.leases) == 4)
     assert sorted(device for entry in duo.leases for device in entry["devices"]) == ["gpu:0"] * 2 + ["gpu:1"] * 2
     whole = pool.submit(spec("whole", gpu={**gpu, "exclusive": True}))
     attempt = next(iter(until(lambda: pool.runs(whole)).values()))
@@ -116,9 +117,10 @@ def test_parts_of_one_card(pool: Pool, duo: Worker):
     finish(pool, whole)
 
 
+@pytest.mark.alone  # it has ten seconds, in which fifty others are looked at
 def test_one_that_fits_does_not_wait_behind_fifty_that_do_not(pool: Pool, duo: Worker):
     nowhere = pool.submit(graph("nowhere", 50, gpu={"count": 16}))
-    until(lambda: len(pool.runs(nowhere)) == 50, 60)
+    until(lambda: len(pool.runs(nowhere)) == 50)
     began = time.monotonic()
     fits = pool.submit(spec("fits", gpu={"count": 2}))
     until(lambda: duo.holders == ["fits"] or ended(pool.api.run(fits)), STOCK_POLL_SECONDS, duo.text)
@@ -132,7 +134,7 @@ def test_one_that_fits_does_not_wait_behind_fifty_that_do_not(pool: Pool, duo: W
 def test_large_tasks_do_not_starve(pool: Pool, duo: Worker):
     """Small tasks keep both cards busy, but never both idle: the large one gets its turn while they still come."""
     small = [pool.submit(spec(f"stream-{n}", gpu={"count": 1}, echo={"delay": 2})) for n in range(10)]
-    until(lambda: len(duo.leases) == 2, 30)
+    until(lambda: len(duo.leases) == 2)
     large = pool.submit(spec("large", gpu={"count": 2}))
     finish(pool, large, *small)
 
@@ -144,15 +146,15 @@ def test_large_tasks_do_not_starve(pool: Pool, duo: Worker):
 
 def test_a_more_urgent_task_is_served_before_one_that_came_first(pool: Pool, small: Worker, duo: Worker):
     busy = pool.submit(spec("busy", gpu={"count": 2, "type": "a100"}, **LONG))
-    until(lambda: duo.holders == ["busy"], 30)
+    until(lambda: duo.holders == ["busy"])
     waiting = {}
     try:
         for name, priority in (("first", 0), ("urgent", 5)):
             waiting[name] = pool.submit(spec(name, gpu={"count": 2, "type": "a100"}, priority=priority, **LONG))
             said = f"Flow run '{name}' - waiting:"  # both are known before there is room
-            until(lambda: said in duo.text() + small.text(), 30)  # noqa: B023
+            until(lambda: said in duo.text() + small.text())  # noqa: B023
         cancel(pool, busy)
-        until(lambda: duo.holders == ["urgent"], 30, duo.text)
+        until(lambda: duo.holders == ["urgent"], why=duo.text)
     finally:  # else the tests that follow would find the cards taken
         cancel(pool, *waiting.values())
 
@@ -161,14 +163,19 @@ def shown(pool: Pool, worker: Worker) -> dict[str, Any]:
     """Return what `mloc workers` says of each."""
     command = [BIN / "mloc", "workers", "--json"]
     ended = subprocess.run(
-        command, env=environment(worker.home, pool.api_url), capture_output=True, text=True, timeout=60, check=False
+        command,
+        env=environment(worker.home, pool.api_url),
+        capture_output=True,
+        text=True,
+        timeout=FACT_SECONDS,
+        check=False,
     )
     return {worker["worker_id"]: worker for worker in json.loads(ended.stdout)}
 
 
 def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: Worker):
     run = pool.submit(spec("seen", gpu={"count": 1, "type": "a100"}, **LONG))
-    until(lambda: duo.holders == ["seen"], 30)
+    until(lambda: duo.holders == ["seen"])
     until(lambda: pool.api.http.get("/artifacts/mloc-workers/latest").is_success)
     page = until(lambda: "gpu:0: seen" in (text := pool.api.get("/artifacts/mloc-workers/latest")["data"]) and text)
     row = next(line for line in page.splitlines() if line.startswith("| duo "))
@@ -176,8 +183,13 @@ def test_what_workers_hold_and_run_is_seen_without_an_endpoint(pool: Pool, duo: 
     found = shown(pool, duo)
     assert found["duo"]["at_work"]["leases"] == [{"holder": "seen", "devices": ["gpu:0"]}]
     assert not found["duo"]["stale"]
-    assert run in [name for worker in found.values() for name in worker["at_work"]["runs"]]
+    # The worker of the workflow run says so with a heartbeat of its own.
+    until(lambda: run in [name for worker in shown(pool, duo).values() for name in worker["at_work"]["runs"]])
     cancel(pool, run)
+
+
+def shard_states(pool: Pool, run: str) -> set[str]:
+    return {shard["state"]["type"] for shard in pool.runs(run).values()}
 
 
 def test_each_shard_is_a_run(pool: Pool, duo: Worker):
@@ -193,19 +205,18 @@ def test_each_shard_is_a_run(pool: Pool, duo: Worker):
     }
     until(lambda: shown(pool, duo)["duo"]["at_work"]["leases"] == [])
     run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(400, 1), **divided))
-    until(lambda: len(duo.leases) == 2, 30, lambda: pool.story(run))
-    shard = until(lambda: pool.runs(run).get("parts [2/2]"))
-    assert shard["state"]["type"] == "RUNNING"
+    until(lambda: len(duo.leases) == 2, why=lambda: pool.story(run))
+    shard = pool.api.wait(until(lambda: pool.runs(run).get("parts [2/2]"))["id"], "RUNNING")
     pool.api.post(f"/flow_runs/{shard['id']}/set_state", {"state": {"type": "CANCELLING"}})
     assert pool.api.wait(run)["state"]["type"] == "CANCELLED", pool.story(run)
     assert stage_of(pool, run)["state"]["type"] == "CANCELLED"
-    assert {shard["state"]["type"] for shard in pool.runs(run).values()} == {"CANCELLED"}
+    until(lambda: shard_states(pool, run) == {"CANCELLED"}, why=lambda: pool.story(run))
     until(lambda: shown(pool, duo)["duo"]["at_work"]["leases"] == [])
     run = pool.submit(spec("parts", gpu={"count": 1, "type": "a100"}, **rows(400, 1), **divided))
     until(lambda: pool.runs(run).get("parts [2/2]"), why=lambda: pool.story(run))
     pool.api.post(f"/flow_runs/{stage_of(pool, run)['id']}/set_state", {"state": {"type": "CANCELLING"}})
     assert pool.api.wait(run)["state"]["type"] == "CANCELLED", pool.story(run)
-    assert {shard["state"]["type"] for shard in pool.runs(run).values()} == {"CANCELLED"}, pool.story(run)
+    until(lambda: shard_states(pool, run) == {"CANCELLED"}, why=lambda: pool.story(run))
     until(lambda: not duo.leases)
 
 
@@ -240,7 +251,7 @@ from prefect import flow
 def busy(target: str):
     while not pathlib.Path(target).with_suffix(".end").exists():
         sum(range(1000))
-    pathlib.Path(target).write_text(str(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    pathlib.Path(target).write_text(" ".join(os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "MLOC_TEST_MARK")))
 """
 
 
@@ -251,17 +262,18 @@ def test_a_users_flow_beside_ours(pool: Pool, duo: Worker, tmp_path: Path):
         "user",
         entrypoint="user.py:busy",
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
-        job_variables={"gpu_count": 1, "gpu_type": "a100"},
+        job_variables={"gpu_count": 1, "gpu_type": "a100", "env": {"MLOC_TEST_MARK": "set"}},
     )
     user = pool.api.start(deployment, target=str(tmp_path / "out"))
-    pool.api.wait(user, "RUNNING", seconds=40)
+    pool.api.wait(user, "RUNNING")
     ((device,),) = [entry["devices"] for entry in duo.leases]
     ours = pool.submit(spec("ours", gpu={"count": 1}))
     finish(pool, ours)
     assert pool.api.run(user)["state"]["type"] == "RUNNING"
     (tmp_path / "out.end").touch()
     finish(pool, user)
-    assert f"gpu:{(tmp_path / 'out').read_text()}" == device
+    index, mark = (tmp_path / "out").read_text().split()
+    assert (f"gpu:{index}", mark) == (device, "set")
     until(lambda: duo.leases == [])
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.patience import FACT_SECONDS
 from tests.support.prefect_api import BIN, Api, environment, stock_server, worker_process
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ def deployed(api: Api, env: dict[str, str]) -> Api:
 
 def prefect(env: dict[str, str], *arguments: str) -> str:
     done = subprocess.run(
-        [BIN / "prefect", *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [BIN / "prefect", *arguments],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=FACT_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -64,7 +71,7 @@ def test_block_type_registers(api: Api, env: dict[str, str]):
     assert api.get("/block_types/slug/mloc-artifact-store")["name"] == "MLOC Artifact Store"
     script = [BIN / "python", str(ROOT / "blocks" / "register.py")]
     for _ in range(2):  # the second time it is there already
-        made = subprocess.run(script, env=env, capture_output=True, text=True, timeout=60, check=True)
+        made = subprocess.run(script, env=env, capture_output=True, text=True, timeout=FACT_SECONDS, check=True)
         assert made.stdout.strip() == "mloc-artifact-store/local"
     block = api.get("/block_types/slug/mloc-artifact-store/block_documents/name/local")
     assert block["data"]["url"] == env["MLOC_RESULTS_DIR"]
@@ -113,7 +120,13 @@ def test_public_names_are_ordinary_prefect_objects(api: Api, env: dict[str, str]
     )
     own = {**os.environ, **env}
     done = subprocess.run(
-        [BIN / "python", "-c", script], env=own, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [BIN / "python", "-c", script],
+        env=own,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=FACT_SECONDS,
+        check=False,
     )
     assert done.stdout.splitlines()[-1:] == ["Completed"], done.stdout + done.stderr
     assert len([run for run in runs(api) if run["name"] == "echo-chain" and not run["deployment_id"]]) == 1

@@ -16,6 +16,7 @@ from mloc_prefect.execution.hosts import HostPool
 from mloc_prefect.execution.protocol import ExecutionRequest
 from tests.support.counts import count
 from tests.support.hosts import HELD, Runner, echo_request, host_spec, read_json, run_dir_of
+from tests.support.patience import FACT_SECONDS
 
 ROWS = 40
 SPEC = {"data": {"type": "list", "items": [f"row {n}" for n in range(ROWS)]}, "echo": {"row_delay": 0.01}}
@@ -80,7 +81,7 @@ async def cancelled_after(run: Runner, request: ExecutionRequest, rows: int) -> 
     task = asyncio.create_task(
         run(request, HOST, on_event=lambda event: enough.set() if event.data["done"] >= rows else None)
     )
-    await asyncio.wait_for(enough.wait(), 60)
+    await asyncio.wait_for(enough.wait(), FACT_SECONDS)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

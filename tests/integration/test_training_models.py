@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mloc_prefect.execution.client import execute
+from mloc_prefect.execution.host_types import HostSpec
 from mloc_prefect.execution.hosts import HostPool
-from mloc_prefect.execution.hosttypes import HostSpec
+from mloc_prefect.execution.hosts.attempt_client import execute
 from mloc_prefect.execution.protocol import ExecutionRequest
 from tests.support.hosts import read_json, run_dir_of
 from tests.support.smollm import prepared_home

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mloc_prefect.execution.protocol import UserError
-from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.places import Places
-from mloc_prefect.executors.training_arguments import Options
-from mloc_prefect.tasks.training_table import KINDS, cells
+from mloc_prefect.executors.common.spec_reader import SpecReader
+from mloc_prefect.executors.sources.source_lookup import SourceLookup
+from mloc_prefect.executors.training.trainer_arguments import TrainerOptions
+from mloc_prefect.tasks.training.training_table import KINDS, cells
 from tests.support.tiny_model import save_tiny_model
 from tests.support.training import PAIRS, SUMS, TrainingBench
 
@@ -81,12 +81,12 @@ def test_ppo_recomputes_activations_when_asked(bench: TrainingBench, monkeypatch
 
 @pytest.mark.parametrize("kind", ["sft", "lora_sft", "dpo", "grpo"])
 def test_a_file_of_deepspeed_lies_beside_the_spec(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module(f"mloc_prefect.executors.{kind}")
+    module = importlib.import_module(f"mloc_prefect.executors.training.{kind}")
     home = importlib.import_module(type(module.RECIPE).config.__module__)
     monkeypatch.setattr(home, "configured", lambda _config, arguments: arguments)  # DeepSpeed itself is not here
-    places = Places.of({"home": "/x", "base_dir": str(tmp_path)})
+    places = SourceLookup.of({"home": "/x", "base_dir": str(tmp_path)})
     job: Any = SimpleNamespace(
-        options=Options.of(kind, Fields({})), places=places, window=64, rows=SimpleNamespace(notes=[])
+        options=TrainerOptions.of(kind, SpecReader({})), sources=places, window=64, rows=SimpleNamespace(notes=[])
     )
     with pytest.raises(UserError, match=r"spec\.training\.deepspeed: there is no file "):
         module.RECIPE.config(job, {"deepspeed": "ds.json"})

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mloc_prefect.executors.fields import Fields
-from mloc_prefect.executors.places import Places
-from mloc_prefect.executors.rewards import scorer_of
+from mloc_prefect.executors.common.spec_reader import SpecReader
+from mloc_prefect.executors.sources.source_lookup import SourceLookup
+from mloc_prefect.executors.training.rewards.scorers import scorer_of
 from tests.support.tiny_model import save_tiny_model
 from tests.support.training import TrainingBench
 
@@ -87,11 +87,11 @@ def save_classifier(folder: Path, tokenizer: Path, kind: str) -> Path:
 def test_a_classifier_gets_no_more_than_it_reads(kind: str, bench: TrainingBench) -> None:
     """Its table of positions ends there, and what is beyond would be an error after the first long answer."""
     save_classifier(bench.root / "judge", bench.model, kind)
-    places = Places.of({"home": str(bench.root), "base_dir": str(bench.root)})
+    places = SourceLookup.of({"home": str(bench.root), "base_dir": str(bench.root)})
     for wanted, told in ((None, 0), (16, 0), (17, 1), (64, 1)):
         notes: list[str] = []
         spec = {"reward_model": {"identifier": "judge", **({"max_length": wanted} if wanted else {})}}
-        scorer = scorer_of(Fields(spec), places, (), notes=notes)
+        scorer = scorer_of(SpecReader(spec), places, (), notes=notes)
         assert scorer(["?", "?"], ["long" * 9, "long" * 4], [{}, {}])[0] == pytest.approx(
             scorer(["?"], ["long" * 4], [{}])[0], abs=1e-5
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.support.patience import FACT_SECONDS
 from tests.support.tiny_model import save_tiny_model
 from tests.support.up import Up, running_up
 
@@ -135,13 +136,13 @@ def finish(up: Up, text: str) -> list[dict[str, Any]]:
     """Submit a spec, wait for its end and return the results."""
     tasks = ended(up, text)
     assert all(task["status"] == "DONE" for task in tasks), tasks
-    with httpx.Client(base_url=up.url, headers=TOKEN, timeout=30) as client:
+    with httpx.Client(base_url=up.url, headers=TOKEN, timeout=FACT_SECONDS) as client:
         return [client.get(f"/api/v1/results/{task['task_id']}").json() for task in tasks]
 
 
 def ended(up: Up, text: str, **query: str) -> list[dict[str, Any]]:
     """Submit a spec and return its tasks when one has failed or all are done."""
-    with httpx.Client(base_url=up.url, headers=TOKEN, timeout=30) as client:
+    with httpx.Client(base_url=up.url, headers=TOKEN, timeout=FACT_SECONDS) as client:
         answer = client.post("/api/v1/tasks", content=text, headers={"Content-Type": "text/yaml"}, params=query)
         assert answer.status_code == 200, answer.text
         ids = [task["task_id"] for task in answer.json()["tasks"]]
@@ -162,9 +163,9 @@ def test_two_stages_hand_over_by_the_endpoint(name: str, kind: str, up: Up) -> N
     first, second = (answer["result"] for answer in submit(up, name))
     url = first[f"{kind}_archive_url"]
     assert url == f"{up.url}/api/v1/results/{first['task_id']}/files/{kind}.zip"
-    answer = httpx.get(url, headers=TOKEN, timeout=30)
+    answer = httpx.get(url, headers=TOKEN, timeout=FACT_SECONDS)
     assert len(answer.content) == Path(first[f"{kind}_archive_path"]).stat().st_size
-    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, timeout=FACT_SECONDS).status_code == 401
     assert Path(second[f"{kind}_path"]).is_dir()
     imported = Path(second["output_dir"]) / "imported_checkpoint"
     assert not imported.exists(), "both see the same file system, so nothing is copied"
@@ -199,7 +200,9 @@ def test_trainings_learn_from_answers_of_earlier_stages(up: Up) -> None:
 def test_the_curve_is_on_the_page_of_the_run(up: Up) -> None:
     """Published by the runs above."""
     user, _, password = (up.home / "secrets" / "prefect-auth").read_text().strip().partition(":")
-    with httpx.Client(base_url=f"http://127.0.0.1:{up.port + 1}/api", auth=(user, password), timeout=30) as api:
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{up.port + 1}/api", auth=(user, password), timeout=FACT_SECONDS
+    ) as api:
         answer = api.post("/artifacts/filter", json={"artifacts": {"key": {"like_": "mloc-training%"}}})
         assert answer.status_code == 200, answer.text
         found = answer.json()
@@ -223,5 +226,5 @@ def test_what_will_hardly_fit_is_an_error_when_warnings_are(up: Up) -> None:
     assert strict["error"].startswith("the training needs about 0.0 GiB, and there are 0.0 GiB: ")
     (lenient,) = ended(up, TIGHT)
     assert lenient["status"] == "DONE"
-    log = httpx.get(f"{up.url}/api/v1/tasks/{lenient['task_id']}/logs", headers=TOKEN).text
+    log = httpx.get(f"{up.url}/api/v1/tasks/{lenient['task_id']}/logs", headers=TOKEN, timeout=FACT_SECONDS).text
     assert "the training needs about" in log

@@ -20,6 +20,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.original_worker import OriginalWorker, expire, started_worker
+from tests.support.patience import FACT_SECONDS, STOP_SECONDS
 from tests.support.replay import Replay, Site
 from tests.support.transcript import Differences, scenarios
 from tests.support.up import running_up
@@ -88,7 +89,7 @@ def open_endpoint(site: Site) -> Iterator[Site]:
         yield Site(url=url, redis=redis, results=site.results, token=None)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(STOP_SECONDS)
 
 
 @pytest.mark.parametrize("name", scenarios())
@@ -125,7 +126,7 @@ class Client:
 
     async def until(self, task_id: str, **wanted: Any) -> dict[str, Any]:
         """Wait until a record shows what is wanted."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(FACT_SECONDS):
             while True:
                 found = await self.record(task_id)
                 if wanted.items() <= found.items():
@@ -142,7 +143,7 @@ class Client:
 async def client(site: Site) -> AsyncIterator[Client]:
     headers = {"Authorization": f"Bearer {site.token}"}
     async with (
-        httpx.AsyncClient(base_url=site.url, headers=headers, trust_env=False) as http,
+        httpx.AsyncClient(base_url=site.url, headers=headers, trust_env=False, timeout=FACT_SECONDS) as http,
         Redis.from_url(site.redis, decode_responses=True) as redis,
         redis.pubsub() as channels,
     ):

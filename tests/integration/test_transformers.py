@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mloc_prefect.execution.protocol import Cancelled, ExecutionEvent, UserError
-from mloc_prefect.executors import decoding
-from mloc_prefect.executors.batching import Work
-from mloc_prefect.executors.sampling import Sampling
+from mloc_prefect.executors.common.rendering import PendingRow
+from mloc_prefect.executors.common.sampling import Sampling
+from mloc_prefect.executors.transformers import decoding
 from tests.support.bench import Bench, outputs
-from tests.support.tiny_model import cut_short, reshaped, save_tiny_model
+from tests.support.tiny_model import cut_short, reshaped, save_tiny_model, with_nan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,10 +82,33 @@ def test_padding_does_not_change_what_the_repetition_penalty_sees() -> None:
     assert penalty(ids, scores).tolist() == [[1, 1, 1, 0.5, 0.5, 1], [1, 0.5, 0.5, 0.5, 0.5, 1]]
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.7, "seed": 1}])
+def test_a_model_that_gives_no_numbers_fails_its_rows(tmp_path: Path, options: dict[str, Any]) -> None:
+    broken = Bench(tmp_path, with_nan(save_tiny_model(tmp_path / "broken")))
+    with pytest.raises(UserError, match=r"2 of 2 rows failed .* row 0: the model gives no numbers .*\(at token 1\)"):
+        broken(["one", "two"], max_tokens=6, **options)
+
+
+def test_extreme_options_give_what_their_limit_means(bench: Bench) -> None:
+    greedy = outputs(bench(WORDS, **GREEDY, task="greedy"))
+    for number, temperature in enumerate((1e-40, 1e-30, 1e-6)):
+        assert outputs(bench(WORDS, temperature=temperature, seed=1, max_tokens=12, task=f"cold{number}")) == greedy
+    wild = {"temperature": 1e300, "repetition_penalty": 1e-300, "top_p": 1e-300, "seed": 1}
+    assert len(outputs(bench(WORDS, **wild, max_tokens=4, task="wild"))) == len(WORDS)
+
+
+def test_scores_that_are_not_finite_are_found_by_row() -> None:
+    check = decoding._ScoreCheck()
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[0.0, -inf], [nan, 0.0], [-inf, -inf], [inf, 0.0]])
+    assert check(torch.zeros(4, 1), scores) is scores
+    assert check.broken_rows() == [False, True, True, True]
+
+
 def test_draws_of_a_row_do_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 50)
-    rows, sampling = [Work(i, (1,), 3) for i in range(4)], Sampling(seed=7)
+    rows, sampling = [PendingRow(i, (1,), 3) for i in range(4)], Sampling(seed=7)
 
     def drawn(chosen: list[int]) -> list[int]:
         batch = [rows[i] for i in chosen]
@@ -98,7 +121,7 @@ def test_draws_of_a_row_do_not_depend_on_its_batch() -> None:
 
 
 def test_draws_follow_the_probabilities() -> None:
-    batch = [Work(i, (1,), 1) for i in range(4000)]
+    batch = [PendingRow(i, (1,), 1) for i in range(4000)]
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).repeat(4000, 1)
     processors = decoding._processors(batch, Sampling(temperature=1.0, top_p=0.9, seed=1), torch.ones(4000, 1), 1)
     counts = torch.bincount(processors(torch.ones(4000, 1, dtype=torch.long), logits).argmax(-1), minlength=4)
@@ -133,10 +156,13 @@ def test_a_special_token_may_be_a_stop_text(bench: Bench) -> None:
     bench(["a"], **GREEDY)
     engine = bench.executor._engine
     assert engine is not None
-    watch = decoding._Watch(
+    finite = decoding._ScoreCheck()
+    finite(torch.tensor([[5]]), torch.zeros(1, 4))
+    watch = decoding._RowEnds(
         engine,
-        [Work(0, (5,), 9)],
+        [PendingRow(0, (5,), 9)],
         Sampling(stop=("<pad>",)),
+        finite,
         lambda _rows: None,
         lambda _answer: None,
     )
@@ -230,7 +256,7 @@ def test_out_of_memory_halves_the_batch(bench: Bench, monkeypatch: pytest.Monkey
     result = bench(WORDS, **GREEDY)
     assert [item["index"] for item in result["items"]] == list(range(6))
     assert [len(rows) for rows in asked] == [6, 3, 1, 1, 1, 1, 1, 1]
-    assert bench.texts("log")[0] == "out of memory with 6 rows at once; going on with 3"
+    assert bench.texts("log")[0] == "out of memory with 6 rows at once; continuing with 3"
 
 
 def test_a_row_too_large_for_the_memory_may_go_better_next_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

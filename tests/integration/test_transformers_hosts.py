@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mloc_prefect.errors import ExecutionError
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionRequest
+from mloc_prefect.process.run_dir import run_dir
 from tests.support.hosts import Runner, host_spec, read_json
+from tests.support.patience import FACT_SECONDS
 from tests.support.smollm import prepared_home
 from tests.support.tiny_model import save_tiny_model
 
@@ -126,7 +127,8 @@ async def test_one_warm_host_answers_lists_files_and_chats_of_several_models(run
 
 
 async def test_after_kill_9_in_mid_batch_only_missing_rows_are_computed(runner: Runner, mirrors: str) -> None:
-    prompts = [f"Write a sentence about the number {i}." for i in range(4)]
+    asked = [f"Write a sentence about the number {i}." for i in range(4)]
+    prompts = {"type": "list", "items": [*asked[:2], *([{"role": "user", "content": text}] for text in asked[2:])]}
     spec = {**EXACT, "inference": {**EXACT["inference"], "max_tokens": 8}}
     whole = Task(runner, mirrors, "whole", prompts, **spec)
     expected = read_json((await whole.run()).path)
@@ -154,6 +156,7 @@ async def test_after_kill_9_in_mid_batch_only_missing_rows_are_computed(runner: 
     answer = read_json(result.path)
     assert answer["items"] == expected["items"]
     assert answer["usage"] == expected["usage"]
+    assert "<|im_start|>user" in answer["items"][3]["metadata"]["rendered_prompt"], "of texts and chats alike"
 
 
 async def test_faults_reach_the_caller_as_one_line_and_are_not_retried(runner: Runner, mirrors: str) -> None:
@@ -186,7 +189,7 @@ async def test_a_cancelled_task_leaves_a_host_that_works(runner: Runner, mirrors
     running = asyncio.create_task(
         long.run(lambda e: started.set() if e.kind == "phase" and e.data["text"] == "generating" else None)
     )
-    await asyncio.wait_for(started.wait(), 120)
+    await asyncio.wait_for(started.wait(), FACT_SECONDS)
     before = await runner.hosts.acquire(host_spec(EXECUTOR))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

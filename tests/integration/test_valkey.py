@@ -17,23 +17,24 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mloc_prefect.bridge import scripts
-from mloc_prefect.bridge.stores import open_stores
-from mloc_prefect.bridge.valkey import EmbeddedValkey, server_program
-from mloc_prefect.bridge.valkey_main import ValkeyOptions
 from mloc_prefect.errors import DispatchError, StoreError
+from mloc_prefect.services.valkey import EmbeddedValkey, server_program
+from mloc_prefect.services.valkey_main import ValkeyOptions
+from mloc_prefect.store.backends import open_stores
+from mloc_prefect.store.redis import scripts
+from tests.support.patience import STOP_SECONDS
 from tests.support.records import submit
 from tests.support.valkey import embedded_valkey, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mloc_prefect.bridge.valkey import ValkeyAddress
+    from mloc_prefect.services.valkey import ValkeyAddress
 
 _OWNER = """
 import asyncio, sys
 from pathlib import Path
-from mloc_prefect.bridge.valkey import EmbeddedValkey
+from mloc_prefect.services.valkey import EmbeddedValkey
 async def main():
     server = EmbeddedValkey(Path(sys.argv[1]), 26650)
     print((await server.ready()).pid, flush=True)
@@ -120,7 +121,7 @@ def test_it_ends_with_whoever_watches_over_it(tmp_path, victim):
     try:
         server = psutil.Process(int(owner.stdout.readline()))
         os.kill(owner.pid if victim == "owner" else server.ppid(), signal.SIGKILL)
-        server.wait(20)
+        server.wait(STOP_SECONDS)
         # The data are free again: nobody waits for a lock that a dead process holds.
         with embedded_valkey(tmp_path, port=26650):
             pass
@@ -143,7 +144,7 @@ def test_two_servers_do_not_share_their_data(tmp_path, valkey):
         password_file=str(valkey.password_file),
         patience=0.1,
     )
-    command = [sys.executable, "-m", "mloc_prefect.bridge.valkey_main"]
+    command = [sys.executable, "-m", "mloc_prefect.services.valkey_main"]
     second = subprocess.run(
         [*command, json.dumps(asdict(options))], check=False, pass_fds=(lifeline,), capture_output=True, text=True
     )
@@ -153,7 +154,7 @@ def test_two_servers_do_not_share_their_data(tmp_path, valkey):
     patient = json.dumps(asdict(replace(options, patience=300)))
     assert (
         subprocess.run(
-            [*command, patient], check=False, pass_fds=(lifeline,), capture_output=True, timeout=30
+            [*command, patient], check=False, pass_fds=(lifeline,), capture_output=True, timeout=STOP_SECONDS
         ).returncode
         == 1
     )
@@ -177,7 +178,7 @@ async def test_a_server_that_died_is_reported_and_started_again(tmp_path):
     stores = open_stores(server.url())
     await submit(stores.tasks, "s1", "a")
     os.kill(server.poll().pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + STOP_SECONDS
     while server.running and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     with pytest.raises(DispatchError, match=r"the embedded Valkey ended \(exit status 137\)"):

@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -15,31 +15,27 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
-from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
-from mloc_prefect.orchestrate.flow import WorkflowFailedError, build_flow
-from mloc_prefect.orchestrate.options import RunOptions
-from mloc_prefect.plan import check
+from mloc_prefect.flow.build import WorkflowFailedError
+from mloc_prefect.flow.dispatcher import InProcessDispatcher
+from mloc_prefect.hardware.inventory import Inventory
+from mloc_prefect.leases import MemoryLeaseBook
+from mloc_prefect.process.run_dir import run_dir
 from mloc_prefect.settings import get_settings
-from mloc_prefect.worker.inventory import Inventory
-from mloc_prefect.worker.leases import MemoryLeaseBook
-from tests.support.flows import Killable, Recorder, lines
+from tests.support import vllm_chats
+from tests.support.flows import Killable, lines
+from tests.support.patience import FACT_SECONDS
 from tests.support.server import embedded_server
 from tests.support.smollm import prepared_home
-from tests.support.tiny_model import cut_short, save_tiny_model
+from tests.support.tiny_model import cut_short, save_tiny_model, with_nan
 from tests.support.vllm_env import save_adapter, vllm_python
+from tests.support.vllm_place import ENGINE, Place, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from mloc_prefect.execution.protocol import ExecutionEvent
-    from mloc_prefect.orchestrate.outcome import StageOutcome
+pytestmark = [pytest.mark.alone, pytest.mark.asyncio(loop_scope="module")]
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-GREEDY = {"temperature": 0, "max_tokens": 16}
-ENGINE = {"max_model_len": 512, "max_num_seqs": 32, "dtype": "float32"}
 COUNTRIES = ["France", "Italy", "Japan", "Peru", "Kenya", "Norway", "Chile", "India"]
 
 
@@ -65,75 +61,6 @@ async def place(tmp_path_factory: pytest.TempPathFactory, url: str) -> AsyncIter
         leases = MemoryLeaseBook(inventory)
         dispatcher = InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=inventory)
         yield Place(root, python, settings, hosts, dispatcher)
-
-
-class Watch(Recorder):
-    """Also keeps every event."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[ExecutionEvent] = []
-        self.on_retry: Callable[[], object] = lambda: None
-        self.on_tokens: Callable[[dict[str, Any]], object] = lambda _data: None
-
-    def stage_retry(self, key: str, attempt: int, error: str, delay: float) -> None:
-        super().stage_retry(key, attempt, error, delay)
-        self.on_retry()
-
-    def stage_event(self, key: str, event: ExecutionEvent) -> None:
-        self.events.append(event)
-        if event.kind == "progress":
-            self.on_tokens(event.data)
-        super().stage_event(key, event)
-
-    def messages(self) -> list[str]:
-        return [e.data["message"] for e in self.events if e.kind == "log"]
-
-
-class Done:
-    """One finished task."""
-
-    def __init__(self, outcome: StageOutcome, watch: Watch, pid: int) -> None:
-        self.result: dict[str, Any] = json.loads(Path(str(outcome.result_path)).read_text())
-        self.dir = Path(str(outcome.result_path)).parent
-        self.summary, self.watch, self.pid = outcome.summary, watch, pid
-
-    @property
-    def outputs(self) -> list[str]:
-        return [item["output"] for item in self.result["items"]]
-
-
-class Place:
-    """A machine with warm hosts; every call is a flow run of its own."""
-
-    def __init__(self, root: Path, python: Path, settings: Any, hosts: Killable, dispatcher: Any) -> None:
-        self.root, self.python, self.settings, self.hosts, self.dispatcher = root, python, settings, hosts, dispatcher
-
-    async def __call__(
-        self,
-        data: list[str] | dict[str, Any],
-        *,
-        model: dict[str, Any] | None = None,
-        identifier: str = "smollm2",
-        watch: Watch | None = None,
-        more: dict[str, Any] | None = None,
-        **inference: Any,
-    ) -> Done:
-        watch = watch or Watch()
-        spec = {
-            "taskType": "inference",
-            "resources": {"replicas": 1, "hardware": {"cpu": "1", "memory": "1Gi"}},
-            "model": {"source": {"identifier": identifier}, "vllm": ENGINE, **(model or {})},
-            "data": data if isinstance(data, dict) else {"type": "list", "items": data},
-            "inference": {**GREEDY, **inference},
-            **(more or {}),
-        }
-        document = {"apiVersion": "mloc/v1", "kind": "Task", "metadata": {"name": "answers"}, "spec": spec}
-        plan, diagnostics = check(json.dumps(document))
-        assert plan is not None, diagnostics
-        options = RunOptions(settings=self.settings, dispatcher=self.dispatcher, observer=watch)
-        outcome = await build_flow(plan, options=options)()
-        return Done(outcome.tasks[0], watch, self.hosts.pids[-1])
 
 
 def capitals(count: int) -> list[str]:
@@ -196,6 +123,30 @@ async def test_a_data_set_as_chats_with_metadata(place: Place) -> None:
     written = [json.loads(line) for line in Path(told["path"]).read_text().splitlines()]
     assert written == [{"id": str(n), "answer": output} for n, output in enumerate(done.outputs)]
     assert (told["record_count"], told["relative_path"]) == (6, "out/answers.jsonl")
+
+
+async def test_chats_are_what_transformers_makes_of_them(place: Place, tmp_path: Path) -> None:
+    """The same prompts as in the other engine, which `test_chats.py` holds to the same words."""
+    await vllm_chats.check_sources(place, tmp_path)
+
+
+async def test_chats_by_reference_and_template_are_the_same(place: Place) -> None:
+    await vllm_chats.check_references(place)
+
+
+async def test_chats_are_divided(place: Place) -> None:
+    await vllm_chats.check_shards(place)
+
+
+async def test_an_answer_continues_the_last_message(place: Place) -> None:
+    own = [[{"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "A bird is"}]]
+    begun = await place({"type": "list", "items": own}, continue_final_message=True)
+    template = {"tokenize": False, "continue_final_message": True}
+    rendered = vllm_chats.tokenizer().apply_chat_template(own[0], **template)
+    assert begun.result["items"][0]["metadata"]["rendered_prompt"] == rendered
+    images = [[{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]]
+    with pytest.raises(AssertionError, match="only parts of text are read so far"):
+        await place({"type": "list", "items": images})
 
 
 async def test_two_tasks_at_once_are_batched_together(place: Place) -> None:
@@ -271,11 +222,10 @@ async def test_an_unknown_engine_argument_is_one_line(place: Place) -> None:
     with pytest.raises(WorkflowFailedError):
         await place(["x"], model={"vllm": {**ENGINE, "enable_prefix_cachin": True}}, watch=watch)
     error = watch.outcomes["answers"].error
-    assert error == (
-        "spec.model.vllm.enable_prefix_cachin is not an engine argument of this vLLM: "
-        "did you mean 'enable_prefix_caching'?"
-    )
-    assert [call for call in watch.calls if call[0] == "started"] == [("started", "answers", 1)]
+    assert error is not None
+    assert "spec.model.vllm.enable_prefix_cachin: 'enable_prefix_cachin' is not a plain value" in error
+    assert "did you mean 'enable_prefix_caching'?" in error
+    assert [call for call in watch.calls if call[0] == "started"] == [], "no engine is asked"
 
 
 async def test_damaged_weights_are_one_line_and_the_host_goes_on(place: Place) -> None:
@@ -300,7 +250,7 @@ async def test_a_cancelled_task_leaves_the_engine_to_others(place: Place) -> Non
     watch.on_tokens = lambda data: begun.set() if data["tokens_out"] > 32 else None
     task = asyncio.create_task(place(capitals(400), watch=watch, max_tokens=200, ignore_eos=True))
     try:
-        await asyncio.wait_for(begun.wait(), 120)
+        await asyncio.wait_for(begun.wait(), FACT_SECONDS)
     finally:
         task.cancel()  # else the engine would be busy for the tests that follow, too
     progress = [e.data for e in watch.events if e.kind == "progress"]
@@ -309,7 +259,7 @@ async def test_a_cancelled_task_leaves_the_engine_to_others(place: Place) -> Non
     with pytest.raises(asyncio.CancelledError):
         await task
     pid = place.hosts.pids[-1]
-    done = await asyncio.wait_for(place(["The capital of France is"], max_tokens=4), 60)
+    done = await asyncio.wait_for(place(["The capital of France is"], max_tokens=4), FACT_SECONDS)
     assert done.pid == pid
     assert "Paris" in done.outputs[0]
 
@@ -397,7 +347,8 @@ async def test_memory_that_others_hold_is_waited_for(place: Place, monkeypatch: 
 
 
 async def test_a_killed_engine_is_started_once_more_and_rows_are_kept(place: Place) -> None:
-    rows, stop = [f"Name {n} fruits." for n in range(48)], random.Random().randrange(5, 25)
+    rows = [[{"role": "user", "content": f"Name {n} fruits."}] for n in range(48)]
+    stop = random.Random().randrange(5, 25)
     watch = Watch()
     killed: list[int] = []
 
@@ -407,7 +358,8 @@ async def test_a_killed_engine_is_started_once_more_and_rows_are_kept(place: Pla
             place.hosts.kill()
 
     watch.on_progress = kill_late
-    done = await place(rows, watch=watch, max_tokens=100, chat_template=True)  # answers end at different times
+    data = {"type": "list", "items": rows}
+    done = await place(data, watch=watch, max_tokens=100)  # answers end at different times
     indices = [row["index"] for row in lines(done.dir)]
     assert sorted(indices) == list(range(48)), f"killed after {stop} rows"
     assert killed
@@ -416,3 +368,24 @@ async def test_a_killed_engine_is_started_once_more_and_rows_are_kept(place: Pla
     assert [call for call in watch.calls if call[0] in {"started", "retry"}] == [("started", "answers", 1)]
     assert any("started again within this attempt" in message for message in watch.messages())
     assert all(done.outputs)
+    assert [item["prompt"] for item in done.result["items"]] == rows
+    read = [item["metadata"]["rendered_prompt"] for item in done.result["items"]]
+    template = {"tokenize": False, "add_generation_prompt": True}
+    assert read == [vllm_chats.tokenizer().apply_chat_template(row, **template) for row in rows]
+
+
+async def test_a_model_that_gives_no_numbers_fails_its_rows_in_one_attempt(place: Place) -> None:
+    broken = with_nan(save_tiny_model(place.root / "broken", window=512, hidden=64, heads=2))
+    watch = Watch()
+    with pytest.raises(WorkflowFailedError):
+        await place(["one", "two"], identifier=str(broken), watch=watch)
+    error = watch.outcomes["answers"].error
+    assert error is not None
+    assert error.startswith("2 of 2 rows failed (inference.max_failed_rows is 0): row 0: the model gives no numbers")
+    assert [call for call in watch.calls if call[0] == "started"] == [("started", "answers", 1)]
+
+
+async def test_a_tiny_temperature_is_greedy(place: Place) -> None:
+    greedy = await place(["The capital of France is"], temperature=0)
+    cold = await place(["The capital of France is"], temperature=1e-40, seed=1)
+    assert cold.outputs == greedy.outputs

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.support.patience import FACT_SECONDS, START_SECONDS, STOP_SECONDS
 from tests.support.prefect_api import BIN, Api, environment, worker_process
 from tests.support.server import embedded_server
 
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENTRYPOINT = "mloc_prefect.orchestrate.entrypoint.run_workflow"
-USER_FLOW = """
-import os, pathlib
-from prefect import flow
-
-@flow
-def hello(target: str):
-    pathlib.Path(target).write_text(f"{os.getpid()} {os.environ.get('MLOC_TEST_MARK')}")
-"""
 
 
 def echo(name: str = "echo", *, delay: float = 0, **spec: Any) -> str:
@@ -98,7 +91,7 @@ def test_runs_share_the_worker_process_and_a_warm_host(api: Api, generic: str, w
     runs += [api.wait(api.start(generic, spec=echo("two")))]
     assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"]
     assert [run["name"] for run in runs] == ["one", "two"]
-    assert {run["infrastructure_pid"].split(":")[1] for run in runs} == {str(worker.pid)}
+    assert len({run["labels"]["mloc.incarnation"] for run in runs}) == 1
     assert len(first) == 1
     assert hosts(worker) == first
 
@@ -122,10 +115,11 @@ def test_a_spec_with_mistakes_fails_with_all_of_them(api: Api, generic: str):
 
 def test_cancelling_ends_run_and_stages_as_cancelled(api: Api, generic: str, worker: subprocess.Popen[bytes]):
     run_id = api.start(generic, spec=echo("cancelled", delay=300))
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + FACT_SECONDS
     while not [s for s in api.stages(run_id).values() if s["state"]["type"] == "RUNNING"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    wait_for(lambda: hosts(worker), lambda: str(api.stages(run_id)))
     before = hosts(worker)
     api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
     run = api.wait(run_id)
@@ -145,20 +139,25 @@ def test_runs_cancelled_before_they_begin_end_too(api: Api, generic: str):
     assert {api.wait(run_id)["state"]["name"] for run_id in run_ids} == {"Cancelled"}
 
 
-def test_other_flows_run_as_processes(api: Api, generic: str, worker: subprocess.Popen[bytes], tmp_path: Path):
-    (tmp_path / "user.py").write_text(USER_FLOW)
-    deployment = api.deploy(
-        "user",
-        entrypoint=f"{tmp_path}/user.py:hello",
-        path=str(tmp_path),
-        job_variables={"env": {"MLOC_TEST_MARK": "set"}},
-    )
-    run = api.wait(api.start(deployment, target=str(tmp_path / "out")), seconds=60)
-    assert run["state"]["type"] == "COMPLETED", run["state"]
-    pid, mark = (tmp_path / "out").read_text().split()
-    assert pid == run["infrastructure_pid"]
-    assert pid != str(worker.pid)
-    assert mark == "set"
+def test_other_flows_and_commands_are_left_alone(api: Api, generic: str, home: Path, tmp_path: Path):
+    """Unless the operator allows it (`test_pool.py`): a deployment can name any file and any command."""
+    out = tmp_path / "out"
+    command = {"command": f"touch {out}"}
+    planted = api.deploy("planted", entrypoint="x.py:f", path=str(tmp_path), job_variables=command)
+    disguised = api.deploy("disguised", entrypoint=ENTRYPOINT, work_queue_name="default", job_variables=command)
+    hidden = api.deploy("hidden", entrypoint="x.py:f", path=str(tmp_path), work_queue_name="coordinator")
+    left = [api.start(deployment, spec=echo()) for deployment in (planted, disguised, hidden)]
+    body = {"state": {"type": "SCHEDULED"}, "parameters": {"spec": echo()}, "job_variables": command}
+    left.append(api.post(f"/deployments/{generic}/create_flow_run", body)["id"])
+    deadline = time.monotonic() + START_SECONDS
+    while not all(run in (home / "worker.log").read_text() for run in (left[0], left[1], left[3])):
+        assert time.monotonic() < deadline, (home / "worker.log").read_text()
+        time.sleep(0.1)
+    assert "this worker runs MLOC's own flows only" in (home / "worker.log").read_text()
+    assert {api.run(run)["state"]["type"] for run in left} == {"SCHEDULED"}
+    assert not out.exists()
+    for run in left:
+        api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLED"}})
 
 
 def test_a_bad_setting_is_one_sentence(env: dict[str, str]):
@@ -167,7 +166,7 @@ def test_a_bad_setting_is_one_sentence(env: dict[str, str]):
         env={**env, "MLOC_INVENTORY": '{"cpu": 4}'},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=FACT_SECONDS,
         check=False,
     )
     assert done.returncode == 1
@@ -202,7 +201,7 @@ def test_the_short_form_started_by_a_script_lets_its_runs_end_when_interrupted(
     assert "Traceback" not in log.read_text()
 
 
-def wait_for(fact: Callable[[], Any], why: Callable[[], str], seconds: float = 40) -> None:
+def wait_for(fact: Callable[[], Any], why: Callable[[], str], seconds: float = FACT_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < deadline, why()
@@ -215,15 +214,15 @@ def test_sigterm_ends_worker_runs_and_hosts(api: Api, generic: str, env: dict[st
     with worker_process({**env, "MLOC_DRAIN_SECONDS": "0.5"}, log, "--work-queue", "short") as process:
         deployment = api.deploy("short", entrypoint=ENTRYPOINT, work_queue_name="short")
         run_id = api.start(deployment, spec=echo("interrupted", delay=300))
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + FACT_SECONDS
         while not hosts(process):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         children = descendants(process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) is not None
+        assert process.wait(STOP_SECONDS) is not None
     assert "Traceback" not in log.read_text()
-    gone, left = psutil.wait_procs(children, timeout=60)
+    gone, left = psutil.wait_procs(children, timeout=STOP_SECONDS)
     assert left == []
     assert len(gone) >= 2  # supervisor and host
     run = api.run(run_id)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from mloc_prefect.orchestrate.embedded import EmbeddedServer
+from mloc_prefect.cluster.worker_card import WorkerCard
+from mloc_prefect.prefect_ext.server.embedded import EmbeddedServer
 from tests.multihost.net import Network
 from tests.support.counts import count
 from tests.support.pool import SHORT_TTL, Pool, ended, rows, spec, until
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 GPU = {"count": 1, "type": "a100"}
 ROWS = 30
-_KNOWN_SECONDS = 2.0  # until every worker has read of every other
+_BEATS = 4  # until every worker has read of every other, which it does at each of its beats
 CUT_SECONDS = count("link_cut_seconds", 7, 30)  # well above the time to live of a worker's card, 4 s
 
 
@@ -47,7 +48,22 @@ class Machines(Pool):
 
     def known(self) -> list[str]:
         """Return the names of the cards of all workers that are there."""
-        return sorted(card["name"] for card in self.api.post("/variables/filter") if "worker" in card["name"])
+        return sorted(self.beats())
+
+    def beats(self) -> dict[str, int]:
+        """Return the number of the last heartbeat of each worker."""
+        variables = [one for one in self.api.post("/variables/filter") if "worker" in one["name"]]
+        return {one["name"]: WorkerCard.from_json(one["value"]).beat for one in variables}
+
+    def wait_known(self) -> None:
+        """Wait until every worker knows of every other."""
+        before = self.beats()
+
+        def read() -> bool:
+            now = self.beats()
+            return all(now.get(name, 0) >= beat + _BEATS for name, beat in before.items())
+
+        until(read, why=lambda: (before, self.beats()))
 
     def rows_of(self, run: str) -> int:
         """Return how many rows of an undivided run are finished."""
@@ -88,9 +104,9 @@ def west(machines: Machines) -> Worker:
     return machines.start_on("west")
 
 
-def finish(machines: Machines, run: str, seconds: float = 90.0) -> None:
+def finish(machines: Machines, run: str) -> None:
     # A crashed run is started again by another worker, so that state is no end here.
-    done = machines.api.wait(run, "COMPLETED", "FAILED", "CANCELLED", seconds=seconds)
+    done = machines.api.wait(run, "COMPLETED", "FAILED", "CANCELLED")
     assert done["state"]["type"] == "COMPLETED", machines.story(run)
 
 
@@ -128,10 +144,10 @@ def test_machines_see_each_other_only_through_their_links(machines: Machines, ea
 
 
 def test_one_task_is_divided_over_both_machines(machines: Machines, east: Worker, west: Worker) -> None:
-    time.sleep(_KNOWN_SECONDS)
+    machines.wait_known()
     parallel = {"parallel": {"enabled": True, "max_shards": 2}}
     run = machines.submit(spec("divided", gpu=GPU, **rows(ROWS, 0.15), **parallel))
-    until(lambda: east.leases and west.leases, 40, lambda: machines.story(run))
+    until(lambda: east.leases and west.leases, why=lambda: machines.story(run))
     finish(machines, run)
     (task_id,) = machines.task_ids(run).values()
     found = machines.result(task_id)["result"]
@@ -151,10 +167,10 @@ def test_a_shard_of_a_machine_without_power_goes_on_alone_on_the_other(
         machines.network.on(place, lambda: machines.worker(f"{place}-h100", gpus=["h100:80GiB"]))  # noqa: B023
         for place in ("east", "west")
     )
-    time.sleep(_KNOWN_SECONDS)
+    machines.wait_known()
     parallel = {"parallel": {"enabled": True, "max_shards": 2}}
     run = machines.submit(spec("powerless", gpu={"count": 1, "type": "h100"}, **rows(ROWS, 0.3), **parallel))
-    until(lambda: machines.journals(run, lines=2) == 2, 40, lambda: machines.story(run))
+    until(lambda: machines.journals(run, lines=2) == 2, why=lambda: machines.story(run))
     for pid in family(one):
         os.kill(pid, signal.SIGKILL)
     finish(machines, run)
@@ -173,19 +189,19 @@ def test_a_link_that_was_cut_and_restored_costs_nothing_that_was_done(
     machines: Machines, east: Worker, west: Worker
 ) -> None:
     run = machines.submit(spec("cut", gpu=GPU, **rows(ROWS, 0.4)))
-    lost = until(lambda: holder(east, west), 40, lambda: machines.story(run))
+    lost = until(lambda: holder(east, west), why=lambda: machines.story(run))
     with machines.network.cut(lost.name):
         began = time.monotonic()
         other = west if lost is east else east
-        until(lambda: other.leases or ended(machines.api.run(run)), 60, lambda: machines.story(run))
+        until(lambda: other.leases or ended(machines.api.run(run)), why=lambda: machines.story(run))
         time.sleep(max(0.0, began + CUT_SECONDS - time.monotonic()))
     finish(machines, run)
     assert outputs(machines, run) == [f"row {i}" for i in range(ROWS)]
     states = [s["name"] for s in machines.api.get(f"/flow_run_states/?flow_run_id={run}")]
     assert states.count("Completed") == 1
-    until(lambda: not east.leases and not west.leases, 30, lambda: (east.leases, west.leases))
-    until(lambda: machines.known() == ["mloc_worker_east", "mloc_worker_west"], 30, lost.text)
-    time.sleep(_KNOWN_SECONDS)
+    until(lambda: not east.leases and not west.leases, why=lambda: (east.leases, west.leases))
+    until(lambda: machines.known() == ["mloc_worker_east", "mloc_worker_west"], why=lost.text)
+    machines.wait_known()
     after = machines.submit(spec("after-cut", gpu=GPU, parallel={"enabled": True, "max_shards": 2}, **rows(ROWS, 0.15)))
     finish(machines, after)
     (task_id,) = machines.task_ids(after).values()
@@ -198,7 +214,7 @@ def test_late_writes_of_a_machine_that_was_paused_and_replaced_change_nothing(
     machines: Machines, east: Worker, west: Worker
 ) -> None:
     run = machines.submit(spec("paused", gpu=GPU, **rows(ROWS, 0.3)))
-    until(lambda: machines.rows_of(run) >= 3, 40, lambda: machines.story(run))
+    until(lambda: machines.rows_of(run) >= 3, why=lambda: machines.story(run))
     slow = holder(east, west)
     assert slow is not None
     paused = family(slow)
@@ -210,8 +226,8 @@ def test_late_writes_of_a_machine_that_was_paused_and_replaced_change_nothing(
     assert {"responses.json", "manifest.json"} <= set(committed)
     for pid in paused:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: "took this worker for dead" in slow.text(), why=slow.text)
-    until(lambda: not slow.leases, 30, lambda: slow.leases)
+    until(lambda: "was declared lost" in slow.text(), why=slow.text)
+    until(lambda: not slow.leases, why=lambda: slow.leases)
     assert files_of(machines, task_id) == committed
     assert outputs(machines, run) == [f"row {i}" for i in range(ROWS)]
     assert machines.api.run(run)["state"]["type"] == "COMPLETED"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.context import ExecutionContext
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionRequest
-from mloc_prefect.executors.transformers import TransformersExecutor
+from mloc_prefect.executors.transformers.transformers_executor import TransformersExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class Bench:
         source = {"source": {"identifier": str(model or self.model)}}
         return self.run({"model": source, "data": data, "inference": inference}, task)
 
-    def run(self, spec: dict[str, Any], task: str = "task") -> dict[str, Any]:
+    def run(self, spec: dict[str, Any], task: str = "task", settings: dict[str, Any] | None = None) -> dict[str, Any]:
         self.attempt += 1
         request = ExecutionRequest(
             task_id=task,
@@ -51,7 +51,7 @@ class Bench:
             task_dir=str(self.root / task),
             attempt_dir=str(self.own_dir(task)),
             attempt=self.attempt,
-            settings={"home": str(self.root / "home"), "base_dir": str(self.root)},
+            settings={"home": str(self.root / "home"), "base_dir": str(self.root), **(settings or {})},
         )
         self.own_dir(task).mkdir(parents=True)
         self.events.clear()

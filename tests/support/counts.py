@@ -1,10 +1,10 @@
-"""How often repeated tests repeat: few times in `make test`, many in `make soak` (MLOC_SOAK=1)."""
+"""Number of rounds of repeated tests: few in `make test`, many in `make soak` (MLOC_SOAK=1)."""
 
 from __future__ import annotations
 
 import os
 
-# Read once: tests run with an environment of their own.
+# Read once, because tests change the environment.
 _WANTED = dict(part.split("=", 1) for part in os.environ.get("MLOC_TEST_COUNTS", "").split(",") if "=" in part)
 _SOAK = os.environ.get("MLOC_SOAK") == "1"
 
@@ -15,7 +15,7 @@ used: dict[str, int] = {}
 def count(name: str, small: int, full: int) -> int:
     """Return the number of rounds of the test `name`.
 
-    `MLOC_TEST_COUNTS=name=5,other=3` sets single ones, `MLOC_SOAK=1` takes `full` for all others.
+    `MLOC_TEST_COUNTS=name=5,other=3` sets single ones; with `MLOC_SOAK=1` all others use `full`.
     """
     rounds = int(_WANTED[name]) if name in _WANTED else full if _SOAK else small
     used[name] = rounds

@@ -1,4 +1,4 @@
-"""The HTTP endpoint on stores in memory, without a socket."""
+"""The HTTP endpoint on in-memory stores, without a socket."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from mloc_prefect.bridge.records import WorkerRecord
-from mloc_prefect.bridge.stores import Stores, memory_stores
-from mloc_prefect.server.app import create_app
+from mloc_prefect.server.application import create_app
 from mloc_prefect.settings import get_settings
+from mloc_prefect.store.backends import Stores, memory_stores
+from mloc_prefect.store.records import WorkerRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,19 +46,19 @@ class Served:
     results: Path
 
     async def submit(self, spec: str = SPEC, **query: Any) -> dict[str, Any]:
-        """Submit a spec that must be accepted; returns the answer."""
+        """Submit a spec that must be accepted; return the response."""
         answer = await self.client.post("/api/v1/tasks", content=spec, headers=YAML, params=query)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
     async def one(self, spec: str = SPEC) -> str:
-        """Submit a spec; returns the id of its first task."""
+        """Submit a spec; return the id of its first task."""
         return (await self.submit(spec))["tasks"][0]["task_id"]
 
 
 @asynccontextmanager
 async def served(home: Path, *, stores: Stores | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """Serve from `home` under the name that the client calls it by; `settings` are those of the project."""
+    """Serve from `home` under the host name that the client uses; `settings` are those of the project."""
     stores = stores or memory_stores()
     in_force = get_settings(home=home, **({"host": "endpoint"} | settings))
     app = create_app(stores, in_force)
@@ -75,7 +75,7 @@ async def add_worker(stores: Stores, worker_id: str = "w-a", *, ttl: float = 60,
 
 
 def spec(name: str = "hello", **fields: Any) -> str:
-    """Return a valid echo spec with further fields of `spec`, as JSON, which is YAML."""
+    """Return a valid echo spec with further fields of `spec`, as JSON, which is also YAML."""
     import json
 
     resources = {"replicas": 1, "hardware": {"cpu": "2", "memory": "4Gi"}}
@@ -87,3 +87,8 @@ def spec(name: str = "hello", **fields: Any) -> str:
             "spec": {"taskType": "echo", "resources": resources, **fields},
         }
     )
+
+
+def hardware(**fields: Any) -> str:
+    """Return a valid echo spec with further fields of `spec.resources.hardware`."""
+    return spec(resources={"replicas": 1, "hardware": {"cpu": "2", "memory": "4Gi", **fields}})

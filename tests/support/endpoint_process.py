@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.patience import STOP_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,28 +25,28 @@ class EndpointProcess:
 
     Attributes:
         process: The process.
-        url: Where it listens.
+        url: Its address.
     """
 
     process: subprocess.Popen[str]
     url: str
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the process, as a crash would."""
         self.process.kill()
         self.process.wait()
 
     def peak_bytes(self) -> int:
-        """Return the most memory that it ever had."""
+        """Return its peak memory."""
         return _memory(self.process.pid, "VmHWM")
 
     def now_bytes(self) -> int:
-        """Return the memory that it has."""
+        """Return its current memory."""
         return _memory(self.process.pid, "VmRSS")
 
 
 def launch(home: Path, redis_url: str, **variables: str) -> EndpointProcess:
-    """Start an endpoint on a free port and wait until it listens; `variables` are its environment's."""
+    """Start an endpoint on a free port and wait until it listens; `variables` are added to its environment."""
     process = popen(home, REDIS_URL=redis_url, PORT=variables.pop("PORT", "0"), **variables)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -53,7 +55,7 @@ def launch(home: Path, redis_url: str, **variables: str) -> EndpointProcess:
 
 
 def popen(home: Path, **variables: str) -> subprocess.Popen[str]:
-    """Start an endpoint and do not wait."""
+    """Start an endpoint without waiting for it."""
     environment = {**os.environ, "MLOC_HOME": str(home), **variables}
     log = (home / "endpoint.log").open("a")
     command = [sys.executable, "-m", "mloc_prefect.server"]
@@ -63,7 +65,7 @@ def popen(home: Path, **variables: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def endpoint(home: Path, redis_url: str, **variables: str) -> Iterator[EndpointProcess]:
-    """Run an endpoint; ends it afterwards."""
+    """Run an endpoint until the block ends."""
     running = launch(home, redis_url, **variables)
     try:
         yield running
@@ -71,7 +73,7 @@ def endpoint(home: Path, redis_url: str, **variables: str) -> Iterator[EndpointP
         if running.process.poll() is None:
             running.process.send_signal(signal.SIGTERM)
             try:
-                running.process.wait(20)
+                running.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 running.kill()
 

@@ -1,6 +1,6 @@
-"""Executors that misbehave, one way each. Loaded inside host processes, so: standard library and `execution` only.
+"""Executors that misbehave. Loaded inside host processes, so they import the standard library and `execution` only.
 
-`spec["do"]` is a list of steps `[name, *arguments]`, done in order by the method of that name.
+`spec["do"]` is a list of steps `[name, *arguments]`, executed in order by the methods of that name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLEEPER = "import time; time.sleep(300)"
 
 
 class Trouble:
-    """Does what it is told, one task at a time."""
+    """Executes the steps of a task, one task at a time."""
 
     concurrency: ClassVar[int] = 1
 
@@ -44,7 +44,7 @@ class Trouble:
             Path(self.closed).write_text("closed")
 
     def load(self) -> None:
-        """Hold a model, as displays see it."""
+        """Hold a model, as far as displays can see."""
         self.loaded = True
         self.context.phase("generating")
 
@@ -69,7 +69,7 @@ class Trouble:
         for i in range(number):
             print("noise", i)
 
-    # ends and hangs
+    # exits and hangs
 
     def exit(self, code: int) -> None:
         print("about to leave")
@@ -87,14 +87,14 @@ class Trouble:
         ctypes.string_at(0)
 
     def hang(self) -> None:
-        """Neither report nor notice that nobody waits any more."""
+        """Neither report anything nor react to a cancellation."""
         time.sleep(300)
 
     def wait_cancelled(self, seconds: float = 300.0) -> None:
         self.context.sleep(seconds)
 
     def wait_for(self, file: str) -> None:
-        """Do nothing until the test says so."""
+        """Wait for a file that the test creates."""
         while not Path(file).exists():
             self.context.sleep(0.01)
 
@@ -117,7 +117,7 @@ class Trouble:
     # memory
 
     def limit_memory(self, extra: int) -> None:
-        """Allow `extra` bytes of address space more than are in use now."""
+        """Allow `extra` bytes of address space in addition to the current use."""
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + extra
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -126,14 +126,14 @@ class Trouble:
         self.result["kept"] = len(bytearray(size))
 
     def bad_alloc(self) -> None:
-        """End as C++ code does that finds no memory."""
+        """End like C++ code that runs out of memory."""
         print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
         os.abort()
 
     # processes
 
     def start_grandchildren(self, pids_file: str) -> None:
-        """Start sleepers that each lose one of the ties to the host, and write their pids."""
+        """Start sleepers that each break one of the ties to the host, and write their pids."""
         starts = [
             _start([sys.executable, "-c", SLEEPER]),
             _start([sys.executable, "-c", SLEEPER], start_new_session=True),
@@ -145,10 +145,10 @@ class Trouble:
         _write(pids_file, starts)
 
     def start_unmarked_stranger(self, pids_file: str) -> None:
-        """Start a sleeper without the mark, in a session of its own: only descent tells where it belongs."""
+        """Start a sleeper without the mark in its own session: only its parent process shows where it belongs."""
         _write(pids_file, [_start([sys.executable, "-c", SLEEPER], env={"PATH": "/usr/bin"}, start_new_session=True)])
 
-    # files and facts
+    # files and facts about the process
 
     def note_pid(self, name: str) -> None:
         _write(name, [os.getpid(), os.getppid()])
@@ -177,7 +177,7 @@ def _start(argv: list[str], **options: Any) -> int:
 
 
 def _start_orphan() -> int:
-    """Start a sleeper by a double fork with a session in between, as daemons do."""
+    """Start a sleeper by a double fork with a new session in between, as daemons do."""
     code = (
         "import os, sys\n"
         "if os.fork(): os._exit(0)\n"
@@ -208,7 +208,7 @@ def _write(name: str, pids: list[int]) -> None:
 
 
 class Sleepy(Trouble):
-    """Can give back its device between tasks, as an engine with a sleep mode does."""
+    """Can release its device between tasks, like an engine with a sleep mode."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)

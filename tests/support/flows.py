@@ -1,4 +1,4 @@
-"""Specs of echo stages, and what a Prefect server knows about a run."""
+"""Specs of echo stages, and access to runs on a Prefect server."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from mloc_prefect.execution.dirs import run_dir
 from mloc_prefect.execution.hosts import HostPool
-from mloc_prefect.orchestrate.dispatch import InProcessDispatcher
-from mloc_prefect.orchestrate.observer import NullObserver
+from mloc_prefect.flow.dispatcher import InProcessDispatcher
+from mloc_prefect.flow.observer import NullObserver
+from mloc_prefect.hardware.inventory import Inventory
+from mloc_prefect.leases import MemoryLeaseBook
 from mloc_prefect.plan import check
+from mloc_prefect.process.run_dir import run_dir
 from mloc_prefect.tasks.base import ExecutorRef
-from mloc_prefect.worker.inventory import Inventory
-from mloc_prefect.worker.leases import MemoryLeaseBook
 from tests.support.hosts import HELD
+from tests.support.patience import FACT_SECONDS, START_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from mloc_prefect.execution.hosts import Host, HostSpec
     from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionResult
-    from mloc_prefect.orchestrate.dispatch import StageJob
-    from mloc_prefect.orchestrate.outcome import StageOutcome
-    from mloc_prefect.plan.model import WorkflowPlan
+    from mloc_prefect.flow.dispatcher import StageJob
+    from mloc_prefect.flow.outcome import StageOutcome
+    from mloc_prefect.plan.workflow_plan import WorkflowPlan
     from mloc_prefect.settings import MlocSettings
 
 SUPPORT = str(Path(__file__).parent)
@@ -66,7 +67,7 @@ def rows(count: int, delay: float) -> dict[str, Any]:
 
 
 class Holding:
-    """Dispatches echoes that wait for the test where `spec.hold` says so (see `held_executors`).
+    """Dispatches echo tasks that wait for the test where `spec.hold` says so (see `held_executors`).
 
     Their hosts need `SUPPORT` in PYTHONPATH.
     """
@@ -83,10 +84,10 @@ class Holding:
 
 
 class Api:
-    """What the server knows."""
+    """Client of Prefect's API."""
 
     def __init__(self, url: str) -> None:
-        self.client = httpx.AsyncClient(base_url=url, timeout=60)
+        self.client = httpx.AsyncClient(base_url=url, timeout=FACT_SECONDS)
 
     async def run(self, flow_run_id: str) -> dict[str, Any]:
         return (await self.client.get(f"/flow_runs/{flow_run_id}")).json()
@@ -107,7 +108,7 @@ class Api:
 
 
 class Recorder(NullObserver):
-    """Keeps what it is told; `on_progress` is called with the rows done."""
+    """Records the calls of an observer; `on_progress` is called with the number of finished rows."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -135,7 +136,7 @@ class Recorder(NullObserver):
 
 
 class Killable:
-    """Hosts whose processes a test may kill."""
+    """Hosts whose processes a test can kill."""
 
     def __init__(self, pool: HostPool) -> None:
         self.pool = pool
@@ -158,16 +159,16 @@ class Killable:
 
 @asynccontextmanager
 async def dispatcher(settings: MlocSettings) -> AsyncIterator[tuple[InProcessDispatcher, Killable]]:
-    """Yield a dispatcher with real executor processes, and those."""
+    """Yield a dispatcher with real executor processes, and these."""
     inventory = Inventory(2)
-    async with HostPool(run_dir(settings.home), 60, 30) as pool:
+    async with HostPool(run_dir(settings.home), 60, START_SECONDS) as pool:
         hosts = Killable(pool)
         leases = MemoryLeaseBook(inventory)
         yield InProcessDispatcher(settings=settings, hosts=hosts, leases=leases, inventory=inventory), hosts
 
 
-async def until(condition: Any, seconds: float = 60.0) -> None:
-    """Wait for a condition; fail when it does not come."""
+async def until(condition: Any, seconds: float = FACT_SECONDS) -> None:
+    """Wait for a condition; fail after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

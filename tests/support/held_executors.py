@@ -1,7 +1,7 @@
-"""Executors that wait within an attempt for the test: what it does there cannot come too late. Loaded inside hosts.
+"""Executors that wait for the test within an attempt, so that the test cannot act too late. Loaded inside hosts.
 
-`spec["hold"]` is `[rows, file]`: when so many rows are done (earlier attempts included) and not all of them, nothing
-goes on until the file is there. Without it they are what they are made of.
+`spec["hold"]` is `[rows, file]`: when this many rows are finished (earlier attempts included), but not all, the attempt
+waits until the file exists. Without it they behave like their base classes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.executors.echo import EchoExecutor
-from mloc_prefect.executors.transformers import TransformersExecutor
+from mloc_prefect.executors.transformers.transformers_executor import TransformersExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """A context whose reports of progress return when the test says so."""
+    """A context whose progress reports block until the test allows them."""
 
     def __init__(self, context: ExecutionContext, rows: int, file: str) -> None:
         self._context, self._rows, self._file = context, rows, Path(file)
@@ -29,7 +29,7 @@ class Held:
         return getattr(self._context, name)
 
     def progress(self, done: int, total: int | None, **extra: Any) -> None:
-        """Report, and wait where the test wants it."""
+        """Report progress, and wait where the test requested it."""
         self._context.progress(done, total, **extra)
         if done >= self._rows and done != total:
             self._context.flush()
@@ -38,14 +38,14 @@ class Held:
 
 
 class Echo(EchoExecutor):
-    """Echo that waits."""
+    """Echo that waits for the test."""
 
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
         return super().run(request, _held(request, context))
 
 
 class Transformers(TransformersExecutor):
-    """Inference that waits."""
+    """Inference that waits for the test."""
 
     def run(self, request: ExecutionRequest, context: ExecutionContext) -> Mapping[str, Any]:
         return super().run(request, _held(request, context))

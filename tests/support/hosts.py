@@ -1,4 +1,4 @@
-"""What tests of hosts share: requests, waiting for facts, and whether a process is alive."""
+"""Shared by tests of hosts: requests, waiting, and whether a process is alive."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import json
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.execution.client import execute
-from mloc_prefect.execution.dirs import run_dir
-from mloc_prefect.execution.hosttypes import HostSpec
+from mloc_prefect.execution.host_types import HostSpec
+from mloc_prefect.execution.hosts.attempt_client import CANCEL_SECONDS, execute
 from mloc_prefect.execution.protocol import ExecutionRequest
-from mloc_prefect.execution.supervisor import read_process
+from mloc_prefect.process.run_dir import run_dir
+from mloc_prefect.process.supervisor import read_process
+from tests.support.patience import FACT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +32,20 @@ _numbers = itertools.count(1)
 
 
 def host_spec(executor: str = ECHO, **options: Any) -> HostSpec:
-    """Return a spec for the interpreter of the tests; test executors are importable in it."""
+    """Return a host spec for the interpreter of the tests; test executors can be imported in it."""
     return HostSpec(executor, sys.executable, options, env={"PYTHONPATH": str(Path(__file__).parent)})
 
 
+def late_spec(root: Path) -> HostSpec:
+    """Return the spec of a host that begins when the file `begin` is there."""
+    python = root / "late-python"
+    python.write_text(f'#!/bin/sh\nwhile [ ! -e {root}/begin ]; do sleep 0.02; done\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return replace(host_spec(), python=str(python))
+
+
 def echo_request(root: Path, *, task: str = "task", attempt: int | None = None, **spec: Any) -> ExecutionRequest:
-    """Return a request for echo; without `attempt` every call is another attempt."""
+    """Return a request for echo; without `attempt` every call is a new attempt."""
     number = attempt if attempt is not None else next(_numbers)
     task_dir = root / task
     return ExecutionRequest(
@@ -57,12 +67,12 @@ def trouble_request(root: Path, *steps: list[Any], **fields: Any) -> ExecutionRe
 
 
 def run_dir_of(root: Path) -> Path:
-    """Return the run directory of a test; beside its own directory, whose long name would move it out of reach."""
+    """Return the run directory of a test: next to its own directory, whose path is too long for sockets."""
     return run_dir(root.parent / f"{zlib.crc32(root.name.encode()):08x}")
 
 
 class Runner:
-    """`execute` with the arguments of tests filled in; keeps the events."""
+    """`execute` with the arguments of tests filled in; records the events."""
 
     def __init__(self, hosts: Any, root: Path) -> None:
         self.hosts = hosts
@@ -76,15 +86,22 @@ class Runner:
         *,
         timeout: float | None = None,
         stall: float = 60.0,
+        cancel_seconds: float = CANCEL_SECONDS,
         on_event: Callable[[ExecutionEvent], None] | None = None,
     ) -> ExecutionResult:
         return await execute(
-            request, spec, self.hosts, on_event=on_event or self.events.append, timeout=timeout, stall=stall
+            request,
+            spec,
+            self.hosts,
+            on_event=on_event or self.events.append,
+            timeout=timeout,
+            stall=stall,
+            cancel_seconds=cancel_seconds,
         )
 
-    async def trouble(self, *steps: list[Any], timeout: float | None = None, stall: float = 60.0) -> dict[str, Any]:
+    async def trouble(self, *steps: list[Any], **limits: float) -> dict[str, Any]:
         """Run steps of `Trouble` and return the result object."""
-        result = await self(trouble_request(self.root, *steps), host_spec(TROUBLE), timeout=timeout, stall=stall)
+        result = await self(trouble_request(self.root, *steps), host_spec(TROUBLE), **limits)
         return read_json(result.path)
 
 
@@ -102,12 +119,12 @@ def read_pids(path: Path) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether `pid` runs; zombies do not (nobody may be there to reap them)."""
+    """Return whether `pid` runs; zombies do not count (there may be no process to reap them)."""
     process = read_process(pid)
     return process is not None and process.alive
 
 
-async def until(fact: Callable[[], Any], seconds: float = 60.0) -> None:
+async def until(fact: Callable[[], Any], seconds: float = FACT_SECONDS) -> None:
     """Wait until `fact()` is true."""
     deadline = time.monotonic() + seconds
     while not fact():
@@ -115,6 +132,6 @@ async def until(fact: Callable[[], Any], seconds: float = 60.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def until_dead(pids: list[int], seconds: float = 60.0) -> None:
+async def until_dead(pids: list[int], seconds: float = FACT_SECONDS) -> None:
     """Wait until none of `pids` runs."""
     await until(lambda: not [pid for pid in pids if is_alive(pid)], seconds)

@@ -1,6 +1,6 @@
-"""A worker that speaks the original protocol, in either generation: written from the protocol, not from our code.
+"""An MLOC worker in either generation of the protocol, written from the protocol and not from our code.
 
-In the test's own loop (`async with OriginalWorker(...)`) or as a process (`started_worker`), for tests that kill it.
+Runs in the test's own loop (`async with OriginalWorker(...)`) or as a process (`started_worker`) that tests can kill.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DELAY = 0.3
-"""Seconds that it works at a task, as the workers of the recording do."""
+"""Duration of a task in seconds, as in the recording."""
 
 
 def hardware(*, cores: int = 8, memory: int = 32 << 30, gpus: tuple[str, ...] = (), gpu_memory: int = 0) -> dict:
-    """Return what a worker reports; `gpu_memory` (bytes) only the later generation knows."""
+    """Return the hardware that a worker reports; only the later generation knows `gpu_memory` (bytes)."""
     entries = [{"index": i, "name": name, "uuid": f"GPU-{i}"} for i, name in enumerate(gpus)]
     if gpu_memory:
         entries = [entry | {"memory_total_bytes": gpu_memory} for entry in entries]
@@ -43,22 +43,23 @@ def hardware(*, cores: int = 8, memory: int = 32 << 30, gpus: tuple[str, ...] = 
 
 @dataclass(kw_only=True)
 class OriginalWorker:
-    """One such worker.
+    """One MLOC worker.
 
     Attributes:
         url: Redis.
         worker_id: Its id.
         generation: `first` (events with `extra` and `result`) or `later` (`payload`, TASK_STARTED, UNREGISTER).
         tags: Its tags.
-        hardware: What it reports.
-        results: Its RESULTS_DIR; None: results are written nowhere.
-        delay: Seconds for a task.
-        fail: Errors of its next tasks, in order; then it succeeds.
-        deaf: Seconds between registering as IDLE and subscribing, as a worker that loads its engines.
-        heartbeat: Lifetime of its heartbeat key, seconds; it is renewed at half of that.
-        leaves: Whether it says goodbye when it is stopped.
+        hardware: The hardware that it reports.
+        results: Its RESULTS_DIR; None = results are not written.
+        delay: Duration of a task in seconds.
+        fail: Errors of its next tasks, in order; after these, tasks succeed.
+        deaf: Seconds between registering as IDLE and subscribing, like a worker that loads its engines.
+        hold: Its tasks also wait for this event, if there is one.
+        heartbeat: Lifetime of its heartbeat key in seconds; renewed after half of it.
+        leaves: Whether it unregisters when it is stopped.
         got: The messages of its tasks.
-        ended: When it had done each.
+        ended: When each task ended.
     """
 
     url: str
@@ -70,6 +71,7 @@ class OriginalWorker:
     delay: float = DELAY
     fail: list[str] = field(default_factory=list)
     deaf: float = 0.0
+    hold: asyncio.Event | None = None
     heartbeat: float = 120.0
     leaves: bool = True
     got: list[dict[str, Any]] = field(default_factory=list)
@@ -92,7 +94,7 @@ class OriginalWorker:
         await self._redis.aclose()
 
     async def unregister(self) -> None:
-        """Say goodbye; the first generation says no more than that."""
+        """Unregister; the first generation sends nothing more."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.srem("workers:ids", self.worker_id)
             pipe.delete(f"worker:{self.worker_id}", f"worker:{self.worker_id}:hb")
@@ -105,7 +107,8 @@ class OriginalWorker:
     async def _live(self) -> None:
         async with self._redis.pubsub() as tasks:
             if not self.deaf:
-                await tasks.subscribe("tasks")  # before it is known, else a task that waits could be sent too early
+                # Before it is registered: a waiting task may be sent as soon as it is.
+                await tasks.subscribe("tasks")
             await self._register()
             beat = asyncio.create_task(self._beat())
             try:
@@ -172,13 +175,15 @@ class OriginalWorker:
         if self._is_later:
             await self._say("tasks.events", self._event("TASK_STARTED", task_id, None, facts | {"started_at": _now()}))
         await asyncio.sleep(self.delay)
+        if self.hold is not None:
+            await self.hold.wait()
         error = self.fail.pop(0) if self.fail else None
         if error is None:
             error = await self._deliver(task_id, spec, outcome(spec))
         kind = "TASK_SUCCEEDED" if error is None else "TASK_FAILED"
         self.ended.append(datetime.now(UTC))
         await self._say("tasks.events", self._event(kind, task_id, error, facts | {"finished_at": _now()}))
-        # The recording answers with a pause here, so that both IDLE messages come in a stable order.
+        # The recording pauses here, so that both IDLE messages come in a stable order.
         await asyncio.sleep(0.02)
         await self._status("IDLE", {"last_task": task_id})
 
@@ -229,7 +234,7 @@ class OriginalWorker:
 
 
 def outcome(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of a task: each item echoed up to its end, and each one costs the same."""
+    """Return the result of a task: each item echoed, all with the same token counts."""
     items = [str(item) for item in (spec.get("data") or {}).get("items") or ["-"]]
     count = len(items)
     usage = {"prompt_tokens": 3 * count, "completion_tokens": 5 * count, "total_tokens": 8 * count}
@@ -243,7 +248,7 @@ def outcome(spec: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def started_worker(url: str, worker_id: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker as a process that listens; it gets SIGKILL at the end if the test did not send it before."""
+    """Run a worker as a process; it is killed at the end of the block unless the test has killed it."""
     command = [sys.executable, "-m", "tests.support.original_worker", "--id", worker_id, *options]
     env, root = {**os.environ, "REDIS_URL": url}, Path(__file__).parents[2]
     process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE)
@@ -257,7 +262,7 @@ def started_worker(url: str, worker_id: str, *options: str) -> Iterator[subproce
 
 
 async def expire(url: str, worker_id: str) -> None:
-    """Let the heartbeat of a killed worker end now, which would otherwise take as long as it lives."""
+    """Let the heartbeat of a killed worker expire now instead of at the end of its lifetime."""
     async with Redis.from_url(url) as redis:
         await redis.pexpire(f"worker:{worker_id}:hb", 1)
 

@@ -20,7 +20,7 @@ async def main(root: Path, *, fork: bool) -> None:
             ["start_grandchildren", str(root / "grandchildren")],
         )
         await Runner(pool, root)(request, host_spec(TROUBLE))
-        if fork:  # a forked child holds a copy of everything that is open, the lifeline too
+        if fork:  # a forked child inherits all open descriptors, including the lifeline
             child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
             child.start()
             (root / "forked").write_text(str(child.pid))

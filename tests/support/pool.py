@@ -1,4 +1,4 @@
-"""Workers of ours as processes on declared inventories, and specs for them."""
+"""Our workers as processes with declared inventories, and specs for them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.patience import FACT_SECONDS, START_SECONDS, STOP_SECONDS
 from tests.support.prefect_api import ENDS, Api, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-# As a shell's `&` starts it: SIGINT ignored.
+# Started as by a shell's `&`: SIGINT is ignored.
 _START = """
 import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)
 import asyncio, json, sys
@@ -27,7 +28,7 @@ asyncio.run(run_worker(get_settings(), **json.loads(sys.argv[1])))
 """
 HEARTBEAT, TTL = "0.5", "30"
 SHORT_TTL = "4"
-"""For workers that see others stand still; those that have ended they see at once."""
+"""For workers that detect stopped processes by their heartbeat; ended ones they detect at once."""
 
 
 class Worker:
@@ -45,35 +46,35 @@ class Worker:
 
     @property
     def leases(self) -> list[Any]:
-        """What is held in its lease book."""
+        """The leases held in its lease book."""
         books = list((self.home / "run").glob("leases-*.json"))
         return [entry for book in books for entry in json.loads(book.read_text())["held"]]
 
     @property
     def holders(self) -> list[str]:
-        """Who holds them."""
+        """The holders of these leases."""
         return [entry["holder"] for entry in self.leases]
 
     def text(self) -> str:
-        """Return its output so far."""
+        """Return its output until now."""
         return self.log.read_text()
 
-    def stop(self, *, seconds: float = 30.0) -> int:
-        """End it as a service manager does; returns its exit status."""
+    def stop(self, *, seconds: float = STOP_SECONDS) -> int:
+        """Stop it as a service manager does; return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """End it without a chance."""
+        """Kill it."""
         self.process.kill()
         self.process.wait()
 
 
 class Pool:
-    """A pool `gpu` on one server, and its workers.
+    """A work pool `gpu` on one server, and its workers.
 
     Args:
-        root: Directory of the test; results are shared below it.
+        root: Directory of the test; contains the shared results.
         api_url: The server.
     """
 
@@ -93,19 +94,19 @@ class Pool:
         return self._stack.enter_context(self._worker(name, gpus, dict(options or {}), more))
 
     def deployment(self) -> str:
-        """Return the deployment of root runs, made by the first worker."""
+        """Return the deployment of workflow runs, created by the first worker."""
         return str(self.api.get("/deployments/name/run-workflow/mloc")["id"])
 
     def submit(self, spec: str, **parameters: Any) -> str:
-        """Start a root run; returns its id."""
+        """Start a workflow run; return its id."""
         return self.api.start(self.deployment(), spec=spec, **parameters)
 
     def states(self, run: str) -> list[str]:
-        """Return the names of all states that a run has been in."""
+        """Return the names of all states of a run."""
         return [state["name"] for state in self.api.get(f"/flow_run_states/?flow_run_id={run}")]
 
     def runs(self, root_run: str) -> dict[str, Any]:
-        """Return the runs on the pool that did the work of a root run, by name."""
+        """Return the runs on the pool that did the work of a workflow run, by name."""
         found: dict[str, Any] = {}
         stages = [stage["id"] for stage in self.api.stages(root_run).values()]
         if stages:
@@ -118,16 +119,16 @@ class Pool:
         return json.loads((self.results / task_id / "responses.json").read_text())
 
     def task_ids(self, root_run: str) -> dict[str, str]:
-        """Return the task ids of the stages of a run by name."""
+        """Return the task ids of the stages of a run, by name."""
         return {name: stage["labels"]["mloc.task-id"] for name, stage in self.api.stages(root_run).items()}
 
     def active(self) -> list[Any]:
-        """Return all runs that are not over."""
+        """Return all runs that have not ended."""
         states = ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]
         return self.api.post("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": states}}}})
 
     def story(self, root_run: str) -> str:
-        """Return what became of a run and of all below it, and the output of all workers; for failed tests."""
+        """Return the states of a run and of all runs below it, and the output of all workers; for failed tests."""
         lines = []
         for run in [self.api.run(root_run), *self.api.stages(root_run).values(), *self.runs(root_run).values()]:
             states = self.api.get(f"/flow_run_states/?flow_run_id={run['id']}")
@@ -168,29 +169,29 @@ class Pool:
             )
         worker = Worker(name, process, home, log)
         try:
-            until(lambda: "started!" in worker.text() or process.poll() is not None, 60, worker.text)
+            until(lambda: "started!" in worker.text() or process.poll() is not None, START_SECONDS, worker.text)
             assert process.poll() is None, worker.text()
             yield worker
         finally:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGCONT)
                 try:
-                    worker.stop(seconds=20)
+                    worker.stop()
                 except subprocess.TimeoutExpired:
                     worker.kill()
 
 
-def until(fact: Callable[[], Any], seconds: float = 60.0, why: Callable[[], Any] = lambda: "") -> Any:
-    """Wait until `fact()` is true; returns it."""
+def until(fact: Callable[[], Any], seconds: float = FACT_SECONDS, why: Callable[[], Any] = lambda: "") -> Any:
+    """Wait until `fact()` is true; return it."""
     deadline = time.monotonic() + seconds
     while not (found := fact()):
         assert time.monotonic() < deadline, why()
-        time.sleep(0.05)
+        time.sleep(0.1)
     return found
 
 
 def ended(run: Any) -> bool:
-    """Return whether a run is over."""
+    """Return whether a run has ended."""
     return run["state"]["type"] in ENDS
 
 
@@ -212,12 +213,12 @@ def spec(name: str, *stages: Mapping[str, Any], gpu: Mapping[str, Any] | None = 
 
 
 def graph(name: str, count: int, **fields: Any) -> str:
-    """Return a spec of `count` echo tasks that do not wait for each other; `fields` as `spec`."""
+    """Return a spec of `count` independent echo tasks; `fields` as in `spec`."""
     document = json.loads(spec(name, **fields))
     document["spec"]["graph"] = {"nodes": [{"name": f"n{i}", "spec": {}} for i in range(count)]}
     return json.dumps(document)
 
 
 def rows(count: int, delay: float) -> dict[str, Any]:
-    """Return what makes an echo stage take `delay` seconds for each of `count` rows."""
+    """Return the fields of an echo stage that takes `delay` seconds for each of `count` rows."""
     return {"echo": {"row_delay": delay}, "data": {"type": "list", "items": [f"row {i}" for i in range(count)]}}

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mloc_prefect.bridge.records import Submission, TaskRecord
-from mloc_prefect.bridge.states import Mark, Phase
+from mloc_prefect.store.records import Submission, TaskRecord
+from mloc_prefect.store.states import Phase, StatusMark
 
 if TYPE_CHECKING:
-    from mloc_prefect.bridge.ports import TaskStore
+    from mloc_prefect.store.interfaces import TaskStore
 
 _TIME = "2026-01-01T00:00:00+00:00"
 
 
 def record(task_id: str = "t1", **changes) -> TaskRecord:
-    """Return a record that stands at PENDING, in its first attempt."""
+    """Return a record in state PENDING, in its first attempt."""
     base = TaskRecord(
         task_id=task_id,
         raw_yaml="a: 1",
         parsed={"a": 1},
-        mark=Mark(1, Phase.PENDING),
+        mark=StatusMark(1, Phase.PENDING),
         submitted_at=_TIME,
         task_type="echo",
         name=f"{changes.pop('base', 'n')}:{task_id}",
@@ -36,6 +36,6 @@ def submission(submission_id: str, *task_ids: str, **changes) -> Submission:
 
 
 async def submit(store: TaskStore, submission_id: str, *task_ids: str, name: str = "n", **changes) -> Submission:
-    """Submit tasks with records at PENDING; returns what `submit` does."""
+    """Submit tasks with records in state PENDING; return the result of `submit`."""
     made = submission(submission_id, *task_ids, name=name, **changes)
     return await store.submit(made, [record(entry, submission_id=submission_id, base=name) for entry in task_ids])

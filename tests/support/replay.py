@@ -1,4 +1,4 @@
-"""Replays recorded scenarios against an endpoint of ours: sends the steps, plays the workers, collects the messages."""
+"""Replays recorded scenarios against our endpoint: sends the steps, plays the workers, collects the messages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis
 
 from tests.support.original_worker import OriginalWorker
+from tests.support.patience import FACT_SECONDS
 from tests.support.transcript import Differences, Found, Names, compare, compare_messages, label, scenario
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-PATIENCE = 60.0
-"""Seconds that an answer may take to become as recorded."""
+PATIENCE = FACT_SECONDS
+"""Seconds to wait until a response matches the recording."""
 
 _STEP = 0.05
 _QUIET = 0.4
@@ -32,13 +33,13 @@ _ENDED = {"DONE", "FAILED", "CANCELLED"}
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What is replayed against.
+    """The system that a scenario is replayed against.
 
     Attributes:
         url: Endpoint.
         redis: Its Redis.
         results: Its results root.
-        token: What it wants, or None.
+        token: The token that it requires, or None.
     """
 
     url: str
@@ -49,14 +50,14 @@ class Site:
 
 @dataclass
 class Answer:
-    """What came back."""
+    """A response."""
 
     status: int
     type: str | None
     body: bytes
 
     def as_recorded(self) -> dict[str, Any]:
-        """Return it in the form of the recording."""
+        """Return the response in the form of the recording."""
         try:
             return {"status": self.status, "type": self.type, "json": json.loads(self.body)}
         except ValueError:
@@ -68,9 +69,10 @@ class Replay:
     """One scenario.
 
     Attributes:
-        site: What it is replayed against.
+        site: The system that it is replayed against.
         name: Number of the scenario.
-        differences: What may differ.
+        differences: The allowed differences.
+        let_go: Lets a held worker finish its task.
     """
 
     site: Site
@@ -78,9 +80,10 @@ class Replay:
     differences: Differences
     messages: list[Any] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> list[str]:
-        """Replay it; return every difference that is not a listed one, in words."""
+        """Replay the scenario; return every difference that is not listed, as text."""
         recorded = scenario(self.name)
         alike = {"w-a": "<worker>", "w-b": "<worker>"} if self.name in EQUAL_WORKERS else {}
         self.names = Names(str(urlsplit(self.site.url).port), str(self.site.results), alike)
@@ -95,7 +98,7 @@ class Replay:
         return self.failures
 
     async def worker(self, worker_id: str = "w-a", **more: Any) -> OriginalWorker:
-        """Start a worker, which stays until the end of the scenario."""
+        """Start a worker that runs until the end of the scenario."""
         worker = OriginalWorker(url=self.site.redis, worker_id=worker_id, leaves=False, **more)
         return await self.stack.enter_async_context(worker)
 
@@ -104,14 +107,14 @@ class Replay:
         return await asyncio.to_thread(self._send, step)
 
     async def upload(self, task_id: str, name: str, content: bytes) -> None:
-        """Store a file, for steps whose upload is not in the recording."""
+        """Store a file, for steps whose upload is not part of the recording."""
         body = {"multipart": {"field": "file", "filename": name, "content": content.decode()}}
         path = f"/api/v1/results/{task_id}/files"
         answer = await self.send({"method": "POST", "path": path, "auth": "ok", "body": body})
         assert answer.status == 200, answer
 
     async def post(self, path: str, value: Any) -> None:
-        """Post JSON, for steps that are not in the recording."""
+        """Post JSON, for steps that are not part of the recording."""
         step = {"method": "POST", "path": path, "auth": "ok", "content_type": "application/json"}
         answer = await self.send(step | {"body": json.dumps(value)})
         assert answer.status == 200, answer
@@ -122,7 +125,7 @@ class Replay:
             await script(self)
 
     async def _step(self, step: dict[str, Any]) -> None:
-        """Send a step; when it is refused on purpose, send it once more without what is refused."""
+        """Send a step; if we refuse it deliberately, send it again without the refused part."""
         await self._try(step, str(step["n"]))
         changes = self.differences.amendments(self.name, str(step["n"]))
         for change in changes:
@@ -132,7 +135,7 @@ class Replay:
             await self._try(self.names.same(step), f"{step['n']} amended")
 
     async def _try(self, step: dict[str, Any], number: str) -> None:
-        """Send a step; one that only reads is sent until the answer is as recorded, or the patience is over."""
+        """Send a step; repeat a GET until the response matches the recording or the time is over."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while True:
             left = self._differs(step, await self.send(step), number)
@@ -160,8 +163,8 @@ class Replay:
         return self.differences.unexplained(self.name, number, found)
 
     def _send(self, step: dict[str, Any]) -> Answer:
-        place = urlsplit(self.site.url)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+        address = urlsplit(self.site.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=FACT_SECONDS)
         headers = {name: self.names.fill(value) for name, value in step.get("headers", {}).items()}
         headers |= self._authorization(step["auth"])
         body, kind = self._body(step)
@@ -211,11 +214,11 @@ class Replay:
                 continue
             heard = [message["channel"], json.loads(message["data"])]
             again = heard[1].get("type") == "HEARTBEAT" and label(*heard) in {label(*one) for one in self.messages}
-            if not again:  # in the recording each worker's heart beats once
+            if not again:  # the recording has one heartbeat per worker
                 self.messages.append(heard)
 
     async def _quiet(self) -> None:
-        """Wait until the last message is a while ago."""
+        """Wait until no messages arrive any more."""
         count = -1
         while count != len(self.messages):
             count = len(self.messages)
@@ -246,7 +249,7 @@ class Replay:
         self.failures += [str(one) for one in self.differences.unexplained(self.name, "end", found)]
 
     async def _clear(self) -> None:
-        """End what is left, so that the next scenario finds no work and no workers."""
+        """Cancel and remove what is left, so that the next scenario finds neither tasks nor workers."""
         listed = json.loads((await self.send({"method": "GET", "path": "/api/v1/tasks", "auth": "ok"})).body)
         for record in listed:
             if record["status"] not in _ENDED:
@@ -259,8 +262,8 @@ class Replay:
 
 
 def out_of_order(messages: list[Any]) -> list[str]:
-    """Return what is wrong with the order: a worker begins after it was told, tells the end after that, and so on."""
-    places = {label(channel, message): at for at, (channel, message) in reversed(list(enumerate(messages)))}
+    """Return errors in the order of messages: a worker starts after the dispatch, ends after that, and so on."""
+    positions = {label(channel, message): at for at, (channel, message) in reversed(list(enumerate(messages)))}
     wrong = []
     for channel, message in messages:
         if channel != "tasks":
@@ -272,14 +275,14 @@ def out_of_order(messages: list[Any]) -> list[str]:
             f"tasks.events/TASK_SUCCEEDED/{worker}/{task_id}",
             f"workers.events/STATUS/IDLE/{worker}/{task_id}",
         ]
-        found = [places[name] for name in order if name in places]
+        found = [positions[name] for name in order if name in positions]
         if found != sorted(found):
             wrong.append(f"the messages of {task_id} come in the order {found}")
     return wrong
 
 
 EQUAL_WORKERS = {"09"}
-"""Scenarios with two equal workers: which one gets a task is not laid down."""
+"""Scenarios with two equal workers: which one gets a task is not defined."""
 
 Script = dict[int | str, "Callable[[Replay], Awaitable[Any]]"]
 
@@ -293,8 +296,12 @@ async def _first_worker(replay: Replay) -> None:
     await replay.worker("w-a")
 
 
-async def _slow_worker(replay: Replay) -> None:
-    await replay.worker("w-a", delay=3.0)  # its task and itself are looked at while it works
+async def _held_worker(replay: Replay) -> None:
+    await replay.worker("w-a", hold=replay.let_go)  # the steps read its task and its record while it works
+
+
+async def _let_go(replay: Replay) -> None:
+    replay.let_go.set()
 
 
 async def _late_worker(replay: Replay) -> None:
@@ -344,11 +351,11 @@ async def _broken(replay: Replay) -> None:
 
 SCRIPT: dict[str, Script] = {
     "03": {4: _late_worker},
-    "04": {1: _slow_worker, 7: _goodbye},
+    "04": {1: _held_worker, 4: _let_go, 7: _goodbye},
     "05": {4: _padded, 19: _model, 43: _names, 49: _broken},
     "07": {1: _first_worker},
     "09": {1: _shared},
-    "10": {1: _first_worker, 11: _second_stage_done},  # which waits for ever in the recording
+    "10": {1: _first_worker, 11: _second_stage_done},  # it waits indefinitely in the recording
     "18": {1: _one_stale},
 }
-"""What happens in a scenario before the step with this number, besides the recorded requests."""
+"""What happens in a scenario before the step with this number, in addition to the recorded requests."""

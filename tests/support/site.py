@@ -1,6 +1,6 @@
-"""A site that comes from MLOC: its own Redis, a stock Prefect server, and our parts started one by one.
+"""A site that migrates from MLOC: its own Redis, a stock Prefect server, and our services started one by one.
 
-The parts get MLOC's variables and none of ours but `MLOC_HOME`.
+The services get MLOC's variables and only `MLOC_HOME` of ours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import redis
 
+from tests.support.patience import FACT_SECONDS, START_SECONDS, STOP_SECONDS
 from tests.support.prefect_api import environment, stock_server
 from tests.support.up import MLOC
 from tests.support.valkey import embedded_valkey
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 TOKEN = "dev-token"
 BASE, MOST = 0.5, 1.2
-"""Delays of retries: twice the base after the first failure, then the most."""
+"""Delays of retries: twice the base after the first failure, then the maximum."""
 BEAT, TTL = 0.5, 45
 
 WITHOUT_EFFECT = {
@@ -55,15 +56,14 @@ WITHOUT_EFFECT = {
     "ELASTIC_AUTO_MIN_ACTIVE_WORKERS": "x",
     "WORKER_COST_PER_HOUR": "x",
     "WORKER_NETWORK_BANDWIDTH_BYTES_PER_SEC": "x",
-    **dict.fromkeys(("UTU_LLM_TYPE", "UTU_LLM_MODEL", "UTU_LLM_BASE_URL", "UTU_LLM_API_KEY"), "x"),
-    **dict.fromkeys(("SERPER_API_KEY", "JINA_API_KEY", "DB_URL"), "x"),
+    **dict.fromkeys(("UTU_LLM_TYPE", "SERPER_API_KEY", "JINA_API_KEY", "DB_URL"), "x"),
 }
-"""Variables that only the original reads, with values that would disturb whoever read them."""
+"""Variables that only MLOC reads, with values that would break any other reader."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command that runs."""
+    """One running command."""
 
     command: tuple[str, ...]
     process: subprocess.Popen[bytes]
@@ -75,11 +75,11 @@ class MovedSite:
     """The running site.
 
     Attributes:
-        home: Directory of all of it.
+        home: Directory of the site.
         redis_url: Its Redis, with the password.
-        url: The endpoint with the variables of the original generation; it wants the token.
-        open_url: One with those of the later generation, without a token, on another database.
-        parts: What runs, by name.
+        url: The endpoint with the variables of the first generation; it requires the token.
+        open_url: The endpoint with those of the later generation, without a token, on another database.
+        parts: The running commands, by name.
         env: Environment of a shell at this site, for curl and the client commands.
     """
 
@@ -93,23 +93,26 @@ class MovedSite:
     @property
     def http(self) -> httpx.Client:
         """A client with the token."""
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=FACT_SECONDS)
 
     def store(self) -> Any:
         """Return a client of the Redis."""
         return redis.Redis.from_url(self.redis_url, decode_responses=True)
 
     def shell(self, line: str) -> str:
-        """Run a line of shell with `mloc` on the path; returns its output."""
+        """Run a shell line with `mloc` on the path; return its output."""
         line = line.replace("mloc ", f"{' '.join(MLOC)} ") if line.startswith("mloc ") else line
         done = subprocess.run(
-            ["sh", "-c", line], env=dict(self.env), capture_output=True, text=True, timeout=60, check=False
+            ["sh", "-c", line], env=dict(self.env), capture_output=True, text=True, timeout=FACT_SECONDS, check=False
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def until(self, task_id: str, *statuses: str, seconds: float = 40.0) -> dict[str, Any]:
-        """Wait until a task shows one of `statuses`; returns its record."""
+    def until(self, task_id: str, *statuses: str, seconds: float = 3 * FACT_SECONDS) -> dict[str, Any]:
+        """Wait until a task has one of `statuses`; return its record.
+
+        A stock Prefect server keeps its SQLite file locked for up to a minute, several times over, on a busy machine.
+        """
         deadline = time.monotonic() + seconds
         with self.http as http:
             while (record := http.get(f"/api/v1/tasks/{task_id}").json())["status"] not in statuses:
@@ -120,9 +123,9 @@ class MovedSite:
 
 @contextmanager
 def moved_site(home: Path) -> Iterator[MovedSite]:
-    """Run it until the block ends."""
+    """Run the site until the block ends."""
     port, open_port, prefect_port = free_ports(3)
-    # What is ours is taken out; the tests of settings look at that.
+    # Our own variables are removed; tests of settings cover them.
     common = environment(home, f"http://127.0.0.1:{prefect_port}/api") | WITHOUT_EFFECT
     common = {k: v for k, v in common.items() if not k.startswith("MLOC_")} | {"MLOC_HOME": str(home)}
     results = str(home / "shared results")
@@ -182,14 +185,14 @@ def part(log: Path, env: Mapping[str, str], *command: str) -> Iterator[Part]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def wait_ready(site: MovedSite, seconds: float = 60.0) -> None:
-    """Wait until both endpoints answer, the bridge is active and the worker is known."""
+def wait_ready(site: MovedSite, seconds: float = START_SECONDS) -> None:
+    """Wait until both endpoints answer, the bridge is active and the worker is registered."""
     deadline = time.monotonic() + seconds
     while not _ready(site):
         for name, one in site.parts.items():
@@ -209,7 +212,7 @@ def _ready(site: MovedSite) -> bool:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports that nobody uses."""
+    """Return ports that are not in use."""
     sockets = [socket.socket() for _ in range(number)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))

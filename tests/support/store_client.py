@@ -1,8 +1,8 @@
 """A process that uses the store: `python -m tests.support.store_client URL NAME JOB`; prints one JSON line.
 
-`steps`: takes 100 tasks through the same marks as every other process; prints which steps were its own.
-`keys`: submits under 100 idempotency keys that every other process uses, too; prints what it got for each.
-`journal`: takes what it gets from the journal until that is empty; prints the submissions.
+`steps`: takes 100 tasks through the same transitions as all other processes; prints the transitions that it made.
+`keys`: submits under 100 idempotency keys that all other processes use too; prints the submission of each.
+`journal`: reads from the journal until it is empty; prints the submissions.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import json
 import sys
 from uuid import uuid4
 
-from mloc_prefect.bridge.ports import TASK_EVENTS
-from mloc_prefect.bridge.states import Mark, Phase
-from mloc_prefect.bridge.stores import Stores, open_stores
+from mloc_prefect.store.backends import Stores, open_stores
+from mloc_prefect.store.interfaces import TASK_EVENTS
+from mloc_prefect.store.states import Phase, StatusMark
 from tests.support.records import submit
 
 TASKS = [f"t{number}" for number in range(100)]
-MARKS = [Mark(1, Phase.DISPATCHED), Mark(1, Phase.STARTED), Mark(2, Phase.WAITING), Mark(2, Phase.DONE)]
+MARKS = [
+    StatusMark(1, Phase.DISPATCHED),
+    StatusMark(1, Phase.STARTED),
+    StatusMark(2, Phase.WAITING),
+    StatusMark(2, Phase.DONE),
+]
 
 
 async def steps(stores: Stores, name: str) -> list[str]:
@@ -54,7 +59,7 @@ async def main() -> None:
     stores = open_stores(url)
     await stores.check()
     print("ready", flush=True)
-    sys.stdin.readline()  # all processes begin together
+    sys.stdin.readline()  # all processes start together
     print(json.dumps(await {"steps": steps, "keys": keys, "journal": journal}[job](stores, name)), flush=True)
     await stores.close()
 

@@ -1,4 +1,4 @@
-"""The rules of task store, journal and leases; both implementations must keep them."""
+"""The contract of task store, journal and leases, which both implementations must fulfill."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from mloc_prefect.bridge.ports import TASK_EVENTS, WORKER_EVENTS
-from mloc_prefect.bridge.records import WorkerRecord
-from mloc_prefect.bridge.states import Mark, Phase, TaskStatus
-from mloc_prefect.bridge.stores import Stores
 from mloc_prefect.errors import ConflictError, FencedError
+from mloc_prefect.store.backends import Stores
+from mloc_prefect.store.interfaces import TASK_EVENTS, WORKER_EVENTS
+from mloc_prefect.store.records import WorkerRecord
+from mloc_prefect.store.states import Phase, StatusMark, TaskStatus
 from tests.support.records import record, submission, submit
 
-STARTED = Mark(1, Phase.STARTED)
+STARTED = StatusMark(1, Phase.STARTED)
 TIME = 1_700_000_000.0
 
 
@@ -25,7 +25,7 @@ def ids(records) -> list[str]:
 
 @asynccontextmanager
 async def hearing(stores: Stores, *channels: str):
-    """Collect what is published on `channels`; complete when the context is left."""
+    """Collect the messages published on `channels` until the block ends."""
     messages: list[tuple[str, dict]] = []
     async with stores.publisher.listen(*channels, "end") as heard:
         yield messages
@@ -143,6 +143,24 @@ class StoreContract:
         shown = {"DISPATCHED": 1, "PENDING": 3}
         assert await store.counts() == {status: shown.get(status, 0) for status in TaskStatus}
 
+    async def test_views_are_stored_with_what_they_show(self, stores):
+        """Records of an earlier version have no views, and say so, also beside a submission of this one."""
+        made = submission("s1", "a", "b", masked=True, shown_yaml="a: ***")
+        seen = record("a", submission_id="s1", masked=True, shown_yaml="a: ***", shown_parsed={"a": "***"})
+        await stores.tasks.submit(made, [seen, record("b", submission_id="s1")])
+        assert await stores.tasks.get("a") == seen
+        assert not (await stores.tasks.get("b")).masked
+        assert (await stores.tasks.submission("s1")).shown_yaml == "a: ***"
+
+    async def test_a_list_has_outlines_instead_of_long_documents(self, stores):
+        long = record("a", submission_id="s1", parsed={"a": "x" * 9000}, masked=True, outline={"kind": "K"})
+        short = record("b", submission_id="s1", masked=True)
+        await stores.tasks.submit(submission("s1", "a", "b", masked=True), [long, short])
+        first, second = await stores.tasks.page(outlines=True)
+        assert (first.raw_yaml, first.parsed, first.outline) == ("", {}, {"kind": "K"})
+        assert second == short
+        assert (await stores.tasks.get("a")).parsed == long.parsed
+
     async def test_brief_records_have_no_long_fields(self, stores):
         await submit(stores.tasks, "s1", "a")
         whole = await stores.tasks.get("a")
@@ -163,7 +181,7 @@ class StoreContract:
         assert heard == sent
         assert moved == (await store.get_many(["t1"], brief=True))["t1"]
         assert (moved.mark, moved.assigned_worker, moved.error, moved.started_ts) == (STARTED, "w", "none yet", 1.5)
-        done = await store.transition("t1", Mark(1, Phase.DONE), {"error": None}, add={"n": 1, "m": 2})
+        done = await store.transition("t1", StatusMark(1, Phase.DONE), {"error": None}, add={"n": 1, "m": 2})
         assert (done.status, done.error, done.assigned_worker) == (TaskStatus.DONE, None, "w")
         assert await store.tally() == {"n": 2.5, "m": 2}
         await store.add({"n": 1, "of no record": 3})
@@ -171,8 +189,8 @@ class StoreContract:
 
     async def test_a_forbidden_step_changes_and_sends_nothing(self, stores):
         store = stores.tasks
-        await store.create([record("t1", mark=Mark(1, Phase.DONE))])
-        failed = Mark(1, Phase.FAILED)
+        await store.create([record("t1", mark=StatusMark(1, Phase.DONE))])
+        failed = StatusMark(1, Phase.FAILED)
         async with hearing(stores, TASK_EVENTS) as heard:
             assert await store.transition("t1", failed, {"error": "late"}, [(TASK_EVENTS, {})], add={"n": 1}) is None
             assert await store.transition("unknown", failed, {"error": "x"}, [(TASK_EVENTS, {})]) is None
@@ -184,7 +202,7 @@ class StoreContract:
     async def test_a_note_changes_only_a_record_that_stands_where_it_should(self, stores):
         store = stores.tasks
         await submit(store, "s1", "t1")
-        waiting = Mark(1, Phase.WAITING)
+        waiting = StatusMark(1, Phase.WAITING)
         async with hearing(stores, TASK_EVENTS) as heard:
             assert await store.note("t1", waiting, {"error": "no GPU"}, [(TASK_EVENTS, {})]) is None
             await store.transition("t1", waiting)

@@ -1,4 +1,4 @@
-"""A random Llama with a byte-level tokenizer: saved in a fraction of a second, without a network."""
+"""A random Llama with a byte-level tokenizer, saved in a fraction of a second without a network."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def save_tiny_model(
     heads: int = 4,
     shard: str = "1GB",
 ) -> Path:
-    """Save a model and its tokenizer to `folder`: float32, one token a byte, `window` positions.
+    """Save a model and its tokenizer to `folder`: float32, one token per byte, `window` positions.
 
     Args:
-        folder: Made when missing.
-        seed: Other seeds give other weights, so other answers.
-        window: Most tokens that it reads.
+        folder: Created if missing.
+        seed: Different seeds give different weights and answers.
+        window: Largest number of tokens that it reads.
         chat: Whether the tokenizer has a chat template.
         hidden: Width.
-        heads: Attention heads; vLLM wants at least 32 of the width for each.
-        shard: Most bytes of one file of weights.
+        heads: Attention heads; vLLM requires a width of at least 32 per head.
+        shard: Largest size of one weight file.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -69,8 +69,19 @@ def save_tiny_model(
     return folder
 
 
+def with_nan(folder: Path) -> Path:
+    """Replace a weight of a saved model by NaN, as after a broken merge, and return its folder."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
 def cut_short(model: Path, folder: Path) -> Path:
-    """Copy a model to `folder` as a copy leaves it that ended in the middle of its weights."""
+    """Copy a model to `folder`, with its weights truncated as by an interrupted copy."""
     shutil.copytree(model, folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:20_000])
@@ -78,7 +89,7 @@ def cut_short(model: Path, folder: Path) -> Path:
 
 
 def reshaped(model: Path, folder: Path) -> Path:
-    """Copy a model to `folder`, with a configuration that says twice the width of its weights."""
+    """Copy a model to `folder`, with a configuration of twice the width of its weights."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] * 2}))

@@ -1,4 +1,4 @@
-"""Runs trainings in this process, and the data that they learn from."""
+"""Runs trainings in this process, and provides their data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.execution.context import ExecutionContext
 from mloc_prefect.execution.protocol import ExecutionEvent, ExecutionRequest
-from mloc_prefect.executors.training import TrainingExecutor
+from mloc_prefect.executors.training.training_executor import TrainingExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ class TrainingBench:
     """Runs attempts of trainings in this process.
 
     Args:
-        root: Where tasks lie.
-        model: Folder of the model that is trained.
+        root: Directory of the tasks.
+        model: Folder of the model to train.
     """
 
     def __init__(self, root: Path, model: Path) -> None:
@@ -37,7 +37,7 @@ class TrainingBench:
         self.settings: dict[str, Any] = {}
 
     def __call__(self, kind: str, data: Any, *, task: str = "task", **spec: Any) -> dict[str, Any]:
-        """Run one attempt of a training of `kind`; without `model` it is that of the bench."""
+        """Run one attempt of a training of `kind`; without `model` it trains that of the bench."""
         model = {"source": {"identifier": str(self.model)}}
         return self.run(kind, {"model": model, "data": data, **spec}, task)
 
@@ -72,7 +72,7 @@ class TrainingBench:
 
 
 def losses(result: dict[str, Any], key: str = "loss") -> list[float]:
-    """Return a curve of a finished training."""
+    """Return one metric of a finished training, by step."""
     rows = [json.loads(line) for line in Path(result["metrics_path"]).read_text().splitlines()]
     return [row[key] for row in rows if key in row]
 
@@ -87,7 +87,7 @@ def answer_loss(model: Any, tokenizer: Any, rows: list[tuple[str, str]]) -> floa
 
 
 def prefers_chosen(model: Any, tokenizer: Any, pairs: list[dict[str, str]]) -> float:
-    """Return the share of pairs whose better answer the model finds more likely."""
+    """Return the fraction of pairs whose better answer the model finds more likely."""
     likely = [
         _log_likelihood(model, tokenizer, p["prompt"], p["chosen"])[0]
         > _log_likelihood(model, tokenizer, p["prompt"], p["rejected"])[0]
@@ -97,7 +97,7 @@ def prefers_chosen(model: Any, tokenizer: Any, pairs: list[dict[str, str]]) -> f
 
 
 def sampled(model: Any, tokenizer: Any, prompts: list[str], tokens: int, seed: int = 0) -> list[str]:
-    """Return one drawn answer to each prompt."""
+    """Return one sampled answer per prompt."""
     import torch
 
     torch.manual_seed(seed)

@@ -1,8 +1,8 @@
-"""Recorded conversations with the original orchestrator, and how an answer of ours is compared with the recorded one.
+"""Recorded conversations with MLOC's orchestrator, and the comparison of our responses with the recorded ones.
 
 `tests/data/transcript/*.json` is the recording. In it task ids are `<task-N>` in order of appearance, times `<ts>`,
 ports `<port>`, paths `<results-dir>`; a text that is the body of an earlier step is `<body of step N>`.
-`tests/transcript_differences.yaml` lists every deliberate difference; one that does not occur is a mistake, too.
+`tests/transcript_differences.yaml` lists every deliberate difference; a listed one that does not occur is an error too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 DATA = Path(__file__).parents[1] / "data" / "transcript"
 DIFFERENCES = Path(__file__).parents[1] / "transcript_differences.yaml"
 
-_PLACE = ("scenario", "step", "field")
+_POSITION = ("scenario", "step", "field")
 ABSENT, PRESENT = "<absent>", "<present>"
 _BODY = re.compile(r"<body of step (\d+)>")
 _ID = re.compile(r"<task-\d+>")
@@ -31,7 +31,7 @@ _NEVER = "00000000-0000-4000-8000-{:012d}"
 
 @cache
 def scenario(name: str) -> dict[str, Any]:
-    """Return one recorded scenario by the number it begins with, with its texts put in full."""
+    """Return one recorded scenario by the number at the start of its file name, with references expanded."""
     path = next(DATA.glob(f"{name}*.json"))
     found = json.loads(path.read_text(encoding="utf-8"))
     bodies = {str(step["n"]): step["body"] for step in found["steps"] if isinstance(step.get("body"), str)}
@@ -54,13 +54,13 @@ def _expanded(value: Any, bodies: dict[str, str]) -> Any:
 
 @dataclass
 class Names:
-    """What stands for ids, port and paths of this run.
+    """Placeholders for ids, port and paths of this run.
 
     Attributes:
         port: Port of our endpoint.
         results: Its results root.
-        alike: Texts that count as one, e.g. two equal workers of which either may be chosen.
-        amended: Parts of recorded texts, and what was sent in their place.
+        alike: Texts that count as equal, e.g. two equal workers of which either may be chosen.
+        amended: Parts of recorded texts, and what was sent instead.
     """
 
     port: str
@@ -70,12 +70,12 @@ class Names:
     amended: dict[str, str] = field(default_factory=dict)
 
     def fill(self, text: str) -> str:
-        """Return a text of the recording for sending; ids that we never gave out become ids that nobody knows."""
+        """Return a recorded text for sending; ids that we never assigned become unknown ids."""
         text = text.replace("<port>", self.port).replace("<results-dir>", self.results)
         return _ID.sub(lambda m: self.ids.get(m[0]) or _NEVER.format(int(m[0][6:-1])), text)
 
     def learn(self, recorded: Any, ours: Any) -> None:
-        """Take the ids out of an answer by where the recorded answer has them."""
+        """Learn our ids from a response, by their position in the recorded response."""
         if isinstance(recorded, dict) and isinstance(ours, dict):
             for key in recorded.keys() & ours.keys():
                 self.learn(recorded[key], ours[key])
@@ -86,7 +86,7 @@ class Names:
             self.ids.setdefault(recorded, ours)
 
     def normal(self, value: Any) -> Any:
-        """Return an answer of ours with placeholders as the recording has them."""
+        """Return our response with the placeholders of the recording."""
         if isinstance(value, dict):
             return {self.normal(key): self.normal(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -94,7 +94,7 @@ class Names:
         return self._text(value) if isinstance(value, str) else value
 
     def same(self, value: Any) -> Any:
-        """Return a recorded value as it would be after the amendments, and with texts that count as one made one."""
+        """Return a recorded value with the amendments applied and equal texts unified."""
         if isinstance(value, dict):
             return {self.same(key): self.same(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -116,12 +116,12 @@ class Names:
 
 @dataclass(frozen=True)
 class Found:
-    """One place where an answer of ours is not as recorded.
+    """One difference between our response and the recorded one.
 
     Attributes:
         field: Path, e.g. `json.tasks[0].status`.
-        recorded: What the recording has.
-        ours: What we answer.
+        recorded: The recorded value.
+        ours: Our value.
     """
 
     field: str
@@ -133,7 +133,7 @@ class Found:
 
 
 def compare(recorded: Any, ours: Any, path: str = "json") -> list[Found]:
-    """Return all places where normalised values differ; a key that is missing or new is one place."""
+    """Return all differences between normalized values; a missing or additional key is one difference."""
     if isinstance(recorded, dict) and isinstance(ours, dict):
         found = []
         for key in (*recorded, *(key for key in ours if key not in recorded)):
@@ -149,10 +149,10 @@ def compare(recorded: Any, ours: Any, path: str = "json") -> list[Found]:
 
 
 def compare_messages(recorded: list[Any], ours: list[Any]) -> list[Found]:
-    """Return what differs between two lists of `[channel, message]`, whatever the order.
+    """Return the differences between two lists of `[channel, message]`, in any order.
 
-    Messages are matched by what they are about: channel, type, task, worker, status, and whether it is the
-    dispatcher's (without `extra`) or the worker's.
+    Messages are matched by channel, type, task, worker, status, and whether they come from the dispatcher (without
+    `extra`) or from the worker.
     """
     left, right = _by_label(recorded), _by_label(ours)
     found = []
@@ -167,7 +167,7 @@ def compare_messages(recorded: list[Any], ours: list[Any]) -> list[Found]:
 
 
 def label(channel: str, message: dict[str, Any]) -> str:
-    """Return what a message is about, e.g. `workers.events/STATUS/RUNNING/w-a/<task-1>`."""
+    """Return what identifies a message, e.g. `workers.events/STATUS/RUNNING/w-a/<task-1>`."""
     extra = message.get("extra")
     parts = [channel, message.get("type"), message.get("status"), message.get("worker_id"), message.get("task_id")]
     if isinstance(extra, dict):
@@ -191,9 +191,9 @@ class Differences:
 
     Attributes:
         entries: `scenario`, `step`, `field`, `ours`, `reason` each; the first three are patterns (only `*` is special)
-            or lists of them, of which every combination must occur. Instead of `ours` there may be `replaced`: ours is
-            the recorded text with these parts put for those.
-        amended: Steps that we refuse and that are sent again, changed, so that the rest can be compared:
+            or lists of patterns, of which every combination must occur. Instead of `ours` an entry may have `replaced`:
+            then our text is the recorded one with these replacements.
+        amended: Steps that we refuse and that are sent again with a change, so that the rest can be compared:
             `scenario`, `step`, `replace`, `by`, `reason`.
     """
 
@@ -208,15 +208,15 @@ class Differences:
         return cls([one for entry in found["differences"] for one in _single(entry)], found["amended"])
 
     def unexplained(self, name: str, step: str, found: list[Found]) -> list[Found]:
-        """Return what no entry explains; entries that explain something count as used from now on."""
+        """Return the differences that no entry explains; entries that explain one count as used."""
         return [one for one in found if not self._explained(name, step, one)]
 
     def amendments(self, name: str, step: str) -> list[dict[str, Any]]:
-        """Return what to change in a step before it is sent again."""
+        """Return the changes to apply to a step before it is sent again."""
         return [entry for entry in self.amended if _fits(entry, name, step)]
 
     def unused(self) -> list[dict[str, Any]]:
-        """Return the entries that explained nothing."""
+        """Return the entries that explained no difference."""
         return [entry for index, entry in enumerate(self.entries) if index not in self.used]
 
     def _explained(self, name: str, step: str, one: Found) -> bool:
@@ -228,9 +228,9 @@ class Differences:
 
 
 def _single(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one entry for each combination of scenario, step and field."""
-    lists = [value if isinstance(value, list) else [value] for value in (entry[key] for key in _PLACE)]
-    return [entry | dict(zip(_PLACE, map(str, place), strict=True)) for place in product(*lists)]
+    """Return one entry per combination of scenario, step and field."""
+    lists = [value if isinstance(value, list) else [value] for value in (entry[key] for key in _POSITION)]
+    return [entry | dict(zip(_POSITION, map(str, values), strict=True)) for values in product(*lists)]
 
 
 def _fits(entry: dict[str, Any], name: str, step: str) -> bool:
@@ -249,6 +249,6 @@ def _is_ours(entry: dict[str, Any], one: Found) -> bool:
         for old, new in entry["replaced"].items():
             text = text.replace(old, new)
         return bool(one.ours == text)
-    if entry["ours"] == "<more>":  # a key that is not in the recording: whatever it holds
+    if entry["ours"] == "<more>":  # a key that is not in the recording, with any value
         return one.recorded == ABSENT
     return bool(entry["ours"] == one.ours and type(entry["ours"]) is type(one.ours))

@@ -1,4 +1,4 @@
-"""A real `mloc up` for tests, and what is left of it."""
+"""A real `mloc up` for tests, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mloc_prefect.bridge.exposure import EVERYWHERE
-from mloc_prefect.orchestrate.server_main import listen
-from mloc_prefect.up.state import UpState, running
+from mloc_prefect.process.exposure import EVERYWHERE
+from mloc_prefect.process.free_port import listen
+from mloc_prefect.services.up.up_state import UpState, running
+from tests.support.patience import FACT_SECONDS, START_SECONDS, STOP_SECONDS
 from tests.support.server import prepare_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MLOC = [sys.executable, "-m", "mloc_prefect.cli"]
-READY_SECONDS = 90.0
 
 
 def free_ports(wanted: int) -> int:
-    """Return the first port from `wanted` on (in steps of 5) that is free with its four successors."""
+    """Return the first port from `wanted` on (in steps of 5) that is free, with the four ports after it."""
     for base in range(wanted, wanted + 400, 5):
         sockets = []
         try:
-            sockets = [listen(port, EVERYWHERE, exact=True) for port in range(base, base + 5)]
+            sockets = [listen(EVERYWHERE, port) for port in range(base, base + 5)]
         except OSError:
             continue
         finally:
@@ -39,12 +39,12 @@ def free_ports(wanted: int) -> int:
 
 
 class Up:
-    """One `mloc up` on the state directory `home`, with ports of its own.
+    """One `mloc up` on the state directory `home`, with its own ports.
 
     Args:
         home: `MLOC_HOME`.
         port: Wanted port of the endpoint; those of Prefect and Valkey follow.
-        variables: More of the environment.
+        variables: Further environment variables.
     """
 
     def __init__(self, home: Path, port: int, **variables: str) -> None:
@@ -65,11 +65,23 @@ class Up:
             **variables,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.start_seconds = START_SECONDS
 
     @property
     def url(self) -> str:
-        """The endpoint."""
+        """URL of the endpoint."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def login(self) -> tuple[str, str]:
+        """User and password of its Prefect server."""
+        user, _, password = (self.home / "secrets" / "prefect-auth").read_text().strip().partition(":")
+        return user, password
+
+    @property
+    def prefect_env(self) -> dict[str, str]:
+        """Variables with which clients reach its Prefect server."""
+        return {"PREFECT_API_URL": self.state().api_url, "PREFECT_API_AUTH_STRING": ":".join(self.login)}
 
     def start(self, *options: str) -> UpState:
         """Start it and wait until everything is up."""
@@ -88,7 +100,7 @@ class Up:
 
     def wait_ready(self) -> UpState:
         """Wait until all parts are up."""
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while (state := running(self.home)) is None or not state.ready:
             assert self.process is None or self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -96,12 +108,20 @@ class Up:
         return state
 
     def state(self) -> UpState:
-        """What it says of itself."""
+        """Return its state file."""
         state = running(self.home)
         assert state is not None
         return state
 
-    def end(self, number: int = signal.SIGINT, seconds: float = 60.0) -> int:
+    def wait_shown(self, text: str) -> str:
+        """Return what it printed, once `text` is in it; the last lines follow the state file."""
+        deadline = time.monotonic() + START_SECONDS
+        while text not in (shown := self.log.read_text()):
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.05)
+        return shown
+
+    def end(self, number: int = signal.SIGINT, seconds: float = STOP_SECONDS) -> int:
         """Send a signal and return the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -112,11 +132,11 @@ class Up:
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `mloc` with arguments in the same environment."""
         return subprocess.run(
-            [*MLOC, *arguments], env=self.env | more, capture_output=True, text=True, timeout=120, check=False
+            [*MLOC, *arguments], env=self.env | more, capture_output=True, text=True, timeout=FACT_SECONDS, check=False
         )
 
     def left_over(self) -> list[str]:
-        """Return the command lines of processes that belong to this home, found by environment or arguments."""
+        """Return the command lines of processes that belong to this home, by environment or arguments."""
         mark = os.fsencode(self.home)
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -125,8 +145,8 @@ class Up:
                 found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')}")
         return found
 
-    def wait_nothing_left(self, seconds: float) -> None:
-        """Wait until no process of this home is left."""
+    def wait_nothing_left(self, seconds: float = STOP_SECONDS) -> None:
+        """Wait until no process of this home exists."""
         deadline = time.monotonic() + seconds
         while left := self.left_over():
             assert time.monotonic() < deadline, left
@@ -145,11 +165,13 @@ def running_up(home: Path, port: int, *options: str, **variables: str) -> Iterat
 
 
 def kill(up: Up) -> None:
-    """Kill what is left of it."""
+    """Kill all its processes, also when a script started them."""
+    if up.process is None and (state := running(up.home)) is not None:
+        os.kill(state.pid, signal.SIGKILL)
     if up.process is not None and up.process.poll() is None:
         up.process.kill()
         up.process.wait()
-    up.wait_nothing_left(60)
+    up.wait_nothing_left()
 
 
 def _read(path: Path) -> bytes:

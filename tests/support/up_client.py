@@ -1,4 +1,4 @@
-"""What clients do with a running `mloc up`: curl, a subscriber of its Redis, Prefect's own API."""
+"""What clients do with a running `mloc up`: curl, subscribing to its Redis, Prefect's own API."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import redis
 
+from tests.support.patience import FACT_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,40 +27,46 @@ CHANNELS = ("tasks", "tasks.events", "workers.events")
 
 
 def curl(*arguments: str) -> str:
-    """Run curl; returns what came back."""
+    """Run curl; return the response body."""
     done = subprocess.run(
-        ["curl", "--silent", "--show-error", *arguments], capture_output=True, text=True, timeout=60, check=False
+        ["curl", "--silent", "--show-error", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=FACT_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def submit_echo(up: Up, *options: str) -> list[str]:
-    """Submit as the README does; returns the ids of the two tasks."""
+    """Submit as the README shows; return the ids of the two tasks."""
     answer = json.loads(curl("-X", "POST", f"{up.url}/api/v1/tasks", *options, "--data-binary", f"@{ECHO}"))
     assert answer["ok"] is True, answer
     return [task["task_id"] for task in answer["tasks"]]
 
 
-def wait_ended(url: str, ids: list[str], seconds: float = 90.0, **headers: str) -> dict[str, str]:
-    """Wait until tasks have ended; returns their states."""
+def wait_ended(url: str, ids: list[str], seconds: float = FACT_SECONDS, **headers: str) -> dict[str, str]:
+    """Wait until tasks have ended; return their states."""
     deadline = time.monotonic() + seconds
     states: dict[str, str] = dict.fromkeys(ids, "")
-    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=FACT_SECONDS) as client:
         while open_ones := [task_id for task_id, state in states.items() if state not in ENDS]:
             assert time.monotonic() < deadline, states
             time.sleep(0.1)
-            for task_id in open_ones[:20]:  # they end about in their order
+            for task_id in open_ones[:20]:  # they end roughly in order
                 states[task_id] = client.get(f"/api/v1/tasks/{task_id}").json()["status"]
     return states
 
 
 def root_runs(up: Up) -> list[dict[str, Any]]:
-    """Return the runs of `run-workflow` that Prefect knows."""
+    """Return the runs of `run-workflow` on the Prefect server."""
     found: list[dict[str, Any]] = []
     while True:
         body = {"flows": {"name": {"any_": ["run-workflow"]}}, "limit": 200, "offset": len(found)}
-        page = httpx.post(f"{up.state().api_url}/flow_runs/filter", json=body, timeout=30).json()
+        page = httpx.post(
+            f"{up.state().api_url}/flow_runs/filter", json=body, auth=up.login, timeout=FACT_SECONDS
+        ).json()
         found += page
         if len(page) < 200:
             return found
@@ -100,7 +108,7 @@ def subscriber(up: Up) -> Iterator[Messages]:
 
 
 def kinds(heard: Messages, task_id: str) -> list[str]:
-    """Return the messages that name a task, in short: `tasks`, `TASK_STARTED`, `STATUS RUNNING` ..."""
+    """Return the messages that name a task, abbreviated: `tasks`, `TASK_STARTED`, `STATUS RUNNING` ..."""
     found = []
     for channel, message in heard:
         extra = message.get("extra") or {}
@@ -110,8 +118,8 @@ def kinds(heard: Messages, task_id: str) -> list[str]:
     return found
 
 
-def hear(heard: Messages, task_id: str, number: int, seconds: float = 60.0) -> list[str]:
-    """Wait until `number` messages about a task have come; returns them in short."""
+def hear(heard: Messages, task_id: str, number: int, seconds: float = FACT_SECONDS) -> list[str]:
+    """Wait until `number` messages about a task have arrived; return them abbreviated."""
     deadline = time.monotonic() + seconds
     while len(found := kinds(heard, task_id)) < number:
         assert time.monotonic() < deadline, found

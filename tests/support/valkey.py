@@ -6,18 +6,18 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mloc_prefect.bridge.valkey import EmbeddedValkey
+from mloc_prefect.services.valkey import EmbeddedValkey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mloc_prefect.bridge.valkey import ValkeyAddress
+    from mloc_prefect.services.valkey import ValkeyAddress
 
 
 @contextmanager
 def embedded_valkey(home: Path, *, port: int = 26379, fsync="everysec") -> Iterator[EmbeddedValkey]:
-    """Run a Valkey below `home` (a fresh `MLOC_HOME`); ends it afterwards."""
+    """Run a Valkey below `home` (a fresh `MLOC_HOME`) until the block ends."""
     server = EmbeddedValkey(home, port, fsync)
     try:
         start(server)
@@ -27,7 +27,7 @@ def embedded_valkey(home: Path, *, port: int = 26379, fsync="everysec") -> Itera
 
 
 def start(server: EmbeddedValkey, *, seconds: float = 30.0) -> ValkeyAddress:
-    """Launch `server` and wait, without an event loop."""
+    """Start `server` and wait for it, without an event loop."""
     server.launch()
     deadline = time.monotonic() + seconds
     while (address := server.poll()) is None:

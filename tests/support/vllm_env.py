@@ -1,4 +1,4 @@
-"""The vLLM environment of the tests, built once for each checkout by `mloc env create`; and a random LoRA adapter."""
+"""The vLLM environment of the tests, built once per checkout by `mloc env create`; and a random LoRA adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAIN = "from mloc_prefect.cli import main; main()"
 
 
 def vllm_python() -> Path:
-    """Return the interpreter of the environment `vllm-cpu` (the first call takes some minutes)."""
+    """Return the interpreter of the environment `vllm-cpu` (the first call takes several minutes)."""
     env = {**os.environ, "MLOC_HOME": str(_HOME)}
     command = [sys.executable, "-c", _MAIN, "env", "create", "vllm-cpu"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=1200)

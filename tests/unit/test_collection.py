@@ -14,7 +14,7 @@ from prefect.blocks.core import Block
 
 import mloc_prefect
 from flows.run_workflow import run_workflow
-from mloc_prefect.worker.engine import own_flow
+from mloc_prefect.worker.in_loop_runs import own_flow
 
 
 def test_entry_point_has_the_name_of_the_package():

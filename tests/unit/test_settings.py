@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mloc_prefect.cli import doctor
 from mloc_prefect.cli.app import app
+from mloc_prefect.cli.commands import doctor
 from mloc_prefect.errors import SettingsError
+from mloc_prefect.hardware.inventory import read_inventory
 from mloc_prefect.settings import get_settings
-from mloc_prefect.worker.inventory import read_inventory
 
 
 def mloc(*arguments):
@@ -60,6 +60,13 @@ def test_the_first_variable_is_the_one_that_counts(monkeypatch):
     monkeypatch.delenv("PORT")
     with pytest.raises(SettingsError, match=r"^setting HOST_APP_PORT: .*'x'"):
         get_settings()
+
+
+def test_one_results_root_for_endpoint_and_workers(monkeypatch, tmp_path):
+    monkeypatch.setenv("ORCHESTRATOR_RESULTS_DIR", str(tmp_path / "host"))
+    assert get_settings().results_root == tmp_path / "host"
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path / "both"))
+    assert get_settings().results_root == tmp_path / "both"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_the_inventory_is_named_by_where_it_was_declared(monkeypatch):
     ("home", "text"),
     [
         ("/tmp/" + "x" * 300, "config.toml cannot be read: File name too long"),
-        ("~no-such-user/x", "setting MLOC_HOME: there is no home directory of this user, found '~no-such-user/x'"),
+        ("~no-such-user/x", "setting MLOC_HOME: this user has no home directory, found '~no-such-user/x'"),
     ],
 )
 def test_a_home_that_cannot_be_looked_into_stops_only_what_needs_settings(monkeypatch, home, text):
@@ -143,3 +150,39 @@ def test_keys_that_nothing_reads_are_told_by_every_command_and_by_doctor(monkeyp
     report = mloc("doctor", "--json")
     assert report.stderr == ""
     assert [f["text"] for f in json.loads(report.stdout)["findings"] if f["topic"] == "settings"] == lines
+
+
+URL_SETTINGS = ("MLOC_HOME", "RESULTS_DIR", "MLOC_RESULTS_DIR", "MLOC_MIRRORS", "MLOC_LOG_FILE")
+
+
+@pytest.mark.parametrize("name", URL_SETTINGS)
+def test_a_url_is_not_taken_for_a_relative_path(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "s3://bucket/runs")
+    result = mloc("models", "list")
+    assert result.exit_code == 2
+    text = f"error: setting {name}: must be a path of this machine, not a URL, found 's3://bucket/runs'"
+    assert result.stderr.splitlines()[0] == text
+    assert ("output.destination.path" in result.stderr) == name.endswith("RESULTS_DIR")
+    assert not any(tmp_path.iterdir())
+
+
+def test_options_and_other_forms_of_paths_refuse_urls_too(monkeypatch):
+    for value in ("s3://bucket/runs", Path("s3://bucket/runs")):
+        with pytest.raises(SettingsError, match="must be a path of this machine, not a URL"):
+            get_settings(results_dir=value)
+    monkeypatch.setenv("MLOC_PYTHON", '{"vllm": "s3://bucket/python"}')
+    with pytest.raises(SettingsError, match="must be a path of this machine, not a URL"):
+        get_settings()
+    monkeypatch.delenv("MLOC_PYTHON")
+    monkeypatch.setenv("MLOC_INVENTORY", "s3://bucket/inventory.json")
+    with pytest.raises(SettingsError, match="must be JSON or a file of this machine, not a URL"):
+        read_inventory(get_settings())
+
+
+def test_a_file_url_is_a_path(monkeypatch, tmp_path):
+    folder = tmp_path / "a b%20"
+    monkeypatch.setenv("MLOC_HOME", folder.as_uri())
+    monkeypatch.setenv("RESULTS_DIR", (folder / "out").as_uri())
+    settings = get_settings()
+    assert (settings.home, settings.results_root) == (folder, folder / "out")

@@ -1,0 +1,15 @@
+"""What the tests of commands share."""
+
+from __future__ import annotations
+
+import pytest
+
+from mloc_prefect.cli.client.endpoint_client import EndpointClient
+from tests.support.client_endpoint import Fake, answering
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    found = Fake()
+    monkeypatch.setattr(EndpointClient, "configured", classmethod(lambda *_: answering(found, "s3cret")))
+    return found
