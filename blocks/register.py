@@ -1,4 +1,4 @@
-"""Register our block types with the Prefect API in use, and create the sample block `mloc-artifact-store/local`.
+"""Registers our block types with the current Prefect API and creates the sample block `mloc-artifact-store/local`.
 
     python blocks/register.py [URL]
 

@@ -1,4 +1,4 @@
-"""Stable place of the generic flow: run any MLOC spec as a Prefect flow run.
+"""The stable import path of the generic flow, which runs any MLOC spec as a Prefect flow run.
 
     from flows.run_workflow import run_workflow
 
@@ -7,6 +7,6 @@
 Deployments name the module path `mloc_prefect.orchestrate.entrypoint.run_workflow` instead: only that runs warm.
 """
 
-from mloc_prefect.orchestrate.entrypoint import run_workflow
+from mloc_prefect.flow.run_workflow import run_workflow
 
 __all__ = ["run_workflow"]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Waits until tasks have ended. Exit: 0 all DONE, 5 one FAILED or CANCELLED, 2 one cannot be asked for.
+# Waits until tasks have ended. Exit code: 0 all DONE, 5 one FAILED or CANCELLED, 2 the state of one is unavailable.
 #   samples/poll.sh TASK-ID...
 set -eu
 : "${1:?usage: samples/poll.sh TASK-ID...}"
@@ -9,10 +9,10 @@ code=0
 for id in "$@"; do
     while :; do
         record=$(call "$MLOC_URL/api/v1/tasks/$id") || {
-            echo "$id: ${record:-no answer}" >&2
+            echo "$id: ${record:-no response}" >&2
             exit 2
         }
-        # The last "status": those of the spec stand before it.
+        # The last "status" is the task's own; a spec may contain others before it.
         status=$(printf '%s' "$record" | sed -n 's/.*"status":"\([A-Z]*\)".*/\1/p')
         case $status in
             DONE) echo "$id DONE"; break ;;

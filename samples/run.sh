@@ -1,5 +1,5 @@
 #!/bin/sh
-# Submits a spec, waits, and downloads the results of every task: the three other samples in a row.
+# Submits a spec, waits for it, and downloads the results of every task, with three of the other samples.
 #   samples/run.sh task.yaml DIRECTORY
 set -eu
 : "${2:?usage: samples/run.sh task.yaml DIRECTORY}"

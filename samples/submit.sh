@@ -1,5 +1,5 @@
 #!/bin/sh
-# Submits a spec and prints the ids of its tasks, one a line.
+# Submits a spec and prints the ids of its tasks, one per line.
 #   samples/submit.sh task.yaml
 set -eu
 : "${1:?usage: samples/submit.sh task.yaml}"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stores a file with the results of a task.
+# Uploads a file to the results of a task.
 #   samples/upload.sh TASK-ID FILE
 set -eu
 : "${2:?usage: samples/upload.sh TASK-ID FILE}"

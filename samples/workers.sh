@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the workers and whether the endpoint can serve.
+# Prints whether the endpoint is ready, and the workers.
 #   samples/workers.sh
 set -eu
 . "$(dirname "$0")/common.sh"
