@@ -1,10 +1,10 @@
-"""Hand-over of a trained model: pack, upload, download, unpack; beside a deflated zip sent with requests, as in MLOC.
+"""Passing on a trained model: pack, upload, download, unpack; compared with MLOC's deflated zip sent with requests.
 
     python benchmarks/archive.py [--quick] [--rounds N] [--mebibytes N] [--json]
 
 The model is a folder of bf16 weights drawn from a normal distribution, which deflate shrinks by a fifth or so. Both
 arms use the same endpoint and run as processes of their own, interleaved in each round:
-  mloc_prefect   artifacts.archive.pack, artifacts.upload, artifacts.checkpoint (streamed, stored, unpacked with checks)
+  mloc_prefect   artifacts.archive, artifacts.transfer, artifacts.checkpoint (streamed, stored, unpacked with checks)
   mloc           shutil.make_archive (deflate), requests.post(files=...), requests.get(stream=True), ZipFile.extractall
 
 Printed: seconds of each step (median and range), the ratio of the totals, and how far the peak memory of each client
@@ -40,7 +40,7 @@ SHARDS = 4  # files of weights
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="one round of 64 MiB, for CI: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="one round of 16 MiB, for CI: shows that it runs")
     parser.add_argument("--rounds", type=int, default=3, help="times that each arm runs (default 3)")
     parser.add_argument("--mebibytes", type=int, default=2048, help="size of the model (default 2048)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -50,7 +50,7 @@ def main() -> None:
         name, home, url = args.arm
         print(json.dumps(run_arm(name, Path(home), url)))
         return
-    size, rounds = (64, 1) if args.quick else (args.mebibytes, args.rounds)
+    size, rounds = (16, 1) if args.quick else (args.mebibytes, args.rounds)
     with tempfile.TemporaryDirectory(prefix="mloc-bench-", dir=Path.cwd()) as home:
         found = measure(Path(home), size=size, rounds=rounds)
     if args.json:
@@ -114,17 +114,18 @@ def ours(model: Path, work: Path, url: str) -> tuple[Callable[[], object], ...]:
     import httpx  # noqa: F401 - loaded before the memory is measured, as requests is
 
     from mloc_prefect.artifacts.archive import pack
-    from mloc_prefect.artifacts.delivery import AllowedHosts, HttpDestination
-    from mloc_prefect.artifacts.download import Source, download
+    from mloc_prefect.artifacts.transfer.artifact_upload import upload
+    from mloc_prefect.artifacts.transfer.delivery import HttpDestination
+    from mloc_prefect.artifacts.transfer.file_download import DownloadSource, download
+    from mloc_prefect.artifacts.transfer.outgoing import AllowedHosts
     from mloc_prefect.artifacts.unpack import unpack
-    from mloc_prefect.artifacts.upload import upload
 
     hosts, archive, fetched = AllowedHosts(loopback=True), work / "final_model.zip", work / "fetched.zip"
     destination, links, digest = HttpDestination(f"{url}/api/v1/results"), [], []
     return (
         lambda: digest.append(pack(model, archive).sha256),
         lambda: links.append(asyncio.run(upload(archive, destination, "ours", hosts, sha256=digest[0]))),
-        lambda: download(Source(links[0]), fetched, hosts),
+        lambda: download(DownloadSource(links[0]), fetched, hosts),
         lambda: unpack(fetched, work / "back", kind="zip"),
     )
 

@@ -1,11 +1,11 @@
-"""What does it cost to compile a spec? Read, validate and plan, beside only loading the YAML.
+"""The cost of compiling a spec: read, validate and plan, compared with only loading the YAML.
 
     python benchmarks/compile.py [--quick] [--rounds N] [FILE...]
 
 Three arms take turns on each file, in one process, in an order that changes with each round:
 `mloc` (text -> plan: everything that `mloc plan` does before it prints), `safe_load` (PyYAML in Python) and `c_load`
 (PyYAML on libyaml, data only). Printed are medians, and the range of the middle 80 %; ratios are medians of the ratios
-of one round. Without files: the specs beside the checkout when they are there, else our templates.
+of one round. Without files: our templates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import yaml
 from mloc_prefect.plan import check
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "mloc" / "specs"
 TARGET_MS = 1.0
 
 _WIDTHS = (8, 16, 10, 8, 11, 8)
@@ -103,12 +102,11 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="*", type=Path, help="spec files (default: the shared ones, or our templates)")
+    parser.add_argument("files", nargs="*", type=Path, help="spec files (default: our templates)")
     parser.add_argument("--rounds", type=int, default=200, help="turns of each arm on each file")
     parser.add_argument("--quick", action="store_true", help="9 rounds: shows that it works")
     arguments = parser.parse_args()
-    folder = SHARED if SHARED.is_dir() else ROOT / "templates"
-    files = arguments.files or sorted(folder.glob("*.yaml"))
+    files = arguments.files or sorted((ROOT / "templates").glob("*.yaml"))
     rounds = 9 if arguments.quick else arguments.rounds
     folder = files[0].parent.name
     print(f"Python {platform.python_version()}, PyYAML {yaml.__version__}, {rounds} rounds, files of {folder}\n")

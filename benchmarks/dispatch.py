@@ -1,4 +1,4 @@
-"""From the creation of a run to its start and its end: stock process workers, and ours.
+"""Time from the creation of a run to its start and its end: stock process workers and ours.
 
     python benchmarks/dispatch.py [--quick] [--rounds N] [--waiting N] [--json]
 

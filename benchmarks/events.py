@@ -1,4 +1,4 @@
-"""How late is MLOC told of a state change in Prefect? The bridge's topic, beside a subscriber of Prefect's websocket.
+"""Delay of MLOC's messages after a state change in Prefect, compared with a subscriber of Prefect's websocket.
 
     python benchmarks/events.py [--quick] [--runs N] [--pause SECONDS]
 
@@ -29,8 +29,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mloc_prefect.bridge.stores import Stores, open_stores  # noqa: E402
-from mloc_prefect.orchestrate.server_main import Private  # noqa: E402
+from mloc_prefect.prefect_ext.server.main import Private  # noqa: E402
+from mloc_prefect.store.backends import Stores, open_stores  # noqa: E402
 from tests.support.bridging import bridge_process  # noqa: E402
 from tests.support.prefect_api import environment  # noqa: E402
 from tests.support.records import record  # noqa: E402

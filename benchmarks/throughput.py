@@ -1,4 +1,4 @@
-"""Runs a second: a burst of runs that do nothing, on a stock process worker and on ours.
+"""Runs per second: a burst of runs that do nothing, on a stock process worker and on ours.
 
     python benchmarks/throughput.py [--quick] [--rounds N] [--json]
 

@@ -1,4 +1,4 @@
-"""Files up and down: the endpoint beside `cp` on the same disk, and beside a plain FastAPI handler.
+"""Upload and download of files: the endpoint compared with `cp` on the same disk and with a plain FastAPI handler.
 
     python benchmarks/upload.py [--quick] [--rounds N] [--mebibytes N] [--json]
 
@@ -45,7 +45,7 @@ PATH = "/api/v1/results/bench/files"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="one round of 64 MiB, for CI: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="one round of 16 MiB, for CI: shows that it runs")
     parser.add_argument("--rounds", type=int, default=3, help="times that each arm runs (default 3)")
     parser.add_argument("--mebibytes", type=int, default=2048, help="size of the file (default 2048)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -54,7 +54,7 @@ def main() -> None:
     if args.plain:
         serve_plain(Path(args.plain))
         return
-    size, rounds = (64, 1) if args.quick else (args.mebibytes, args.rounds)
+    size, rounds = (16, 1) if args.quick else (args.mebibytes, args.rounds)
     with tempfile.TemporaryDirectory(prefix="mloc-bench-", dir=Path.cwd()) as home:
         speeds, grown = measure(Path(home), size=size, rounds=rounds)
     if args.json:
