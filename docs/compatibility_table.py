@@ -1,4 +1,4 @@
-"""Write docs/compatibility.md from the differences that the tests check: `python docs/compatibility_table.py`."""
+"""Generates docs/compatibility.md from the differences that the tests check: `python docs/compatibility_table.py`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def page() -> str:
 
 
 def _rows(entries: list[dict[str, Any]]) -> list[str]:
-    """Return one row for each entry; neighbours that differ in nothing but place and field share one."""
+    """Return one row for each entry; neighbours that differ only in step and field share a row."""
 
     def alike(entry: dict[str, Any]) -> tuple[str, str]:
         return _ours(entry), entry["reason"]

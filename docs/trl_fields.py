@@ -1,7 +1,9 @@
-"""Rewrite `mloc_prefect/tasks/trl_fields.py` from the installed TRL: which fields its config classes have.
+"""Generates a table in `mloc_prefect/tasks/training/` from TRL: fields of its config classes, and choices.
 
-And which words some of them take. Losses are read off the comparisons in the source of the trainers: their configs take
-any word, and the trainers stumble over it at the first step.
+`trl_fields_ppo.py` comes from a TRL that has PPO (environment `ppo`), `trl_fields.py` from a newer one (`train`).
+
+Words come from enumerations, from the types and the metadata of the fields, and for `_COMPARED` from the comparisons in
+the source of the trainers: their configs accept any word there, and the trainers fail at the first step.
 """
 
 from __future__ import annotations
@@ -12,12 +14,27 @@ import importlib.util
 import json
 import os
 import sys
+import textwrap
 import types
 import typing
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-TARGET = Path(__file__).parents[1] / "mloc_prefect" / "tasks" / "trl_fields.py"
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+HAS_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
+TARGET = Path(__file__).parents[1] / f"mloc_prefect/tasks/training/{'trl_fields_ppo' if HAS_PPO else 'trl_fields'}.py"
+_COMPARED = (
+    "loss_type",
+    "truncation_mode",
+    "f_divergence_type",
+    "importance_sampling_level",
+    "multi_objective_aggregation",
+    "scale_rewards",
+)
 _WORDS: dict[object, str] = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict"}
 _HEAD = '''"""Fields of TRL's config classes, with types and words of their values. Made by docs/trl_fields.py."""
 
@@ -31,41 +48,68 @@ COMMON = {common}
 
 def text() -> str:
     """Return the module."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from transformers import TrainingArguments
     from trl import DPOConfig, GRPOConfig, SFTConfig
-    from trl.experimental.ppo import PPOConfig
 
     common = _fields(TrainingArguments)
     versions = json.dumps({name: version(name) for name in ("trl", "transformers")})
     parts = [_HEAD.format(versions=versions, common=_table(common))]
-    for name, config in (("SFT", SFTConfig), ("DPO", DPOConfig), ("PPO", PPOConfig), ("GRPO", GRPOConfig)):
+    configs: dict[str, type] = {"SFT": SFTConfig, "DPO": DPOConfig, "GRPO": GRPOConfig}
+    if HAS_PPO:
+        from trl.experimental.ppo import PPOConfig
+
+        configs["PPO"] = PPOConfig
+    for name, config in configs.items():
         own = {field: word for field, word in _fields(config).items() if field not in common}
         parts.append(f"{name} = {_table(own)}\n\n")
-    parts.append(f"# Words that fields of transformers.TrainingArguments take.\nCHOICES = {_words(_choices())}\n\n")
-    losses = {name: _losses(name.lower()) for name in ("SFT", "DPO", "GRPO")}
-    parts.append(f"# Words of `loss_type`.\nLOSSES = {_words(losses)}\n")
-    return "".join(parts)
+    words = {"*": _choices()}
+    for name, config in configs.items():
+        fields = [field for field in dataclasses.fields(config) if field.name not in common]
+        words[name] = {**_listed(fields), **({} if name == "PPO" else _compared(name.lower(), fields))}
+    parts.append("# Words that a field takes, after the config class (* = all) and the field.\n")
+    return "".join([*parts, f'WORDS = """\n{_lines(words)}"""\n'])
 
 
 def _choices() -> dict[str, list[str]]:
-    from transformers.trainer_utils import SaveStrategy, SchedulerType
+    from transformers import TrainingArguments
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
     from transformers.training_args import OptimizerNames
 
-    enums = {"lr_scheduler_type": SchedulerType, "optim": OptimizerNames, "save_strategy": SaveStrategy}
-    return {name: [member.value for member in enum] for name, enum in enums.items()}
+    enums = {
+        "logging_strategy": IntervalStrategy,
+        "lr_scheduler_type": SchedulerType,
+        "optim": OptimizerNames,
+        "save_strategy": SaveStrategy,
+    }
+    found = {name: [member.value for member in enum] for name, enum in enums.items()}
+    return dict(sorted({**found, **_listed(dataclasses.fields(TrainingArguments))}.items()))
 
 
-def _losses(trainer: str) -> list[str]:
-    """Return the texts that the trainer compares `loss_type` with."""
+def _listed(fields: Iterable[dataclasses.Field[Any]]) -> dict[str, list[str]]:
+    """Return the words that the definition of a field lists, in its metadata or as its type."""
+    found = {}
+    for field in fields:
+        words = field.metadata.get("choices")
+        for kind in (field.type, *typing.get_args(field.type)):
+            if typing.get_origin(kind) is typing.Literal:
+                words = typing.get_args(kind)
+        if words and all(isinstance(word, str) for word in words):
+            found[field.name] = list(words)
+    return found
+
+
+def _compared(trainer: str, fields: Iterable[dataclasses.Field[Any]]) -> dict[str, list[str]]:
+    """Return the texts that the trainer compares each of `_COMPARED` with."""
     spec = importlib.util.find_spec(f"trl.trainer.{trainer}_trainer")
     if spec is None or spec.origin is None:
         raise FileNotFoundError(trainer)
-    found: set[str] = set()
+    names = {field.name for field in fields} & set(_COMPARED)
+    found: dict[str, set[str]] = {name: set() for name in names}
     for node in ast.walk(ast.parse(Path(spec.origin).read_text())):
-        if isinstance(node, ast.Compare) and ast.unparse(node.left).rpartition(".")[2] == "loss_type":
-            found |= {str(part.value) for part in ast.walk(node.comparators[0]) if isinstance(part, ast.Constant)}
-    return sorted(found)
+        name = ast.unparse(node.left).rpartition(".")[2] if isinstance(node, ast.Compare) else None
+        if isinstance(node, ast.Compare) and name in names:
+            found[name] |= {str(part.value) for part in ast.walk(node.comparators[0]) if isinstance(part, ast.Constant)}
+    return {name: sorted(words) for name, words in found.items()}
 
 
 def _fields(config: type) -> dict[str, str]:
@@ -95,10 +139,13 @@ def _table(fields: dict[str, str]) -> str:
     )
 
 
-def _words(words: dict[str, list[str]]) -> str:
-    rows = [f"    {json.dumps(name)}: (\n" + "".join(f"        {json.dumps(word)},\n" for word in listed) + "    ),\n"
-            for name, listed in words.items()]  # fmt: skip
-    return "{\n" + "".join(rows) + "}"
+def _lines(words: dict[str, dict[str, list[str]]]) -> str:
+    rows = []
+    for config, fields in words.items():
+        for name, listed in sorted(fields.items()):
+            head = f"{config:6}{name:36}"
+            rows += [f"{head}{part}\n" for part in textwrap.wrap(" ".join(listed), 76, break_on_hyphens=False)]
+    return "".join(rows)
 
 
 if __name__ == "__main__":
