@@ -15,6 +15,7 @@ Differences from the stock engine:
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -22,14 +23,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import httpx
 from prefect import flow_engine
 from prefect._flow_run_suspension import register_flow_run_suspension_request
 from prefect.client.schemas.actions import FlowRunCreate
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, FlowRunResult
 from prefect.context import FlowRunContext, TagsContext
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, PrefectException
 from prefect.flow_engine import AsyncFlowRunEngine
-from prefect.states import Pending, to_state_create
+from prefect.states import Cancelled, Pending, to_state_create
 
 from mloc_prefect.prefect_ext.requests import storable
 from mloc_prefect.prefect_ext.retry import until_answered
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _UNDER_WAY_SECONDS = 15.0
 
@@ -152,10 +156,31 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
             if started_before and (known := await self._until_answered(load)):
                 return known
         self._flow_run_name_set = True
-        self._created = await self._until_answered(
-            partial(_create_run, client, self.flow, self.parameters or {}, self.identity, tracking, _start_of(parent))
+        create = partial(
+            _create_run, client, self.flow, self.parameters or {}, self.identity, tracking, _start_of(parent)
         )
+        creating = asyncio.ensure_future(self._until_answered(create))
+        try:
+            self._created = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.create_task(self._end_created(creating, client)))
+            raise
         return self._created
+
+    async def _end_created(self, creating: asyncio.Future[FlowRun], client: PrefectClient) -> None:
+        """Cancel a run whose creation was interrupted: it may exist although its answer did not arrive.
+
+        If its process goes away, it is left: the next start of the workflow goes on with it.
+        """
+        self.hurried = True
+        await asyncio.wait({creating}, timeout=_UNDER_WAY_SECONDS)
+        creating.cancel()
+        try:
+            run = await creating
+            if end_is_wanted():
+                await client.set_flow_run_state(run.id, Cancelled(message="cancelled before it began"), force=True)
+        except (asyncio.CancelledError, httpx.HTTPError, PrefectException) as error:
+            _log.info("%s is left to the server's clean-up: %r", self.title, error)
 
     @asynccontextmanager
     async def setup_run_context(self, client: PrefectClient | None = None) -> AsyncIterator[None]:

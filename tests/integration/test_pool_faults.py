@@ -58,6 +58,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         found.server.stop_now()
 
 
+@pytest.fixture(autouse=True)
+def no_worker_stays(bench: Bench) -> Iterator[None]:
+    """End what a failed test has left: its workers would take the runs of the next one."""
+    yield
+    bench.close()
+
+
 @pytest.fixture
 def one(bench: Bench) -> Iterator[Worker]:
     """A worker with one card, in a pool of its own for the test's length."""

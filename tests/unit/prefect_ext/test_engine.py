@@ -10,9 +10,11 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import FlowRunCreate
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import Abort
 from prefect.flow_engine import AsyncFlowRunEngine
@@ -25,7 +27,7 @@ from mloc_prefect.flow.options import RunOptions
 from mloc_prefect.flow.outcome import StageOutcome, WorkflowOutcome
 from mloc_prefect.prefect_ext import engine
 from mloc_prefect.prefect_ext.engine import INHERITED, MlocEngine, RunIdentity
-from mloc_prefect.prefect_ext.run_control import RunSwitch
+from mloc_prefect.prefect_ext.run_control import RunContext, RunSwitch, use_run_context
 from tests.support.flows import graph
 
 
@@ -191,3 +193,40 @@ async def test_clients_are_forgotten_with_their_runs() -> None:
     await asyncio.sleep(0)  # the event loop lets go of the last task
     gc.collect()
     assert len(alive) == 0
+
+
+class RunClient(FlowClient):
+    """A client that creates a run when it is let, and notes what states runs get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = FlowRun(id=uuid4(), flow_id=uuid4(), name="a")
+        self.created = asyncio.Event()
+        self.states: list[tuple[UUID, Any]] = []
+
+    async def request(self, *_: Any, **__: Any) -> httpx.Response:
+        await self.answer.wait()
+        self.created.set()
+        return httpx.Response(201, json=self.run.model_dump(mode="json"))
+
+    async def set_flow_run_state(self, flow_run_id: UUID, state: Any, force: bool) -> None:
+        assert force
+        self.states.append((flow_run_id, state.type))
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_stage_that_is_cancelled_while_it_is_created_does_not_stay_pending(wanted: bool) -> None:
+    """Its run may exist although nobody has heard so; when the worker goes away, its next start goes on with it."""
+    client, identity = RunClient(), RunIdentity(name="a", key="a")
+    made = MlocEngine(flow=build_flow(graph({"a": ([], {})})), parameters={}, identity=identity)
+    with use_run_context(RunContext(wants_cancellation=lambda: wanted)):
+        creating = asyncio.create_task(made.create_flow_run(client))  # type: ignore[arg-type]
+    while not client.asked:
+        await asyncio.sleep(0)
+    creating.cancel()
+    await asyncio.sleep(0)
+    client.answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert client.created.is_set()
+    assert client.states == ([(client.run.id, StateType.CANCELLED)] if wanted else [])
