@@ -14,7 +14,6 @@ from tests.support.server import embedded_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.pool import Worker
 
@@ -128,26 +127,3 @@ def test_an_error_that_nobody_took_hands_back_what_runs(pool: Pool, faulty: Work
         assert pool.api.wait(found, "COMPLETED", "FAILED")["state"]["type"] == "COMPLETED", pool.story(run)
     assert computed(pool, run) == total
     following.stop()
-
-
-def test_a_worker_refuses_what_only_the_coordinator_allows(pool: Pool, tmp_path: Path):
-    """A path that a stage has made: nobody could judge it at submission, and each machine has its own rules."""
-    secret = tmp_path / "secret.jsonl"
-    secret.write_text('{"text": "of another user"}\n')
-    trusting = pool.worker("trusting", MLOC_DATA_ROOTS=str(tmp_path))
-    gpu = {"hardware": {"cpu": "1", "memory": "64Mi", "gpu": {"type": "any", "count": 1}}}
-    read = {"data": {"type": "dataset", "url": "${s1.result.items[0].output}"}, "resources": gpu}
-    run = pool.submit(spec("refused", {"data": {"type": "list", "items": [str(secret)]}}, read))
-    until(lambda: pool.runs(run).get("refused:s2 (1-1)"), why=lambda: pool.story(run))  # the coordinator lets it pass
-    closed = pool.worker("closed", gpus=["a100:80GiB"], PREFECT_WORKER_QUERY_SECONDS="2")
-    done = pool.api.wait(run, "FAILED", "COMPLETED")
-    assert done["state"]["type"] == "FAILED", pool.story(run)
-    message = pool.api.stages(run)["refused:s2"]["state"]["message"]
-    assert "refused by this worker: spec.data.url" in message
-    assert "outside the folders that submitted specs may read" in message
-    assert [name for name in pool.runs(run) if ":s2" in name] == ["refused:s2 (1-1)"], (
-        "another try would be refused, too"
-    )
-    assert not any("of another user" in file.read_text() for file in pool.results.rglob("*.json*"))
-    closed.stop()
-    trusting.stop()

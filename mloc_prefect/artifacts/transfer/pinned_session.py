@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
+
+from mloc_prefect.process.exposure import in_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +23,8 @@ def pinned_sessions(allowed: AllowedHosts) -> Callable[..., Awaitable[Any]]:
 
         class Resolver(aiohttp.abc.AbstractResolver):  # type: ignore[misc]  # not known to mypy here
             async def resolve(self, host: str, port: int = 0, family: int = socket.AF_INET) -> list[Any]:
-                rows = allowed.addresses(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+                url = f"http://{in_url(host)}:{port}/"
+                rows = await asyncio.to_thread(allowed.addresses, url)
                 return [
                     {
                         "hostname": host,
@@ -38,11 +42,12 @@ def pinned_sessions(allowed: AllowedHosts) -> Callable[..., Awaitable[Any]]:
                 """Nothing is kept."""
 
         async def begun(_session: Any, _context: Any, params: Any) -> None:
-            allowed.check(str(params.url))
+            await asyncio.to_thread(allowed.check, str(params.url))
 
         async def redirected(_session: Any, _context: Any, params: Any) -> None:
             headers = params.response.headers
-            allowed.check(urljoin(str(params.url), headers.get("Location") or headers.get("URI") or ""))
+            target = urljoin(str(params.url), headers.get("Location") or headers.get("URI") or "")
+            await asyncio.to_thread(allowed.check, target)
 
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(begun)

@@ -32,12 +32,12 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         """
         proxy = proxy_url(str(request.url))
         if proxy is not None:
-            through = self._kept.setdefault(f"proxy {proxy}", httpx.AsyncHTTPTransport(proxy=proxy))
-            return await through.handle_async_request(request)
-        # One for each origin: connections are kept by address, and the names of two hosts may have the same.
-        direct = self._kept.setdefault(_origin(request), httpx.AsyncHTTPTransport())
+            return await self._kept_for(f"proxy {proxy}", proxy).handle_async_request(request)
         problem: httpx.TransportError = httpx.ConnectError("the host has no address", request=request)
-        for address in await self._addresses(request):
+        addresses = await self._addresses(request)
+        # One for each origin: connections are kept by address, and the names of two hosts may have the same.
+        direct = self._kept_for(_origin(request))
+        for address in addresses:
             try:
                 return await direct.handle_async_request(_pinned(request, str(address[4][0])))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -48,6 +48,10 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         """Close all connections."""
         for transport in self._kept.values():
             await transport.aclose()
+
+    def _kept_for(self, key: str, proxy: str | None = None) -> httpx.AsyncHTTPTransport:
+        # Made once, and only when it is needed: it reads the certificates of all authorities.
+        return self._kept.get(key) or self._kept.setdefault(key, httpx.AsyncHTTPTransport(proxy=proxy))
 
     async def _addresses(self, request: httpx.Request) -> list[Address]:
         limit = request.extensions.get("timeout", {}).get("connect")
@@ -75,14 +79,13 @@ class PinnedSyncTransport(httpx.BaseTransport):
         """
         proxy = proxy_url(str(request.url))
         if proxy is not None:
-            through = self._kept.setdefault(f"proxy {proxy}", httpx.HTTPTransport(proxy=proxy))
-            return through.handle_request(request)
-        direct = self._kept.setdefault(_origin(request), httpx.HTTPTransport())
+            return self._kept_for(f"proxy {proxy}", proxy).handle_request(request)
         problem: httpx.TransportError = httpx.ConnectError("the host has no address", request=request)
         try:
             addresses = self._look_up(str(request.url))
         except OSError as error:
             raise httpx.ConnectError(str(error), request=request) from error
+        direct = self._kept_for(_origin(request))
         for address in addresses:
             try:
                 return direct.handle_request(_pinned(request, str(address[4][0])))
@@ -94,6 +97,10 @@ class PinnedSyncTransport(httpx.BaseTransport):
         """Close all connections."""
         for transport in self._kept.values():
             transport.close()
+
+    def _kept_for(self, key: str, proxy: str | None = None) -> httpx.HTTPTransport:
+        # Made once, and only when it is needed: it reads the certificates of all authorities.
+        return self._kept.get(key) or self._kept.setdefault(key, httpx.HTTPTransport(proxy=proxy))
 
 
 def _origin(request: httpx.Request) -> str:

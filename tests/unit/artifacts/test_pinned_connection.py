@@ -35,6 +35,7 @@ def call(request: pytest.FixtureRequest, tmp_path: Path) -> Call:
     if request.param == "httpx without asyncio":
 
         def ask(url: str, allowed: AllowedHosts) -> None:
+            allowed.check(url)
             with httpx.Client(transport=PinnedSyncTransport(allowed.addresses), follow_redirects=True) as client:
                 client.post(url, json={}).raise_for_status()
 
@@ -56,19 +57,22 @@ def _without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_second_answer_of_the_name_server_does_not_count(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_answer_of_the_name_server_does_not_count(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with called_server() as judged, called_server("127.0.0.2", judged.port) as other:
-        turn_names(monkeypatch, {"h.example": ["127.0.0.1", "127.0.0.2"]})
+        turn_names(monkeypatch, {"h.example": ["127.0.0.1", "127.0.0.2", "127.0.0.2"]})
         call(f"http://h.example:{judged.port}/x", AllowedHosts(frozenset({"h.example"})))
         assert [line.split(" ", 1)[1] for line in judged.calls] == [f"/x h.example:{judged.port}"]
         assert other.calls == []
 
 
-def test_a_name_that_turns_to_our_own_service_is_refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("elsewhere", [1, 2], ids="{} look-ups elsewhere".format)
+def test_a_name_that_turns_to_our_own_service_is_refused(
+    call: Call, elsewhere: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with called_server() as inner:
-        turn_names(monkeypatch, {"h.example": ["192.0.2.7", "127.0.0.1"]})
+        # The first look-up is the check of the request, the second that of the connection, the third is connected to.
+        turn_names(monkeypatch, {"h.example": [*["192.0.2.7"] * elsewhere, "127.0.0.1"]})
         allowed = AllowedHosts(frozenset({"h.example"}), own=OwnServices(frozenset({("127.0.0.1", inner.port)})))
-        allowed.check(f"http://h.example:{inner.port}/x")  # the first answer
         with pytest.raises(DeliveryError, match="is a service of MLOC itself"):
             call(f"http://h.example:{inner.port}/x", allowed)
         assert inner.calls == []
