@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mloc_prefect.tasks.keys import table_of
 from mloc_prefect.tasks.registry import TASK_TYPES
-from mloc_prefect.tasks.training.training_table import REPLACED_FIELDS, cells, config_fields, passed_on
+from mloc_prefect.tasks.training.training_table import KINDS, REPLACED_FIELDS, cells, config_fields, passed_on
 from mloc_prefect.trust.spec_calls import CALLED, CALLED_BLOCKS, CALLED_HOSTS, calls_of
 from mloc_prefect.trust.spec_inputs import _FIELDS
+from tests.support.field_paths import field_paths
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mloc_prefect.tasks.keys import FieldNames
-
-KINDS: Any = ("sft", "lora_sft", "dpo", "ppo", "grpo")
 CALLS_SOMETHING = re.compile(
     r"url|uri|host|server|endpoint|address|proxy|proxies|(^|_)port$|hub|report_to|tracker|trackio|wandb|webhook|space_id|broker",
     re.IGNORECASE,
@@ -30,18 +25,11 @@ CALLS_NOTHING = {
 }
 
 
-def _paths(table: FieldNames, before: str = "") -> Iterator[str]:
-    for name, below in table.below.items():
-        yield f"{before}{name}"
-        if below is not None:
-            yield from _paths(below, f"{before}{name}.")
-
-
 @pytest.mark.parametrize("kind", TASK_TYPES, ids=lambda kind: kind.name)
 def test_every_field_that_could_call_a_host_is_listed_or_explained(kind: Any) -> None:
     listed = {name.replace("*.", "") for name in _FIELDS} | {*CALLED, *CALLED_HOSTS} | CALLS_NOTHING.keys()
     replaced = {f"training.{name}" for name in REPLACED_FIELDS}
-    named = {path for path in _paths(table_of(kind.model)) if CALLS_SOMETHING.search(path.rpartition(".")[2])}
+    named = {path for path in field_paths(table_of(kind.model)) if CALLS_SOMETHING.search(path.rpartition(".")[2])}
     below = {path for path in named if path.startswith(tuple(f"{block}." for block in CALLED_BLOCKS))}
     assert named - listed - replaced - below == set()
 
@@ -86,5 +74,5 @@ def test_calls_are_found_where_they_stand(spec: dict[str, Any], called: dict[str
 
 
 def test_blocks_of_any_form_are_those_of_the_specs() -> None:
-    paths = {path for kind in TASK_TYPES for path in _paths(table_of(kind.model))}
+    paths = {path for kind in TASK_TYPES for path in field_paths(table_of(kind.model))}
     assert set(CALLED_BLOCKS) <= paths

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mloc_prefect.tasks.keys import table_of
 from mloc_prefect.tasks.registry import TASK_TYPES
-from mloc_prefect.tasks.training.training_table import REPLACED_FIELDS, config_fields, passed_on
+from mloc_prefect.tasks.training.training_table import KINDS, REPLACED_FIELDS, config_fields, passed_on
 from mloc_prefect.trust.spec_inputs import _FIELDS, TRAINING_FILES, VLLM_INPUTS, inputs_of, paths_in
+from tests.support.field_paths import field_paths
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mloc_prefect.tasks.keys import FieldNames
-
-KINDS: Any = ("sft", "lora_sft", "dpo", "ppo", "grpo")
 NAMES_SOMETHING = re.compile(
     r"path|chat_template$|url|uri|identifier|_dir$|file|dataset|config_name|(^|_)model$|embedding", re.I
 )
@@ -46,17 +41,10 @@ OPENS_NOTHING = {
 }
 
 
-def _paths(table: FieldNames, before: str = "") -> Iterator[str]:
-    for name, below in table.below.items():
-        yield f"{before}{name}"
-        if below is not None:
-            yield from _paths(below, f"{before}{name}.")
-
-
 @pytest.mark.parametrize("kind", TASK_TYPES, ids=lambda kind: kind.name)
 def test_every_field_that_names_something_is_listed_or_explained(kind: Any) -> None:
     listed = {name.replace("*.", "").removesuffix(".*") for name in _FIELDS} | OPENS_NOTHING.keys()
-    named = {path for path in _paths(table_of(kind.model)) if NAMES_SOMETHING.search(path.rpartition(".")[2])}
+    named = {path for path in field_paths(table_of(kind.model)) if NAMES_SOMETHING.search(path.rpartition(".")[2])}
     flags = {f"training.{name}" for name, word in config_fields("sft").items() if word in {"bool", "int", "float"}}
     unused = {f"training.{name}" for name in {*REPLACED_FIELDS, *config_fields("grpo"), *config_fields("dpo")}}
     passed = {f"training.{name}" for training in KINDS for name in passed_on(training)}
