@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOCAL_SCHEMES = frozenset({"file", "local"})
+DEFAULT_PORTS = {"http": 80, "https": 443} | dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), 6379)
 
 # Two letters at least: `c:/x` is a path elsewhere. One slash is enough, because pathlib makes `s3:/x` of `s3://x`.
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 import pytest
 
+from mloc_prefect import urls
 from mloc_prefect.urls import is_chained, local_path, scheme_of, wire_url
 
 
@@ -101,3 +103,9 @@ def test_what_is_no_url(url: str) -> None:
 )
 def test_a_host_in_ipv6_makes_no_chain(text: str, chained: bool) -> None:
     assert is_chained(text) is chained
+
+
+def test_the_ports_of_schemes_stand_in_one_place() -> None:
+    files = Path(urls.__file__).parent.rglob("*.py")
+    found = {f.name for f in files if re.search(r"(?<![\w.-])443(?![\w.-])", f.read_text(encoding="utf-8"))}
+    assert found == {"urls.py"}

@@ -4,6 +4,7 @@ Every request obeys the rules of `outgoing`. It must not know why a file is sent
 
 * `outgoing`: allowed hosts, redirects, headers, and URLs in messages
 * `own_services`: our own services, which no spec may call
+* `embedded_addresses`: the IPv4 addresses that IPv6 addresses stand for
 * `pinned_connection`, `pinned_transport`, `pinned_session`: let `urllib`, `httpx` and `aiohttp` connect to the address
   that was judged
 * `delivery`: sends a finished result to an http destination

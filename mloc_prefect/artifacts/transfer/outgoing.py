@@ -9,21 +9,23 @@ import urllib.request
 from dataclasses import dataclass, field
 from gzip import BadGzipFile
 from http.client import HTTPException, InvalidURL
-from ipaddress import ip_address, ip_network
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from mloc_prefect.artifacts.transfer.embedded_addresses import forms_of
 from mloc_prefect.artifacts.transfer.own_services import (
     THIS_MACHINE,
     OwnServices,
     addresses_of,
+    is_here,
     machines_of,
     service_of,
 )
 from mloc_prefect.artifacts.transfer.pinned_connection import PinnedHandler
 from mloc_prefect.errors import ArtifactError
+from mloc_prefect.process.exposure import is_loopback
 from mloc_prefect.process.port_ranges import UNPRIVILEGED, port_ranges
-from mloc_prefect.urls import is_chained, wire_url
+from mloc_prefect.urls import DEFAULT_PORTS, is_chained, wire_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +40,6 @@ _WITHOUT_HOST = frozenset(
 )
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*")
-_PORTS = {"http": 80, "https": 443}
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _BODY_HEADERS = frozenset({"content-length", "transfer-encoding"})
@@ -46,7 +47,6 @@ _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")  # programs differ in what they 
 LONGEST_WAIT = 60.0
 """Seconds that a server may ask for between two tries of one attempt; the next attempt comes later anyway."""
 
-_LINK_LOCAL = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))  # where clouds answer with credentials
 _TEMPORARY = frozenset({408, 425, 429})  # the 4xx that are about the moment, not about the request
 
 
@@ -120,12 +120,12 @@ class AllowedHosts:
         host, port = parts.hostname or "", parts.port
         if parts.scheme not in {"http", "https"} or not host or _NOT_IN_URLS.search(urlsplit(url).netloc):
             raise DeliveryError(f"{shown_url(url)!r} is not an http or https URL")
-        port = port or _PORTS[parts.scheme]
+        port = port or DEFAULT_PORTS[parts.scheme]
         if self._allows(host, port):  # first: the names of other hosts are not looked up
             if self.own.names(parts):
                 raise _own_service(url)
             return
-        if self.loopback and _is_loopback(host):
+        if self.loopback and is_loopback(host):
             raise DeliveryError(
                 f"port {port} of {shown_url(url)} is not allowed",
                 hint=f"set MLOC_LOOPBACK_PORTS={f'{self.ports},'.lstrip(',')}{port} to allow it",
@@ -139,7 +139,8 @@ class AllowedHosts:
         """Look up the host of a URL, once, and return the addresses at which it may be called.
 
         Our own services are closed under every name. A name below an allowed `*.domain`, which others may have made,
-        leads neither to this machine nor to addresses of its link; a name that the operator wrote leads where it leads.
+        leads neither to this machine nor to addresses of its link, in whatever form IPv6 writes them; a name that the
+        operator wrote leads where it leads.
 
         Raises:
             DeliveryError: The URL may not be called, or what its host stands for now may not.
@@ -147,7 +148,7 @@ class AllowedHosts:
         """
         self.check(url)
         parts = urlsplit(ready_url(url).url)
-        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
         rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         plain = {str(row[4][0]).partition("%")[0] for row in rows}
         found = machines_of(plain)
@@ -155,9 +156,9 @@ class AllowedHosts:
             raise _own_service(url)
         if self._is_named(host, port):
             return rows
-        is_here = found == {THIS_MACHINE}
-        inner = THIS_MACHINE in found or any(ip_address(a) in net for a in plain for net in _LINK_LOCAL)
-        if (_is_loopback(host) and not is_here) or (inner and not _is_loopback(host)):
+        # Of the link: there clouds answer with credentials.
+        inner = THIS_MACHINE in found or any(form.is_link_local for a in plain for form in forms_of(a))
+        if not all(map(is_here, plain)) if is_loopback(host) else inner:
             raise DeliveryError(
                 f"host {host!r} of {shown_url(url)} stands for an address that it must not have",
                 hint=f"set MLOC_ALLOWED_HOSTS={host} (comma list) to allow it",
@@ -166,12 +167,12 @@ class AllowedHosts:
 
     def is_loopback(self, url: str) -> bool:
         """Return whether `url` names this machine's loopback, and that is allowed."""
-        return self.loopback and _is_loopback((urlsplit(url).hostname or "").lower())
+        return self.loopback and is_loopback((urlsplit(url).hostname or "").lower())
 
     def _allows(self, host: str, port: int) -> bool:
         if self._is_named(host, port):
             return True
-        if self.loopback and _is_loopback(host) and any(port in ports for ports in port_ranges(self.ports)):
+        if self.loopback and is_loopback(host) and any(port in ports for ports in port_ranges(self.ports)):
             return True
         return any(h.startswith("*.") and host.endswith(h[1:]) for h in self.hosts)
 
@@ -354,12 +355,3 @@ def _ascii_host(host: str) -> str:
         return host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
         return host
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

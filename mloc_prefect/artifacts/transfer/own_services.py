@@ -8,19 +8,20 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from mloc_prefect.artifacts.transfer.embedded_addresses import forms_of
 from mloc_prefect.process.exposure import is_loopback
 from mloc_prefect.redis_url import RedisUrl, RedisUrlError
+from mloc_prefect.urls import DEFAULT_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
 
     from mloc_prefect.settings import MlocSettings
 
-_PORTS = {"http": 80, "https": 443} | dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), 6379)
 _RESULTS = re.compile(r"/api/v1/results(/[^/\\;]+)*/?")
 THIS_MACHINE = "this machine"
 
@@ -70,7 +71,7 @@ class OwnServices:
             addresses: Looks up the addresses of a host; replaced in tests.
         """
         look_up = addresses or addresses_of
-        target = (url.hostname or "").lower().rstrip("."), url.port or _PORTS.get(url.scheme, 0)
+        target = (url.hostname or "").lower().rstrip("."), url.port or DEFAULT_PORTS.get(url.scheme, 0)
         if any(_is_same(target, service, look_up) for service in self.closed):
             return True
         at = [e for e in self.endpoints if (found := service_of(e)) and _is_same(target, found, look_up)]
@@ -91,7 +92,7 @@ def service_of(url: str) -> Service | None:
     """Return host and port of a URL, or None when it names no host."""
     try:
         parts = urlsplit(url)
-        host, port = (parts.hostname or "").lower().rstrip("."), parts.port or _PORTS.get(parts.scheme, 0)
+        host, port = (parts.hostname or "").lower().rstrip("."), parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
     except ValueError:
         return None
     return (host, port) if host and port else None
@@ -121,8 +122,18 @@ def addresses_of(host: str) -> frozenset[str]:
 
 
 def machines_of(addresses: Iterable[str]) -> frozenset[str]:
-    """Return addresses, those of this machine as one."""
-    return frozenset(THIS_MACHINE if _is_here(address) else address for address in addresses)
+    """Return addresses, in each form that they may stand for; those of this machine as one."""
+    found: set[str] = set()
+    for address in addresses:
+        forms = forms_of(address)
+        found |= {THIS_MACHINE} if any(map(_is_bindable, forms)) else set(map(str, forms))
+    return frozenset(found)
+
+
+def is_here(address: str) -> bool:
+    """Return whether `address` is surely one of this machine, whatever gateways do; nothing is sent to find out."""
+    own = forms_of(address)[0]
+    return _is_bindable(getattr(own, "ipv4_mapped", None) or own)
 
 
 def _is_same(target: Service, service: Service, look_up: Callable[[str], Iterable[str]]) -> bool:
@@ -131,16 +142,12 @@ def _is_same(target: Service, service: Service, look_up: Callable[[str], Iterabl
     return target[0] == service[0] or bool(set(look_up(target[0])) & set(look_up(service[0])))
 
 
-def _is_here(address: str) -> bool:
-    """Return whether `address` is one of this machine; nothing is sent to find out."""
-    ip = ip_address(address)
-    mapped = getattr(ip, "ipv4_mapped", None)
-    ip = mapped or ip
+def _is_bindable(ip: IPv4Address | IPv6Address) -> bool:
     if ip.is_loopback or ip.is_unspecified:
         return True
-    with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((str(ip), 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True

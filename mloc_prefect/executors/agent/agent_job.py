@@ -14,6 +14,7 @@ from mloc_prefect.executors.common.prompt_data import Prompt, Prompts, load_prom
 from mloc_prefect.executors.common.spec_reader import SpecReader
 from mloc_prefect.executors.sources.source_lookup import SourceLookup, user_error
 from mloc_prefect.trust.agent_configurations import AgentSite, check_agent
+from mloc_prefect.urls import DEFAULT_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,5 +240,5 @@ def _operators_key(variable: str | None) -> str | None:
 def with_host(allowed: AllowedHosts, url: str) -> AllowedHosts:
     """Return the rules with a host that the operator named, and its port only."""
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = parts.port or DEFAULT_PORTS.get(parts.scheme, 80)
     return replace(allowed, hosts=allowed.hosts | {f"{(parts.hostname or '').lower()}:{port}"})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.artifacts.transfer.outgoing import is_temporary
 from mloc_prefect.execution.failures import cause_chain
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.urls import DEFAULT_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,7 @@ def _first_hop() -> tuple[str, int]:
     scheme = urllib.parse.urlsplit(endpoint).scheme
     proxy = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
     parts = urllib.parse.urlsplit(proxy or endpoint)
-    return parts.hostname or "huggingface.co", parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.hostname or "huggingface.co", parts.port or DEFAULT_PORTS.get(parts.scheme, 80)
 
 
 @lru_cache(maxsize=8)

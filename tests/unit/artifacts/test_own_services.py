@@ -59,6 +59,15 @@ def test_prefects_api_has_many_names(url: str) -> None:
     assert PREFECT.names(urlsplit(url), look_up)
 
 
+@pytest.mark.parametrize(
+    "host", ["::ffff:192.0.2.7", "::192.0.2.7", "2002:c000:207::1", "64:ff9b::c000:207", "64:ff9b:1:c000:2:700::"]
+)
+def test_a_service_elsewhere_has_forms_in_ipv6(host: str) -> None:
+    redis = OwnServices(closed=frozenset({("192.0.2.7", 6379)}))
+    assert redis.names(urlsplit(f"http://[{host}]:6379/"))
+    assert not redis.names(urlsplit("http://[2001:db8::7]:6379/"))
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:4201/", "http://other.example:4200/", "http://192.0.2.7:4200/"])
 def test_other_services_stay(url: str) -> None:
     assert not PREFECT.names(urlsplit(url), look_up)

@@ -78,7 +78,15 @@ def test_a_name_that_turns_to_our_own_service_is_refused(
         assert inner.calls == []
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "::1", "::ffff:127.0.0.1", "::127.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1"),
+        *("169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "::169.254.169.254", "2002:a9fe:a9fe::"),
+        *("64:ff9b::a9fe:a9fe", "64:ff9b:1:a9fe:a9:fe00::", "2001:0:a9fe:a9fe::", "2001::5601:5601"),
+        *("::ffff:0:a9fe:a9fe", "2001:db8::5efe:a9fe:a9fe", "0.0.0.0", "::", "::ffff:0.0.0.0"),
+    ],
+)
 def test_a_name_below_a_domain_leads_neither_here_nor_to_the_link(
     call: Call, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
