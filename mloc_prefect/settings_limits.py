@@ -59,6 +59,11 @@ class LimitSettings(BaseSettings):
         validation_alias=names("SHARED_RESULTS"),
         description="Take work only if the site's results root is seen; `false` where all results are sent by http.",
     )
+    automations: bool = Field(
+        default=True,
+        validation_alias=names("AUTOMATIONS"),
+        description="Let automations act on the Prefect server of `mloc up`; those of others act as they are set up.",
+    )
     user_flows: bool = Field(
         default=False,
         validation_alias=names("USER_FLOWS"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.support.counts import count
 from tests.support.patience import FACT_SECONDS
 from tests.support.pool import until
 from tests.support.prefect_api import BIN
+from tests.support.turning_names import called_server
 from tests.support.up import Up, running_up
 from tests.support.up_client import ECHO, curl, hear, root_runs, store_of, submit_echo, subscriber, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DOCS = Path(__file__).parents[2] / "docs"
 PORT = 27150
 HUNG = count("prefect-hung", 3, 20)
 LIFE = ["tasks", "TASK_STARTED", "STATUS RUNNING", "TASK_SUCCEEDED", "STATUS IDLE"]
@@ -170,3 +174,44 @@ def test_while_prefect_hangs_submissions_are_taken_and_run_once_it_answers_again
     roots = [tag for run in root_runs(up) for tag in run["tags"] if tag in wanted]
     assert sorted(roots) == sorted(wanted), "each has one run"
     assert up.state().parts["prefect"] == prefect
+
+
+# The one that the documents show.
+(_AUTOMATION,) = re.findall(r"```yaml\n(name: an attempt.*?)```", (DOCS / "operations.md").read_text(), re.DOTALL)
+
+FAILING = """
+apiVersion: mloc/v1
+kind: EchoTask
+metadata: {name: broken}
+spec:
+  taskType: echo
+  resources: {replicas: 1, hardware: {cpu: 1, memory: 64Mi}}
+  echo: {fail: the card is on fire}
+"""
+
+
+def test_an_automation_calls_a_webhook_when_a_stage_fails(up: Up, tmp_path: Path) -> None:
+    spec = tmp_path / "broken.yaml"
+    spec.write_text(FAILING)
+    with called_server() as hook, httpx.Client(base_url=up.state().api_url, auth=up.login, timeout=FACT_SECONDS) as api:
+        block_type = api.get("/block_types/slug/webhook").raise_for_status().json()["id"]
+        schemas = {"block_schemas": {"block_type_id": {"any_": [block_type]}}}
+        schema = api.post("/block_schemas/filter", json=schemas).raise_for_status().json()[0]["id"]
+        block = {
+            "name": "on-failure",
+            "block_type_id": block_type,
+            "block_schema_id": schema,
+            "data": {"method": "POST", "url": f"http://127.0.0.1:{hook.port}/failed", "allow_private_urls": True},
+        }
+        document = api.post("/block_documents/", json=block).raise_for_status().json()["id"]
+        automation = yaml.safe_load(_AUTOMATION)
+        automation["actions"][0]["block_document_id"] = document
+        made = api.post("/automations/", json=automation).raise_for_status().json()["id"]
+        (task,) = json.loads(curl("-X", "POST", f"{up.url}/api/v1/tasks", "--data-binary", f"@{spec}"))["tasks"]
+        assert wait_ended(up.url, [task["task_id"]]) == {task["task_id"]: "FAILED"}
+        deadline = time.monotonic() + FACT_SECONDS
+        while not hook.calls:
+            assert time.monotonic() < deadline, api.get(f"/automations/{made}").json()
+            time.sleep(0.1)
+        assert hook.calls[0].startswith("POST /failed ")
+        api.delete(f"/automations/{made}").raise_for_status()

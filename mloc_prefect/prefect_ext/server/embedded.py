@@ -55,6 +55,7 @@ class EmbeddedServer(ServerChild[ServerAddress]):
         host: Address to listen on.
         exact: Take that port or fail.
         names: Further host names under which it is reached.
+        automations: Whether automations of users act on it.
         private: Redis for its events and jobs, and the password of its API; without it both live in memory and the
             API is open.
     """
@@ -70,6 +71,7 @@ class EmbeddedServer(ServerChild[ServerAddress]):
         host: str = "127.0.0.1",
         exact: bool = False,
         names: Sequence[str] = (),
+        automations: bool = False,
         private: Private | None = None,
     ) -> None:
         self.home = home / "prefect"
@@ -79,6 +81,7 @@ class EmbeddedServer(ServerChild[ServerAddress]):
         self._host = host
         self._exact = exact
         self._names = tuple(names)
+        self._automations = automations
         self._private = private or Private()
 
     def launch(self) -> None:
@@ -96,6 +99,7 @@ class EmbeddedServer(ServerChild[ServerAddress]):
             host=self._host,
             exact=self._exact,
             names=self._names,
+            automations=self._automations,
         )
         return [sys.executable, "-P", "-m", "mloc_prefect.prefect_ext.server.main", options.to_argument()]
 

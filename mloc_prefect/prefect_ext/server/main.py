@@ -48,6 +48,7 @@ class ServerOptions:
         host: Address to listen on.
         exact: Take that port or none; else another free one is taken when it is in use.
         names: Further host names under which the server is reached.
+        automations: Whether it evaluates triggers and carries out their actions.
     """
 
     home: str
@@ -57,6 +58,7 @@ class ServerOptions:
     host: str = LOOPBACK
     exact: bool = False
     names: tuple[str, ...] = ()
+    automations: bool = False
 
     def to_argument(self) -> str:
         """Return the command-line argument."""
@@ -153,12 +155,12 @@ def _configure(options: ServerOptions, private: Private, port: int) -> None:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_API_DATABASE_MIGRATE_ON_START": str(not _is_migrated(options)).lower(),
-        # No automations and no pauses are made here; the other services (scheduler, late runs, event persister, task
-        # run recorder, worker status, clean-up of cancelled subflows) are what deployments on this server rely on.
+        # No pauses are made here; the other services (scheduler, late runs, event persister, task run recorder, worker
+        # status, clean-up of cancelled subflows) are what deployments on this server rely on.
         # The clean-up reads three rows for every run below another, each time: with a thousand of them its default
         # interval of 20 s leaves the server no time. Our coordinators end the runs below them themselves.
         "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "300",
-        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": str(options.automations).lower(),
         "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
         **private.variables(),
     }

@@ -202,7 +202,15 @@ class _Up:
         private = Private(auth=stack.auth, messaging_url=redis.messaging, docket_url=redis.docket)
 
         def make(port: int, exact: bool) -> EmbeddedServer:
-            return EmbeddedServer(stack.home, port, host=stack.host, exact=exact, names=stack.names, private=private)
+            return EmbeddedServer(
+                stack.home,
+                port,
+                host=stack.host,
+                exact=exact,
+                names=stack.names,
+                automations=stack.automations,
+                private=private,
+            )
 
         return ServerPart(make, stack.prefect_port, stack.logs / "prefect-server.log", **self._waits)
 

@@ -61,6 +61,7 @@ class StackConfig:
         fsync: When Valkey's log goes to disk.
         external_redis: `REDIS_URL`, or None.
         names: Host names of this machine beyond its own, by which its Prefect server is reached.
+        automations: Whether automations act on that server.
         database: URL of the PostgreSQL database of the profile's Prefect servers, or None without a profile.
         more_ports: Ports of the second and further processes of the profile, by their names.
     """
@@ -83,6 +84,7 @@ class StackConfig:
     fsync: Literal["everysec", "always"]
     external_redis: str | None
     names: tuple[str, ...] = ()
+    automations: bool = True
     database: str | None = None
     more_ports: Mapping[str, int] = field(default_factory=dict)
 
@@ -183,6 +185,7 @@ def decide(
         fsync=settings.redis_fsync,
         external_redis=redis,
         names=tuple(filter(None, [urlsplit(settings.base_url or "").hostname])),
+        automations=settings.automations,
         database=database,
         more_ports=more,
     )
