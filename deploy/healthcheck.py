@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import sys
 import urllib.request
@@ -43,8 +44,11 @@ def _option(command: list[str], name: str, default: str) -> str:
 def _worker(command: list[str]) -> str | None:
     pool = _option(command, "--pool", os.environ.get("MLOC_WORK_POOL") or "gpu")
     found = _get(f"{os.environ['PREFECT_API_URL'].rstrip('/')}/work_pools/{pool}/workers/filter", {})
-    mine = os.environ.get("MLOC_WORKER_ID") or socket.gethostname().split(".")[0]
-    if any(worker["name"].startswith(mine) and worker.get("status") == "ONLINE" for worker in found):
+    # Without an id, a worker has the name of its host and six random digits (mloc_prefect/cluster/identity.py).
+    chosen = (os.environ.get("MLOC_WORKER_ID") or os.environ.get("WORKER_ID") or "").strip()
+    mine = chosen or socket.gethostname().split(".")[0]
+    name = re.compile(re.escape(mine) + ("" if chosen else "-[0-9a-f]{6}"))
+    if any(name.fullmatch(worker["name"]) and worker.get("status") == "ONLINE" for worker in found):
         return None
     return f"work pool {pool} has no worker {mine} that is online"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mloc_prefect.services.profile.part_images import TRAIN, TRAIN_EXTRAS, image_of, is_built
 from mloc_prefect.services.profile.topology import PROFILE
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ _WORDS = {
     "redis_password": "${REDIS_PASSWORD:?set it in deploy/.env}",
     "database_password": "${POSTGRES_PASSWORD:?set it in deploy/.env}",
 }
-_STORES = {"valkey-server": "valkey/valkey:8", "postgres": "postgres:17"}
 _PUBLISHED = {
     "redis": "${REDIS_BIND:-127.0.0.1}:6379:6379",
     "prefect": "${PREFECT_BIND:-127.0.0.1}:4200-4201:4200",
@@ -93,14 +93,14 @@ def compose_file() -> str:
 
 def _service(part: ProfilePart) -> dict[str, Any]:
     words = _WORDS | {"port": str(part.port)}
-    found: dict[str, Any] = {"image": _image(part)}
-    if build := _build(part):
-        found["build"] = build
+    found: dict[str, Any] = {"image": image_of(part)}
+    if is_built(part):
+        found["build"] = _build(part)
     found["restart"] = "on-failure" if part.once else "unless-stopped"
-    if part.program not in _STORES:
+    if is_built(part):
         found["entrypoint"] = [part.program]
     if part.arguments:
-        program = [part.program] if part.program in _STORES else []
+        program = [] if is_built(part) else [part.program]
         found["command"] = [*program, *(_filled(argument, words) for argument in part.arguments)]
     if part.environment:
         found["environment"] = {name: _filled(value, words) for name, value in part.environment.items()}
@@ -124,18 +124,10 @@ def _filled(text: str, words: dict[str, str]) -> str:
     return text.format_map(words)
 
 
-def _image(part: ProfilePart) -> str:
-    if part.program in _STORES:
-        return _STORES[part.program]
-    return "mloc-prefect-worker" if part.name == "worker" else "mloc-prefect"
-
-
 def _build(part: ProfilePart) -> dict[str, Any]:
-    if part.program in _STORES:
-        return {}
-    build: dict[str, Any] = {"context": "..", "dockerfile": "deploy/Dockerfile"}
-    if part.name == "worker":  # executors need libraries that the other parts do not
-        build["args"] = {"EXTRAS": "${WORKER_EXTRAS:-server,redis,train}"}
+    build: dict[str, Any] = {"context": "..", "dockerfile": "deploy/Dockerfile", "target": image_of(part)}
+    if image_of(part) == TRAIN:
+        build["args"] = {"EXTRAS": f"${{WORKER_EXTRAS:-{TRAIN_EXTRAS}}}"}
     return build
 
 

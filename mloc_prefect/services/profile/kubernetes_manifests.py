@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mloc_prefect.services.profile.part_images import image_of, user_of
 from mloc_prefect.services.profile.topology import PROFILE, SERVER, part
 
 if TYPE_CHECKING:
@@ -40,10 +41,7 @@ _WORDS = {
     "redis_password": "$(REDIS_PASSWORD)",
     "database_password": "$(POSTGRES_PASSWORD)",
 }
-_IMAGES = {"valkey-server": "valkey/valkey:8", "postgres": "postgres:17"}
 _OF_CHART = ("prefect", "prefect-services")
-_USER = {"valkey-server": 999, "postgres": 999}
-_OUR_USER = 1000
 _STORED = {"redis": "8Gi", "postgres": "20Gi"}
 _HEAD = """\
 # Generated from mloc_prefect/services/profile/topology.py by
@@ -120,8 +118,8 @@ def _workload(described: ProfilePart) -> dict[str, Any]:
 
 
 def _pod(described: ProfilePart) -> dict[str, Any]:
-    user = _USER.get(described.program, _OUR_USER)
-    container: dict[str, Any] = {"name": described.name, "image": _image(described)}
+    user = user_of(described)
+    container: dict[str, Any] = {"name": described.name, "image": image_of(described)}
     words = _WORDS | {"port": str(described.port)}
     filled = [argument.format_map(words) for argument in described.arguments]
     if filled:
@@ -211,12 +209,6 @@ def _object(version: str, kind: str, described: ProfilePart, spec: dict[str, Any
 
 def _labels(described: ProfilePart) -> dict[str, str]:
     return {"app.kubernetes.io/part-of": "mloc", "app.kubernetes.io/component": described.name}
-
-
-def _image(described: ProfilePart) -> str:
-    if described.program in _IMAGES:
-        return _IMAGES[described.program]
-    return "mloc-prefect-worker:latest" if described.name == "worker" else "mloc-prefect:latest"
 
 
 def _secret_variables(keys: Sequence[str] = KEYS) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,15 +17,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mloc_prefect.cli.app import app
+from mloc_prefect.cluster.identity import worker_id
 from mloc_prefect.execution.environments.catalog import ENVIRONMENTS
-from mloc_prefect.settings import MlocSettings
+from mloc_prefect.services.profile.part_images import OUR_USER, TARGETS
+from mloc_prefect.settings import MlocSettings, get_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "deploy" / "Dockerfile"
-IMAGES = ("mloc-core", "mloc-vllm", "mloc-train")
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
@@ -47,11 +49,11 @@ def of(image: str, word: str) -> list[str]:
 
 
 def test_there_is_an_image_for_the_core_and_for_each_kind_of_worker() -> None:
-    assert set(STAGES) == {"", "wheel", *IMAGES}
+    assert set(STAGES) == {"", "wheel", *TARGETS}
     assert list(STAGES)[-1] == "mloc-core", "what is built without a target"
 
 
-@pytest.mark.parametrize("stage", ["wheel", *IMAGES])
+@pytest.mark.parametrize("stage", ["wheel", *TARGETS])
 def test_what_is_copied_is_there(stage: str) -> None:
     for rest in of(stage, "COPY"):
         *sources, _ = rest.split()
@@ -63,10 +65,10 @@ def test_what_is_copied_is_there(stage: str) -> None:
             assert (ROOT / source).exists(), source
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", TARGETS)
 def test_an_image_runs_a_command_of_ours_without_privileges_and_says_whether_it_is_healthy(image: str) -> None:
     (user,) = of(image, "USER")
-    assert user == "10001"
+    assert user == str(OUR_USER)
     assert any(f"useradd --uid {user}" in run for run in of(image, "RUN"))
     assert [word for word, _ in STAGES[image]].index("USER") < [word for word, _ in STAGES[image]].index("ENTRYPOINT")
     (check,) = of(image, "HEALTHCHECK")
@@ -81,7 +83,7 @@ def test_an_image_runs_a_command_of_ours_without_privileges_and_says_whether_it_
     assert exposed == ([words[words.index("--port") + 1]] if "--port" in words else [])
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", TARGETS)
 def test_extras_constraints_and_variables_exist(image: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     runs = " ".join(of(image, "RUN"))
@@ -172,3 +174,35 @@ def test_a_worker_has_to_be_online(port: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Services, "workers", ({"name": "w1", "status": "ONLINE"},))
     assert healthcheck.main(command) is None
     assert "404" in healthcheck.main([*command, "--pool", "other"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "host", "online", "healthy"),
+    [
+        ("gpu-1", "h", "gpu-1", True),
+        (" gpu-1 ", "h", "gpu-1", True),
+        ("gpu-1", "h", "gpu-10", False),
+        ("gpu-1", "h", "gpu-1-0a1b2c", False),
+        ("", "gpu-1.lab", "gpu-1-0a1b2c", True),
+        ("", "gpu-1", "gpu-10-0a1b2c", False),
+        ("", "gpu", "gpu-1-0a1b2c", False),
+        ("", "gpu-1", "gpu-1", False),
+    ],
+)
+def test_a_worker_is_not_taken_for_another(
+    port: str, chosen: str, host: str, online: str, healthy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del port
+    monkeypatch.setenv("MLOC_WORKER_ID", chosen)
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(Services, "workers", ({"name": online, "status": "ONLINE"},))
+    assert (healthcheck.main(["mloc", "worker", "start"]) is None) is healthy
+
+
+@pytest.mark.parametrize("variable", ["MLOC_WORKER_ID", "WORKER_ID", "MLOC_UNKNOWN"])
+def test_workers_have_the_names_that_are_looked_for(port: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    del port
+    monkeypatch.delenv("MLOC_WORKER_ID")
+    monkeypatch.setenv(variable, "gpu-1")
+    monkeypatch.setattr(Services, "workers", ({"name": worker_id(get_settings()), "status": "ONLINE"},))
+    assert healthcheck.main(["mloc", "worker", "start"]) is None
