@@ -120,6 +120,16 @@ def test_a_pinned_cpu_build_of_the_user_wins(python: str, pins: Path, monkeypatc
     assert torch_options(python, pins, only="cpu") == ([], "torch 2.13.0+cpu from your own package sources")
 
 
+def test_a_build_that_the_pins_exclude_is_not_said_to_come(
+    python: str, pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins.write_text("torch==2.13.0\ntorch!=2.13.0+cpu\n")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", torch_source.CPU_INDEX)
+    options, text = torch_options(python, pins, only="cuda")
+    assert fetched(python, pins, options) == "2.13.0"
+    assert "the CUDA build" in text
+
+
 @pytest.mark.parametrize("uv", [False, True])
 @pytest.mark.parametrize("driver", [False, True])
 def test_an_environment_is_built_with_the_build_that_is_chosen(

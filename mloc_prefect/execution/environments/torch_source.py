@@ -64,15 +64,18 @@ def _own_torch(python: str, constraints: Path, into: str) -> str | None:
     probe = "from importlib.metadata import version; print(version('torch'))"
     if installed := _output([into, "-c", probe]):
         return f"torch {installed} is installed"
-    found = re.search(r"^torch==([^ ;\n]+)", constraints.read_text(), re.MULTILINE)
+    pins = constraints.read_text()
+    found = re.search(r"^torch==([^ ;\n]+)", pins, re.MULTILINE)
     pinned = found[1].partition("+")[0] if found else ""
+    excluded = re.findall(r"^torch!=([^ ;\n]+)", pins, re.MULTILINE)  # builds that do not work in this environment
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     indexes = re.findall(r"\.index-url='([^']*)'", _output([*pip, "config", "list"]))
     if any(url.rstrip("/") != _PUBLIC for url in indexes):
         return "torch as your own package index has it"
     linked = _versions(_output([*pip, "index", "versions", "torch", "--no-index"]))  # find-links alone
     built = [one for one in _versions(_output([*pip, "index", "versions", "torch"])) if "+" in one]
-    own = [one for one in (*linked, *built) if one.partition("+")[0] == pinned or not pinned]
+    usable = [one for one in (*linked, *built) if one not in excluded]
+    own = [one for one in usable if one.partition("+")[0] == pinned or not pinned]
     return f"torch {own[0]} from your own package sources" if own else None
 
 
