@@ -18,7 +18,7 @@ from tests.support.patience import FACT_SECONDS, START_SECONDS, STOP_SECONDS
 from tests.support.server import prepare_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MLOC = [sys.executable, "-m", "mloc_prefect.cli"]
 
@@ -45,9 +45,15 @@ class Up:
         home: `MLOC_HOME`.
         port: Wanted port of the endpoint; those of Prefect and Valkey follow.
         variables: Further environment variables.
+
+    Attributes:
+        command: How `mloc` is called.
+        folder: Working directory of its processes; None = that of the tests.
     """
 
     def __init__(self, home: Path, port: int, **variables: str) -> None:
+        self.command: Sequence[str | Path] = MLOC
+        self.folder: Path | None = None
         self.home = home
         self.port = port = free_ports(port)
         self.log = home.parent / f"{home.name}.log"
@@ -89,7 +95,8 @@ class Up:
             prepare_home(self.home)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*MLOC, "up", *options],
+                [*self.command, "up", *options],
+                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -132,7 +139,13 @@ class Up:
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `mloc` with arguments in the same environment."""
         return subprocess.run(
-            [*MLOC, *arguments], env=self.env | more, capture_output=True, text=True, timeout=FACT_SECONDS, check=False
+            [*self.command, *arguments],
+            cwd=self.folder,
+            env=self.env | more,
+            capture_output=True,
+            text=True,
+            timeout=FACT_SECONDS,
+            check=False,
         )
 
     def left_over(self) -> list[str]:

@@ -145,7 +145,7 @@ class _Uv(_Pip):
 
     def install(self, environment: ExecutorEnvironment, options: Sequence[str]) -> None:
         constraint = ["--constraint", str(environment.constraints_file)]
-        sources = [*pip_sources(_pip_configuration()), *options]
+        sources = [*pip_sources(pip_configuration()), *options]
         if any(source in {"--extra-index-url", "--index-url"} for source in sources):
             sources += ["--index-strategy", "unsafe-best-match"]  # as pip looks at indexes
         command = [self._uv, "pip", "install", "--compile-bytecode", "--python", self._python]
@@ -169,7 +169,8 @@ def pip_sources(configuration: str) -> list[str]:
     return [part for name, values in chosen.items() for value in values for part in (_PIP_SOURCES[name], value)]
 
 
-def _pip_configuration() -> str:
+def pip_configuration() -> str:
+    """Return the output of `pip config list` of this interpreter, files first, then the environment."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rank = {"global": 0, "user": 1, "site": 2, "install": 3, ":env:": 4}

@@ -108,7 +108,7 @@ def test_each_tool_is_asked_for_the_right_build_of_torch(
 
     monkeypatch.setattr(builder, "torch_options", options)
     monkeypatch.setattr(builder.shutil, "which", lambda _name: "/bin/uv")
-    monkeypatch.setattr(builder, "_pip_configuration", lambda: "")
+    monkeypatch.setattr(builder, "pip_configuration", lambda: "")
     monkeypatch.setenv("MLOC_TORCH", "cuda")
     python = str(python_of(tmp_path, "train"))
     create(ENVIRONMENTS["train"], tmp_path, tell=lambda _line: None)
@@ -135,7 +135,7 @@ def test_uv_gets_the_sources_of_pip(tmp_path: Path, commands: Commands, monkeypa
     listed = (
         "global.extra-index-url='https://a/simple https://b/simple'\n:env:.find-links='/wheels'\nglobal.timeout='3'"
     )
-    monkeypatch.setattr(builder, "_pip_configuration", lambda: listed)
+    monkeypatch.setattr(builder, "pip_configuration", lambda: listed)
     create(RECIPE, tmp_path, uv=True, tell=lambda _line: None)
     install = commands.lines[1]
     assert install[:3] == ["/bin/uv", "pip", "install"]
