@@ -5,6 +5,7 @@ how a task is executed.
 
 * `layout`: where the files of a task are
 * `manifest`: `manifest.json`, whose creation commits a stage
+* `task_result`: the result of a task for Python: rows, tables, metrics, files
 * `private_files`: files for the owner only, or for one group
 * `result_guard`: one writer of `responses.json` at a time, and none once the task is finished
 * `atomic`: files that are either whole or absent

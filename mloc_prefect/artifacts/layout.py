@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RESPONSES = "responses.json"
 MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+"""Metrics of a training, one JSON object per line."""
 POSTED = ".posted"
 """Size and digest of a `responses.json` that a client has posted, see `result_guard`."""
 _LONGEST_NAME = 255  # bytes of one component, on all usual file systems

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mloc_prefect.artifacts.task_result import TaskResult
 from mloc_prefect.errors import ExecutionError, ExecutionFailure
 
 if TYPE_CHECKING:
@@ -43,6 +45,19 @@ class StageOutcome:
     def ok(self) -> bool:
         """Whether the stage is DONE."""
         return self.status == "DONE"
+
+    @property
+    def result(self) -> TaskResult:
+        """The result: rows, tables, metrics and files. It is read anew each time, so keep it in a variable.
+
+        Raises:
+            ExecutionError: The stage is not DONE.
+            ArtifactError: The file is not on this machine, or cannot be read.
+        """
+        if self.status != "DONE" or self.result_path is None:
+            why = f": {_first_line(self.error)}" if self.error else ""
+            raise ExecutionError(f"stage {self.key!r} has no result: it is {self.status}{why}", retryable=False)
+        return TaskResult.read(Path(self.result_path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row that `mloc run --json` prints."""

@@ -9,7 +9,7 @@ import httpx
 from typer.testing import CliRunner
 
 from mloc_prefect.cli.app import app
-from mloc_prefect.cli.client.endpoint_client import EndpointClient
+from mloc_prefect.client.sync_client import MlocClient
 
 URL = "http://mloc.test:8000"
 ONE, TWO, OTHER = (
@@ -89,8 +89,8 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def answering(handler: Any, token: str | None = None) -> EndpointClient:
-    return EndpointClient(URL, token, transport=httpx.MockTransport(handler))
+def answering(handler: Any, token: str | None = None, **more: Any) -> MlocClient:
+    return MlocClient(URL, token, transport=httpx.MockTransport(handler), **more)
 
 
 def mloc(*arguments: str, **more: Any):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.cli.client.task_lookup import label, short
 from mloc_prefect.cli.display.run_progress import one_line
 from mloc_prefect.cli.display.units import age_text, size_text
+from mloc_prefect.client.task_lookup import label, short
 from mloc_prefect.diagnostics.printable import printable_line
 from mloc_prefect.execution.host.progress_meter import duration
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mloc_prefect.cli.commands.check import check_file, show_findings
 
@@ -14,35 +14,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SpecUpload:
-    """The spec and options of `mloc submit`.
+    """A spec ready to submit.
 
     Attributes:
+        text: Its text, with `--set` applied.
+        parameters: Values of `${param.NAME}`.
+    """
+
+    text: str
+    parameters: Mapping[str, str]
+
+
+def checked_spec(
+    file: str, overrides: tuple[str, ...], parameters: Mapping[str, str], *, strict: bool
+) -> SpecUpload | None:
+    """Return the spec of `mloc submit`, or None if it is invalid; its errors are printed.
+
+    Args:
         file: Spec file, or `-` for standard input.
         overrides: `PATH=VALUE` texts.
         parameters: Values of `${param.NAME}`.
         strict: Treat warnings as errors.
     """
-
-    file: str
-    overrides: tuple[str, ...]
-    parameters: Mapping[str, str]
-    strict: bool
-
-
-def prepare(order: SpecUpload) -> dict[str, Any] | None:
-    """Return the arguments of the request, or None if the spec is invalid; its errors are printed."""
-    checked = check_file(order.file, strict=order.strict, overrides=order.overrides, params=tuple(order.parameters))
+    checked = check_file(file, strict=strict, overrides=overrides, params=tuple(parameters))
     show_findings(checked)
     if checked.plan is None:
         return None
-    text = _overridden(checked.text, order) if order.overrides else checked.text
-    if order.parameters:
-        return {"json": {"yaml": text, "parameters": dict(order.parameters)}}
-    return {"content": text.encode(), "headers": {"Content-Type": "text/yaml"}}
+    return SpecUpload(_overridden(checked.text, file, overrides) if overrides else checked.text, parameters)
 
 
-def _overridden(text: str, order: SpecUpload) -> str:
+def _overridden(text: str, file: str, overrides: tuple[str, ...]) -> str:
     """Return the document with the overrides applied, as JSON, which is valid YAML."""
     from mloc_prefect.spec.loader import load_spec
 
-    return json.dumps(load_spec(text, order.file, overrides=order.overrides).document, indent=2)
+    return json.dumps(load_spec(text, file, overrides=overrides).document, indent=2)

@@ -14,7 +14,7 @@ from mloc_prefect.cli.error_boundary import EXIT_SPEC, examples
 from mloc_prefect.urls import local_path
 
 if TYPE_CHECKING:
-    from mloc_prefect.cli.client.endpoint_client import EndpointClient
+    from mloc_prefect.client.sync_client import MlocClient
 
 SUBMIT_EXAMPLES = examples(
     "mloc submit task.yaml",
@@ -50,14 +50,14 @@ def submit(
 
     The spec is checked locally first. Exit codes with --watch: 0 all tasks are DONE, 5 one failed or was cancelled.
     """
-    from mloc_prefect.cli.client.spec_upload import SpecUpload, prepare
+    from mloc_prefect.cli.client.spec_upload import checked_spec
     from mloc_prefect.cli.client.task_watching import watch_tasks
 
-    order = prepare(SpecUpload(file, tuple(overrides or ()), parameters(param or []), strict))
+    order = checked_spec(file, tuple(overrides or ()), parameters(param or []), strict=strict)
     if order is None:
         raise typer.Exit(EXIT_SPEC)
     with _endpoint() as endpoint:
-        answer = endpoint.post("/api/v1/tasks", params={"strict": "true"} if strict else None, **order)
+        answer = endpoint.submit(order.text, parameters=order.parameters, strict=strict)
         if as_json:
             print_json(answer)
         else:
@@ -70,10 +70,9 @@ def submit(
 def status(wanted: Id, *, as_json: AsJson = False) -> None:
     """Show a task, or all tasks of a submission."""
     from mloc_prefect.cli.client.record_tables import record_lines
-    from mloc_prefect.cli.client.task_lookup import find_tasks
 
     with _endpoint() as endpoint:
-        records = find_tasks(endpoint, wanted)
+        records = endpoint.status(wanted)
     if as_json:
         print_json(records if len(records) > 1 else records[0])
         return
@@ -96,8 +95,7 @@ def list_tasks(
     from mloc_prefect.cli.client.record_tables import TASK_HEAD, table_lines, task_row
 
     with _endpoint() as endpoint:
-        wanted = status.upper() if status else None
-        found = endpoint.get("/api/v1/tasks", status=wanted, limit=limit, newest_first="true")
+        found = endpoint.list_tasks(status=status.upper() if status else None, limit=limit, newest_first=True)
     if as_json:
         print_json(found)
         return
@@ -114,14 +112,10 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a task and the tasks that depend on it. The id of a submission cancels all its tasks."""
-    from mloc_prefect.cli.client.endpoint_client import quoted
-    from mloc_prefect.cli.client.task_lookup import find_tasks, short
+    from mloc_prefect.client.task_lookup import short
 
     with _endpoint() as endpoint:
-        records = find_tasks(endpoint, wanted)
-        whole = submission or len(records) > 1
-        path = f"/api/v1/tasks/{quoted(records[0]['task_id'])}/cancel"
-        answer = endpoint.post(path, params={"submission": "true"} if whole else None)
+        answer = endpoint.cancel(wanted, submission=submission)
     if as_json:
         print_json(answer)
         return
@@ -149,21 +143,17 @@ def workers(*, as_json: AsJson = False) -> None:
         say(line)
 
 
-def _endpoint() -> EndpointClient:
-    from mloc_prefect.cli.client.endpoint_client import EndpointClient
-    from mloc_prefect.settings import get_settings
+def _endpoint() -> MlocClient:
+    from mloc_prefect.client.sync_client import MlocClient
 
-    return EndpointClient.configured(get_settings())
+    return MlocClient.configured()
 
 
-def _show_submission(endpoint: EndpointClient, answer: dict[str, Any]) -> None:
+def _show_submission(endpoint: MlocClient, answer: dict[str, Any]) -> None:
     from mloc_prefect.cli.client.record_tables import table_lines
-    from mloc_prefect.cli.client.task_lookup import label
+    from mloc_prefect.client.task_lookup import label
 
-    names: dict[str, str] = {}
-    for task in answer["tasks"]:
-        record = endpoint.find(f"/api/v1/tasks/{task['task_id']}")
-        names[task["task_id"]] = label(record) if record else ""
+    names = {task["task_id"]: label(endpoint.task(task["task_id"])) for task in answer["tasks"]}
     rows = [[task["task_id"], names[task["task_id"]], task["status"]] for task in answer["tasks"]]
     if answer.get("submission_id"):
         say(f"submission {answer['submission_id']}")
@@ -183,33 +173,20 @@ def results(
 
     Sizes and SHA-256 of files are checked. Files that were uploaded later are not listed: download them with curl.
     """
-    from mloc_prefect.cli.client.result_files import save
-    from mloc_prefect.cli.client.task_lookup import find_tasks, label
+    from mloc_prefect.client.task_lookup import label
     from mloc_prefect.errors import UsageError
 
     folder = local_path(output) if output is not None else None
     if output is not None and folder is None:
         raise UsageError(f"--output {output!r} is a URL, not a folder of this machine", hint="name a local folder")
     with _endpoint() as endpoint:
-        records = find_tasks(endpoint, wanted)
         if folder is None:
-            found = {label(record): _result(endpoint, record) for record in records}
+            records = endpoint.status(wanted)
+            found = {label(record): endpoint.result(record["task_id"]).document for record in records}
             print_json(found if len(records) > 1 else next(iter(found.values())))
             return
-        for saved in save(endpoint, records, Path(folder)):
+        for saved in endpoint.download(wanted, Path(folder)):
             say(saved)
-
-
-def _result(endpoint: EndpointClient, record: dict[str, Any]) -> Any:
-    from mloc_prefect.cli.client.endpoint_client import quoted
-    from mloc_prefect.cli.client.task_lookup import label
-    from mloc_prefect.errors import UsageError
-
-    result = endpoint.find(f"/api/v1/results/{quoted(record['task_id'])}")
-    if result is None:
-        reason = f": {record['error']}" if record.get("error") else ""
-        raise UsageError(f"task {label(record)} has no result: it is {record['status']}{reason}")
-    return result
 
 
 def watch(wanted: Id) -> None:
@@ -217,11 +194,10 @@ def watch(wanted: Id) -> None:
 
     Exit codes: 0 all tasks are DONE, 5 one failed or was cancelled.
     """
-    from mloc_prefect.cli.client.task_lookup import find_tasks
     from mloc_prefect.cli.client.task_watching import watch_tasks
 
     with _endpoint() as endpoint:
-        ids = [record["task_id"] for record in find_tasks(endpoint, wanted)]
+        ids = [record["task_id"] for record in endpoint.status(wanted)]
         raise typer.Exit(watch_tasks(endpoint, ids, stream=sys.stdout))
 
 
@@ -231,10 +207,6 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until the task has ended.")] = False,
 ) -> None:
     """Print the log of a task."""
-    from mloc_prefect.cli.client.log_stream import log_lines
-    from mloc_prefect.cli.client.task_lookup import find_task
-
     with _endpoint() as endpoint:
-        record = find_task(endpoint, wanted)
-        for line in log_lines(endpoint, record["task_id"], follow=follow):
+        for line in endpoint.logs(wanted, follow=follow):
             say(line, flush=follow)

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.cli.client.endpoint_client import quoted
-from mloc_prefect.cli.client.task_lookup import label, short
 from mloc_prefect.cli.display.run_display import choose
 from mloc_prefect.cli.display.run_progress import StageView, one_line
 from mloc_prefect.cli.error_boundary import EXIT_INTERRUPTED
-from mloc_prefect.errors import DispatchError, ExecutionError
+from mloc_prefect.client.client_calls import ENDS
+from mloc_prefect.client.task_lookup import label, short
+from mloc_prefect.errors import ExecutionError
 from mloc_prefect.execution.host.progress_meter import duration
-from mloc_prefect.process.backoff import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import TextIO
 
-    from mloc_prefect.cli.client.endpoint_client import EndpointClient
     from mloc_prefect.cli.display.run_display import LiveDisplay, PlainDisplay
-
-ENDS = {"DONE", "FAILED", "CANCELLED"}
-
-_LOOKS = Backoff(first=0.25, most=2.0, factor=1.3)
-_PATIENCE = 120.0  # seconds that the endpoint may be unreachable
+    from mloc_prefect.client.sync_client import MlocClient
 
 
-def watch_tasks(
-    endpoint: EndpointClient, task_ids: Sequence[str], *, stream: TextIO, sleep: Callable[[float], None] = time.sleep
-) -> int:
+def watch_tasks(endpoint: MlocClient, task_ids: Sequence[str], *, stream: TextIO) -> int:
     """Show tasks until all have ended; return the exit code.
 
     Args:
         endpoint: The endpoint.
         task_ids: Ids of the tasks.
         stream: The stream to draw on.
-        sleep: Waits for a number of seconds.
 
     Raises:
         DispatchError: The endpoint was unreachable for two minutes.
@@ -45,40 +35,15 @@ def watch_tasks(
     records: dict[str, dict[str, Any]] = {}
     try:
         with display.showing():
-            _follow(endpoint, task_ids, records, display, sleep)
+            for record in endpoint.watch(task_ids, on_outage=lambda text: display.say(f"{text}; retrying")):
+                records[record["task_id"]] = record
+                _update(display, record)
     except KeyboardInterrupt:
         unfinished = [task_id for task_id in task_ids if records.get(task_id, {}).get("status") not in ENDS]
         _show_reasons(records)
         display.say(f"stopped watching; {len(unfinished)} of {len(task_ids)} tasks continue")
         return EXIT_INTERRUPTED
     return _close(display, records)
-
-
-def _follow(
-    endpoint: EndpointClient,
-    task_ids: Sequence[str],
-    records: dict[str, dict[str, Any]],
-    display: LiveDisplay | PlainDisplay,
-    sleep: Callable[[float], None],
-) -> None:
-    away = 0.0
-    for pause in _LOOKS:
-        try:
-            for task_id in task_ids:
-                if records.get(task_id, {}).get("status") not in ENDS:
-                    records[task_id] = endpoint.get(f"/api/v1/tasks/{quoted(task_id)}")
-                    _update(display, records[task_id])
-        except DispatchError as error:  # the endpoint may be restarting; accepted tasks are kept
-            if away >= _PATIENCE:
-                raise
-            if away == 0:
-                display.say(f"{error.message}; retrying")
-            away += pause
-        else:
-            away = 0.0
-            if all(records[task_id]["status"] in ENDS for task_id in task_ids):
-                return
-        sleep(pause)
 
 
 def _update(display: LiveDisplay | PlainDisplay, record: dict[str, Any]) -> None:

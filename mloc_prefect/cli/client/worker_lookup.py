@@ -16,14 +16,13 @@ def find_workers() -> list[dict[str, Any]]:
     Raises:
         DispatchError: Neither an endpoint nor a Prefect server answers.
     """
-    from mloc_prefect.cli.client.endpoint_client import EndpointClient
+    from mloc_prefect.client.sync_client import MlocClient
     from mloc_prefect.settings import get_settings
 
     settings = get_settings()
     try:
-        with EndpointClient.configured(settings) as endpoint:
-            found: list[dict[str, Any]] = endpoint.get("/workers")
-            return found
+        with MlocClient.configured(settings) as endpoint:
+            return endpoint.workers()
     except DispatchError:
         in_prefect = None if "url" in settings.model_fields_set else _in_prefect(settings.home)
         if in_prefect is None:

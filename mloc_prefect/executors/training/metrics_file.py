@@ -7,12 +7,12 @@ import math
 from typing import IO, TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.layout import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-METRICS = "metrics.jsonl"
 CURVE = "curve.png"
 _SHOWN = ("loss", "reward", "objective/scores", "rewards/accuracies", "objective/kl", "learning_rate", "lr")
 _PANELS = (

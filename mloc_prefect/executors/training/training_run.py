@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.artifacts.layout import METRICS
 from mloc_prefect.execution.protocol import Cancelled, UserError
 from mloc_prefect.executors.chat.chat_template import with_known_content
 from mloc_prefect.executors.common.checkpoint_source import ADAPTER_CONFIG, checkpoint_of
@@ -20,7 +21,7 @@ from mloc_prefect.executors.sources.models_source import ModelLocation
 from mloc_prefect.executors.sources.source_lookup import SourceLookup
 from mloc_prefect.executors.training.estimate.memory_estimate import check_fit
 from mloc_prefect.executors.training.guards.refusals import refused_as_mistake
-from mloc_prefect.executors.training.metrics_file import METRICS, MetricsFile
+from mloc_prefect.executors.training.metrics_file import MetricsFile
 from mloc_prefect.executors.training.recipe import REFUSED, ProcessGroup, TrainingJob
 from mloc_prefect.executors.training.saving import archive_of, disk_errors, result_of, save_weights, throttled_phase
 from mloc_prefect.executors.training.task_checkpoints import SavedCheckpoint, TaskCheckpoints, identity_of

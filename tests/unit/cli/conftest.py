@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_prefect.cli.client.endpoint_client import EndpointClient
+from mloc_prefect.client.sync_client import MlocClient
 from tests.support.client_endpoint import Fake, answering
 
 
 @pytest.fixture
 def fake(monkeypatch):
     found = Fake()
-    monkeypatch.setattr(EndpointClient, "configured", classmethod(lambda *_: answering(found, "s3cret")))
+    monkeypatch.setattr(MlocClient, "configured", classmethod(lambda *_: answering(found, "s3cret")))
     return found

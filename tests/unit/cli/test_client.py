@@ -7,10 +7,10 @@ import json
 import httpx
 import pytest
 
-from mloc_prefect.cli.client.endpoint_client import EndpointClient
-from mloc_prefect.cli.client.log_stream import data_lines
 from mloc_prefect.cli.client.record_tables import record_lines, table_lines, task_row, worker_row
-from mloc_prefect.cli.client.task_lookup import find_tasks, label
+from mloc_prefect.client.stream_lines import ServerEventReader, log_lines_of
+from mloc_prefect.client.sync_client import MlocClient
+from mloc_prefect.client.task_lookup import label
 from mloc_prefect.errors import DispatchError, MlocError
 from mloc_prefect.settings import get_settings
 from tests.support.client_endpoint import ONE, OTHER, SPEC, SUBMISSION, TWO, URL, Fake, answering, mloc, record
@@ -47,7 +47,7 @@ def test_an_unreachable_endpoint_is_named_without_its_password():
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("Connection refused", request=request)
 
-    endpoint = EndpointClient("http://me:pw@mloc.test:8000/", None, transport=httpx.MockTransport(refuse))
+    endpoint = MlocClient("http://me:pw@mloc.test:8000/", None, transport=httpx.MockTransport(refuse))
     with pytest.raises(DispatchError) as caught:
         endpoint.get("/workers")
     assert caught.value.message == f"the endpoint {URL} does not answer: Connection refused"
@@ -63,27 +63,27 @@ def test_a_silent_endpoint_is_given_up():
 
 def test_the_url_must_be_one():
     with pytest.raises(MlocError, match="MLOC_URL is not an http or https URL"):
-        EndpointClient("mloc.test:8000", None)
+        MlocClient("mloc.test:8000", None)
 
 
 def test_the_token_is_sent_and_the_url_comes_from_the_settings(monkeypatch):
     monkeypatch.setenv("MLOC_URL", URL)
     monkeypatch.setenv("ORCHESTRATOR_TOKEN", "s3cret")
-    endpoint = EndpointClient.configured(get_settings())
+    endpoint = MlocClient.configured(get_settings())
     assert endpoint.url == URL
     assert endpoint._http.headers["Authorization"] == "Bearer s3cret"
 
 
 def test_ids_in_full_by_prefix_and_of_submissions(fake):
     endpoint = answering(fake)
-    assert [r["task_id"] for r in find_tasks(endpoint, ONE)] == [ONE]
-    assert [r["task_id"] for r in find_tasks(endpoint, "5D1E7C2B")] == [TWO]
-    assert [r["task_id"] for r in find_tasks(endpoint, "777")] == [OTHER]
-    assert [r["task_id"] for r in find_tasks(endpoint, SUBMISSION)] == [ONE, TWO]
-    assert [r["task_id"] for r in find_tasks(endpoint, "abcdef")] == [ONE, TWO]
+    assert [r["task_id"] for r in endpoint.status(ONE)] == [ONE]
+    assert [r["task_id"] for r in endpoint.status("5D1E7C2B")] == [TWO]
+    assert [r["task_id"] for r in endpoint.status("777")] == [OTHER]
+    assert [r["task_id"] for r in endpoint.status(SUBMISSION)] == [ONE, TWO]
+    assert [r["task_id"] for r in endpoint.status("abcdef")] == [ONE, TWO]
     for wanted, text in (("5d1e7c2", "2 ids start with"), ("zz", "knows no task"), ("  ", "is empty")):
         with pytest.raises(MlocError, match=text):
-            find_tasks(endpoint, wanted)
+            endpoint.status(wanted)
 
 
 def test_status_shows_facts_and_json(fake):
@@ -163,7 +163,7 @@ def posting(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[httpx.Request]:
         task = {"task_id": ONE, "status": "PENDING"}
         return httpx.Response(200, json={"ok": True, "count": 1, "tasks": [task], "submission_id": SUBMISSION})
 
-    monkeypatch.setattr(EndpointClient, "configured", classmethod(lambda *_: answering(handle, "s3cret")))
+    monkeypatch.setattr(MlocClient, "configured", classmethod(lambda *_: answering(handle, "s3cret")))
     return sent
 
 
@@ -203,7 +203,8 @@ def test_log_events_are_lines_again():
         'data: {"x":1}',
         "",
     ]
-    assert list(data_lines(iter(stream))) == ["one", "two", "three"]
+    reader = ServerEventReader()
+    assert [shown for line in stream for shown in log_lines_of(reader.take(line))] == ["one", "two", "three"]
 
 
 def test_cancelling_a_task_or_a_submission(fake, monkeypatch):
@@ -215,7 +216,7 @@ def test_cancelling_a_task_or_a_submission(fake, monkeypatch):
             return httpx.Response(200, json={"ok": True, "cancelled": [TWO], "stopping": [ONE]})
         return fake(request)
 
-    monkeypatch.setattr(EndpointClient, "configured", classmethod(lambda *_: answering(handle)))
+    monkeypatch.setattr(MlocClient, "configured", classmethod(lambda *_: answering(handle)))
     assert mloc("cancel", ONE).stdout == "cancelled: 5d1e7c2b\nstopping: 5d1e7c2a\n"
     mloc("cancel", SUBMISSION)
     assert [request.url.path for request in seen] == [f"/api/v1/tasks/{ONE}/cancel"] * 2

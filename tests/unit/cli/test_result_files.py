@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from mloc_prefect.cli.client.endpoint_client import EndpointClient
+from mloc_prefect.client.sync_client import MlocClient
 from tests.support.client_endpoint import ONE, SUBMISSION, answering, digest, mloc
 
 
@@ -64,7 +64,7 @@ def test_a_file_that_was_uploaded_again_is_checked_by_the_tag_of_its_answer(fake
             answer.headers["ETag"] = tag.format(digest(b"again"))
         return answer
 
-    monkeypatch.setattr(EndpointClient, "configured", classmethod(lambda *_: answering(handle)))
+    monkeypatch.setattr(MlocClient, "configured", classmethod(lambda *_: answering(handle)))
     result = mloc("results", ONE, "-o", str(tmp_path))
     assert result.exit_code == code, result.stderr
     assert (tmp_path / "final.zip").exists() == (code == 0)

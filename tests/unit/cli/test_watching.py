@@ -31,7 +31,7 @@ class Changing(Fake):
 def watched(*steps: dict[str, Any] | int) -> tuple[int, list[str]]:
     out = io.StringIO()
     pauses: list[float] = []
-    code = watch_tasks(answering(Changing(*steps)), [ONE], stream=out, sleep=pauses.append)
+    code = watch_tasks(answering(Changing(*steps), sleep=pauses.append), [ONE], stream=out)
     return code, [line.split("  ", 1)[1] for line in out.getvalue().splitlines()]
 
 
@@ -77,7 +77,7 @@ def test_who_stops_watching_is_told_what_the_others_wait_for(capsys):
         raise KeyboardInterrupt
 
     fake, out = Changing({"status": "WAITING", "error": "no free worker\n  asked: w1, w2"}), io.StringIO()
-    assert watch_tasks(answering(fake), [ONE], stream=out, sleep=interrupt) == 130
+    assert watch_tasks(answering(fake, sleep=interrupt), [ONE], stream=out) == 130
     assert capsys.readouterr().err == "waiting: first 5d1e7c2a: no free worker\n  asked: w1, w2\n"
     assert "1 of 1 tasks continue" in out.getvalue()
 

@@ -127,7 +127,7 @@ def test_only_without_a_configured_endpoint_prefect_is_asked(monkeypatch: pytest
     if configured:
         monkeypatch.setenv("MLOC_URL", "http://127.0.0.1:9")
     else:
-        monkeypatch.setattr("mloc_prefect.cli.client.endpoint_client.EndpointClient.configured", _nobody)
+        monkeypatch.setattr("mloc_prefect.client.sync_client.MlocClient.configured", _nobody)
     monkeypatch.setattr(module, "_in_prefect", lambda _home: [{"worker_id": "lab"}])
     if configured:
         with pytest.raises(DispatchError):

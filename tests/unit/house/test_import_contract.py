@@ -35,7 +35,7 @@ ORDER = (
     ("hardware", "prefect_ext"),
     ("executors", "blocks"),
     ("leases", "store", "services"),
-    ("flow",),
+    ("client", "flow"),
     ("cluster", "mloc_workers", "mloc_prefect"),
     ("bridge", "worker"),
     ("server", "collection"),

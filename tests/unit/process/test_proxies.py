@@ -9,7 +9,7 @@ import urllib.request
 import httpx
 import pytest
 
-from mloc_prefect.cli.client.endpoint_client import EndpointClient
+from mloc_prefect.client.sync_client import MlocClient
 from mloc_prefect.errors import DispatchError
 from mloc_prefect.execution.host_types import HostSpec
 from mloc_prefect.execution.hosts.host_environment import child_environment
@@ -72,7 +72,7 @@ def test_messages_name_the_proxy_without_its_password(monkeypatch):
     def refused(request):
         raise httpx.ConnectError("refused", request=request)
 
-    client = EndpointClient("https://example.org", None, transport=httpx.MockTransport(refused))
+    client = MlocClient("https://example.org", None, transport=httpx.MockTransport(refused))
     text = r"does not answer through the proxy http://proxy:9 \(https_proxy\)"
     with pytest.raises(DispatchError, match=text) as caught:
         client.get("/api/v1/tasks")
@@ -88,10 +88,10 @@ def test_a_socks_proxy_without_its_library_is_one_line(monkeypatch):
         assert os.environ[SET_ASIDE] == "ALL_PROXY=socks5://me:secret@proxy:9"
     for local in ("http://127.0.0.1:8000", "http://127.9.9.9", "http://localhost", "http://[::1]:1"):
         assert proxy_problem(local) is None
-        EndpointClient(local, None)
+        MlocClient(local, None)
     problem = "ALL_PROXY names the SOCKS proxy socks5://proxy:9, for which a library is missing"
     with pytest.raises(DispatchError, match=problem):
-        EndpointClient("http://example.org", None)
+        MlocClient("http://example.org", None)
     monkeypatch.setenv("HTTP_PROXY", "http://proxy:8")
     assert proxy_problem("http://example.org") is None, "this one can be used"
 
