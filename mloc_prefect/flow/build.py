@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import Flow
 from prefect.states import Cancelled, Failed
+from prefect.utilities.engine import link_state_to_flow_run_result
 
 from mloc_prefect.errors import ExecutionError
 from mloc_prefect.flow.coordinator import coordinate, root_identity
@@ -52,7 +53,15 @@ class WorkflowFlow(Flow[[], Any]):
     options: RunOptions | None = None
 
     def __call__(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
-        """Run the flow in this event loop.
+        """Run the flow in this event loop; inside another flow as its subflow.
+
+        A task that is given the outcome depends on this run in the graph of that flow.
+
+        Args:
+            args: None: the flow has no parameters.
+            return_state: Return the final state.
+            wait_for: Tasks and runs to wait for first.
+            kwargs: None, as for `args`.
 
         Returns:
             A coroutine of the `WorkflowOutcome`, or of the final state when `return_state` is set.
@@ -60,19 +69,20 @@ class WorkflowFlow(Flow[[], Any]):
         Raises:
             WorkflowFailedError: Some stages did not end DONE (with `return_state` the state has the message instead).
         """
-        if self.plan is None or wait_for is not None:
+        if self.plan is None:
             stock: Any = super().__call__  # its overloads do not know a flag that is decided at run time
             return stock(*args, return_state=return_state, wait_for=wait_for, **kwargs)
-        return self._run(self.plan, self.options or RunOptions(), return_state=return_state)
+        return self._run(self.plan, self.options or RunOptions(), return_state=return_state, wait_for=wait_for)
 
-    async def _run(self, plan: WorkflowPlan, options: RunOptions, *, return_state: bool) -> Any:
-        state, outcome = await _run_root(self, plan, options)
+    async def _run(self, plan: WorkflowPlan, options: RunOptions, *, return_state: bool, wait_for: Any) -> Any:
+        state, outcome = await _run_root(self, plan, options, wait_for=wait_for)
         if return_state:
             return state
         if outcome is None:
             raise _no_outcome(state)
         if not outcome.ok:
             raise WorkflowFailedError(outcome)
+        link_state_to_flow_run_result(state, outcome)
         return outcome
 
 
@@ -125,7 +135,7 @@ def flow_name(name: str) -> str:
 
 
 async def _run_root(
-    flow: WorkflowFlow, plan: WorkflowPlan, options: RunOptions
+    flow: WorkflowFlow, plan: WorkflowPlan, options: RunOptions, *, wait_for: Any = None
 ) -> tuple[State[Any], WorkflowOutcome | None]:
     @wraps(flow.fn)
     async def workflow() -> WorkflowOutcome:
@@ -133,7 +143,7 @@ async def _run_root(
 
     own: Flow[[], Coroutine[Any, Any, WorkflowOutcome]] = copy(flow)
     own.fn = workflow
-    state, outcome = await run_for_outcome(own, {}, root_identity(plan, options), end_state)
+    state, outcome = await run_for_outcome(own, {}, root_identity(plan, options), end_state, wait_for=wait_for)
     assert state is not None  # an error of the report was raised
     return state, outcome
 

@@ -70,7 +70,9 @@ class StageOutcome:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(
+    frozen=True, slots=True, kw_only=True, weakref_slot=True
+)  # Prefect follows by reference what a task is given
 class WorkflowOutcome:
     """The end of a workflow.
 
@@ -87,7 +89,11 @@ class WorkflowOutcome:
     tasks: tuple[StageOutcome, ...]
 
     def task(self, key: str) -> StageOutcome:
-        """Return the outcome of a stage; KeyError when there is none."""
+        """Return the outcome of a stage, or of the task of a spec without stages by its `metadata.name`.
+
+        Raises:
+            KeyError: There is none.
+        """
         for task in self.tasks:
             if task.key == key:
                 return task

@@ -29,6 +29,7 @@ async def run_for_outcome(
     end_state: Callable[[T], Any],
     *,
     report_may_fail: bool = False,
+    wait_for: Any = None,
 ) -> tuple[State[Any] | None, T | None]:
     """Run a flow whose function returns an outcome; return the final state and that outcome.
 
@@ -38,6 +39,7 @@ async def run_for_outcome(
         identity: How the run shows in Prefect.
         end_state: Returns what Prefect makes the final state of: a state, or the data of a completed run.
         report_may_fail: Keep the outcome when Prefect refuses the final state; the state is then None.
+        wait_for: Tasks and runs to wait for, as in any Prefect flow.
 
     Returns:
         The state, and the outcome or None when the function did not return.
@@ -53,7 +55,7 @@ async def run_for_outcome(
     recorded: Flow[..., Any] = copy(flow)
     recorded.fn = record
     try:
-        state, _ = await run_as(recorded, parameters, identity)
+        state, _ = await run_as(recorded, parameters, identity, wait_for=wait_for)
     except (httpx.HTTPError, PrefectException):
         if not (outcomes and report_may_fail):
             raise

@@ -91,12 +91,15 @@ class RunIdentity:
     shown: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def run_as(flow: Flow[..., Any], parameters: dict[str, Any], identity: RunIdentity) -> tuple[State[Any], FlowRun]:
+async def run_as(
+    flow: Flow[..., Any], parameters: dict[str, Any], identity: RunIdentity, *, wait_for: Any = None
+) -> tuple[State[Any], FlowRun]:
     """Run an async flow in this event loop as a new run; return its final state and its run.
 
-    Inside another flow run it becomes a subflow of that one.
+    Inside another flow run it becomes a subflow of that one, which waits for the tasks of `wait_for` and has edges from
+    them.
     """
-    engine = MlocEngine(flow=flow, parameters=parameters, identity=identity)
+    engine = MlocEngine(flow=flow, parameters=parameters, identity=identity, wait_for=wait_for)
     await _run_to_end(engine)
     assert engine.flow_run is not None
     return engine.state, engine.flow_run
@@ -272,6 +275,7 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
             keyed=self._stage is not None,  # a workflow may be called twice
             parameters=self.parameters,
             extra_task_inputs=edges,
+            wait_for=self.wait_for,
         )
 
 
