@@ -11,12 +11,14 @@ import asyncio
 import json
 import logging
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.layout import MANIFEST, POSTED, RESPONSES
+from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, survey
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -80,6 +82,39 @@ def is_posted(directory: Path) -> bool:
         return bool(tuple(atomic.read_json(directory / POSTED)) == atomic.digest(directory / RESPONSES))
     except (FileNotFoundError, ArtifactError, TypeError):
         return False
+
+
+def commit_posted(directory: Path, *, task_id: str, name: str) -> None:
+    """Commit a posted result whose task never runs here; nothing happens if there is none, or another was committed.
+
+    The stage runner does this for tasks that it had begun.
+
+    Args:
+        directory: Directory of the task.
+        task_id: Its id.
+        name: `metadata.name`.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
+    if not directory.is_dir():  # the endpoint keeps its results elsewhere
+        return
+    with result_lock(directory):
+        if not is_posted(directory):
+            return
+        engine = "outside"
+        manifest = Manifest(
+            task_id=task_id,
+            generated_at=datetime.now(UTC).isoformat(),
+            entries=survey(directory, result=atomic.digest(directory / RESPONSES)),
+            spec_sha256="",  # nobody has resolved it
+            attempt=0,
+            run_count=0,
+            engine=engine,
+            summary={"engine": engine},
+            name=name,
+        )
+        commit_manifest(directory, manifest)
 
 
 def holds_result(directory: Path, result: Any) -> bool:

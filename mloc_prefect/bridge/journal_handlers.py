@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from mloc_prefect.artifacts.layout import task_dir
+from mloc_prefect.artifacts.result_guard import commit_posted
 from mloc_prefect.cluster.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
 from mloc_prefect.errors import MlocError, StoreError, reason
 from mloc_prefect.flow import spec_parameters
@@ -114,7 +116,10 @@ class JournalHandlers:
             return
         records = await self._stores.tasks.page(submission_id=entry.submission_id, brief=True)
         begun = submission.flow_run is not None or any(r.flow_run is not None for r in records)
-        if begun or submission.cancelled or all(r.mark.phase.terminal for r in records):
+        if begun or submission.cancelled:
+            return
+        if all(r.mark.phase.terminal for r in records):
+            await asyncio.to_thread(self._commit_posted, records)
             return
         deployment = await self._ensured_deployment()
         try:
@@ -129,6 +134,13 @@ class JournalHandlers:
             await self._fail_all(records, error.message)
         else:
             await self._stores.tasks.dispatched(entry.submission_id, run_id)
+
+    def _commit_posted(self, records: Sequence[TaskRecord]) -> None:
+        """Commit the results that clients posted before a run was made, so that there is none now."""
+        for record in records:
+            if record.mark.phase is Phase.DONE:
+                directory = task_dir(self._settings.results_root, record.task_id)
+                commit_posted(directory, task_id=record.task_id, name=record.name)
 
     async def _ensured_deployment(self) -> UUID:
         if self._deployment is None:

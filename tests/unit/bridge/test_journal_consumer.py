@@ -11,11 +11,16 @@ import httpx
 import pytest
 from redis.exceptions import ResponseError
 
+from mloc_prefect.artifacts import atomic
+from mloc_prefect.artifacts.layout import RESPONSES, task_dir
+from mloc_prefect.artifacts.manifest import read_manifest
+from mloc_prefect.artifacts.result_guard import note_posted
 from mloc_prefect.bridge import journal_consumer, journal_handlers
 from mloc_prefect.bridge.journal_consumer import JournalConsumer
 from mloc_prefect.errors import StoreError
 from mloc_prefect.flow import spec_parameters
 from mloc_prefect.process.backoff import Backoff
+from mloc_prefect.server.posted_results import complete
 from mloc_prefect.settings import get_settings
 from tests.support.bridging import (
     BridgeBench,
@@ -106,6 +111,25 @@ async def test_a_submission_becomes_one_run(prefect):
     assert run["tags"] == ["mloc", "mloc-submission:s1"]
     assert run["parameters"] == {"spec": "a: 1", "parameters": {"who": "me"}, "submission_id": "s1", "file": "x.yaml"}
     assert (await bench.stores.tasks.submission("s1")).flow_run == "root-of-s1"
+
+
+async def test_results_that_were_posted_before_a_run_was_made_are_committed(prefect, tmp_path):
+    bench = BridgeBench(results_dir=tmp_path)
+    await bench.submitted("all")
+    await bench.submitted("part", "open", submission="s2")
+    for task_id in ("all", "part"):
+        atomic.write_json(task_dir(tmp_path, task_id) / RESPONSES, {"task_id": task_id, "result": {"answer": 42}})
+        note_posted(task_dir(tmp_path, task_id))
+        await complete(bench.stores.tasks, task_id)
+    await drain(bench, prefect)
+    assert [run["idempotency_key"] for run in prefect.created] == ["s2"], "whose stage runner commits the other"
+    directory = task_dir(tmp_path, "all")
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    entry = manifest.entry(RESPONSES)
+    assert entry is not None
+    assert (entry.size, entry.sha256) == atomic.digest(directory / RESPONSES)
+    assert read_manifest(task_dir(tmp_path, "part")) is None
 
 
 async def test_a_long_spec_goes_by_its_content(prefect):
