@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 CHUNK_TOKENS, CHUNK_OVERLAP = 200, 40
 """Tokens of a passage, and of those how many it shares with the one before it, for documents that name neither."""
 
+READING_SECONDS = 120.0
+"""Time that reading one document may take, for documents that name none."""
+
+FOLDER_SECONDS = 3600.0
+"""Time to wait for a folder of collections that another task uses, for specs that name none."""
+
 PASSAGE_FIELDS = ("text", "source", "chunk", "page", "mloc")
 """Names that ingestion gives to fields of a passage; metadata cannot have them."""
 
@@ -55,6 +62,7 @@ class Qdrant(SpecModel):
     api_key: Text | None = None
     vector: Text | None = None
     timeout_sec: Positive | None = Field(None, alias="timeoutSec")
+    wait_sec: Positive | None = Field(None, alias="waitSec")
 
     def problems(self) -> Iterator[SpecProblem]:
         """Yield what makes it no place of a collection."""
@@ -63,6 +71,8 @@ class Qdrant(SpecModel):
             yield SpecProblem(("qdrant", "path"), "conflicting-values", message, "keep the server or the folder")
         elif self.url:
             yield from url_problems(("qdrant", "url"), self.url)
+            if not is_deferred(self.url) and (fault := address_fault(self.url)):
+                yield SpecProblem(("qdrant", "url"), "invalid-url", *fault)
         elif not self.path:
             fix = "add the URL of the Qdrant server, or path: a folder, or ':memory:'"
             yield SpecProblem(("qdrant", "url"), "missing-value", "Missing spec.qdrant.url", fix)
@@ -75,6 +85,27 @@ class Qdrant(SpecModel):
         if self.path and self.api_key:
             message = "an embedded collection has no key"
             yield SpecProblem(("qdrant", "api_key"), "ignored-value", message, "remove it", "warning")
+        elif self.api_key and not is_deferred(self.api_key) and not can_be_sent(self.api_key):
+            message = "api_key has a line break or other characters that cannot be sent"
+            yield SpecProblem(("qdrant", "api_key"), "invalid-type", message, "a key is one line of ASCII text")
+
+
+def address_fault(url: str) -> tuple[str, str] | None:
+    """Return what is wrong with the URL of a server, and a fix; neither shows it, for it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "url is not a URL", "write it as https://host:port"
+    if "@" in parts.netloc:
+        return "url has a login, which Qdrant does not read", "write the key into qdrant.api_key"
+    if parts.query or parts.fragment:
+        return "url has a query, which Qdrant does not read", "write the key into qdrant.api_key"
+    return None
+
+
+def can_be_sent(key: str) -> bool:
+    """Return whether a key can be the value of a header: one line of ASCII text; white space at its ends is dropped."""
+    return key.isascii() and key.strip().isprintable()
 
 
 class Embedding(SpecModel):
@@ -157,7 +188,8 @@ class Documents(SpecModel):
     items: Annotated[list[Any], rows()] = Field(default_factory=list)
     chunk: Annotated[Chunking, block()] = Chunking()
     set: Text = "documents"
-    skip_unreadable: Flag = False
+    skip_unreadable: Flag = True
+    timeout_sec: Positive | None = Field(None, alias="timeoutSec")
 
     def problems(self) -> Iterator[SpecProblem]:
         """Yield what is wrong between its fields."""

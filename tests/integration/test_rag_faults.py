@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from qdrant_client.models import PointStruct
 
 from mloc_prefect.artifacts.transfer.outgoing import TransferError
 from mloc_prefect.execution.protocol import UserError
+from mloc_prefect.executors.rag.rag_collection import RagCollection
+from mloc_prefect.executors.sources.source_lookup import SourceLookup
 from mloc_prefect.trust.input_roots import InputRoots
 from tests.support.documents import FACTS, pdf_of
 from tests.support.qdrant_stub import QdrantStub
@@ -105,6 +108,9 @@ def test_what_a_server_refuses_is_one_line(bench: RagBench, server: QdrantStub) 
     assert "it has: facts" in text
     text = fault(bench, qdrant=remote(server), query="x")
     assert "answered 400: Wrong input: InferenceService is not initialized" in text
+    small = str(save_tiny_encoder(bench.root / "small", hidden=32))
+    text = fault(bench, qdrant=remote(server), embedding={**here, "model": small}, query="x")
+    assert f"at {server.url} has vectors of 384 dimensions, but {small} makes 32" in text
     server.fail = [500]
     assert "answered 500: asked to fail" in fault(
         bench, TransferError, qdrant=remote(server), embedding=here, query="x"
@@ -142,9 +148,17 @@ def test_another_model_is_one_line(bench: RagBench) -> None:
     assert f"has vectors of 384 dimensions, but {small} makes 32; use the model that filled it" in text
     text = fault(bench, qdrant=qdrant, embedding={"model": str(same)}, query="x")
     assert "was filled with sentence-transformers/all-MiniLM-L6-v2" in text
+    with RagCollection.open({"qdrant": qdrant}, SourceLookup.of(bench.settings), bench.executor._models) as collection:
+        collection.client.upsert("c", [PointStruct(id=0, vector=[1.0] * 384, payload={"by": "another program"})])
+    text = fault(bench, qdrant=qdrant, embedding={"model": str(same)}, query="x")
+    assert "was filled with sentence-transformers/all-MiniLM-L6-v2" in text, (
+        "a point of others hides ours from no check"
+    )
     (same / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "os.path"}]')
     text = fault(bench, qdrant=qdrant, embedding={"model": str(same)}, query="x")
     assert "names 'os.path', which is no class of sentence-transformers" in text
+    text = fault(bench, qdrant={**qdrant, "collection": "d"}, query="x")
+    assert f"there is no collection 'd' at {bench.root / 'store'}; it has: c" in text
     text = fault(bench, qdrant=qdrant, embedding={"model": "no/such-model"}, query="x")
     assert "model 'no/such-model' was not found in any of three places" in text
 
@@ -165,10 +179,18 @@ def test_documents_that_cannot_be_read_are_named_or_left_out(bench: RagBench) ->
     (bench.root / "docs/bad.pdf").write_bytes(b"%PDF-1.4 nothing")
     (bench.root / "docs/good.pdf").write_bytes(pdf_of(["A good page."]))
     spec: dict[str, Any] = {"qdrant": {"path": ":memory:", "collection": "c"}, "query": "x"}
-    text = fault(bench, **spec, documents={"paths": ["docs"]})
+    text = fault(bench, **spec, documents={"paths": ["docs"], "skip_unreadable": False})
     assert "1 documents cannot be used: docs/bad.pdf: its PDF cannot be read" in text
-    result = bench(**spec, documents={"paths": ["docs"], "skip_unreadable": True})
+    result = bench(**spec, documents={"paths": ["docs"]})
     assert found(result) == [["docs/good.pdf"]]
+    assert result["documents"] == {
+        "documents": 1,
+        "unchanged": 0,
+        "empty": 0,
+        "left_out": 1,
+        "embedded": 1,
+        "removed": 0,
+    }
     assert any("docs/bad.pdf" in line for line in bench.texts("log"))
     assert "paths: none does not exist" in fault(bench, **spec, documents={"paths": ["none"]})
     text = fault(bench, **spec, documents={"items": ITEMS, "chunk": {"tokens": 300}})
@@ -205,3 +227,41 @@ def test_submitted_specs_stay_inside_their_roots(bench: RagBench, tmp_path: Path
         assert "spec" in text or "outside" in text
     assert not (outside / "store").exists()
     assert bench(qdrant={"path": "store", "collection": "c"}, documents={"items": ITEMS})["documents"]["embedded"] == 3
+
+
+def test_values_that_are_no_numbers_are_refused_by_name_and_not_stored(
+    bench: RagBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qdrant, model = {"path": "store", "collection": "c"}, "sentence-transformers/all-MiniLM-L6-v2"
+    bench(qdrant=qdrant, documents={"items": ITEMS[:1]}, query="x")
+    loaded = bench.executor._models._embedding
+    assert loaded is not None
+    plain = loaded.model.encode_document
+
+    def broken(texts: Any, **more: Any) -> Any:
+        rows = plain(texts, **more)
+        rows[[ITEMS[1] in text for text in texts]] = float("inf")
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.model, "encode_document", broken)
+        text = fault(bench, qdrant=qdrant, documents={"items": ITEMS}, query="x")
+    assert f"{model} makes values that are no numbers (NaN or infinity) for passage 0 of items[1]" in text
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.model, "encode_query", lambda *_args, **_more: [float("nan")] * 384)
+        text = fault(bench, qdrant=qdrant, query="which?")
+    assert f"{model} makes values that are no numbers (NaN or infinity) for the query 'which?'" in text
+    assert found(bench(qdrant=qdrant, query="x")) == [["items[0]"]]
+
+
+def test_an_address_that_cannot_be_used_ends_a_task_before_it_loads_a_model(bench: RagBench) -> None:
+    phases = bench.texts("phase")
+    for more, words in (
+        ({"api_key": "s3cret\nkey"}, "spec.qdrant.api_key cannot be sent"),
+        ({"url": "http://user:s3cret@127.0.0.1:6333"}, "spec.qdrant.url has a login"),
+        ({"url": "http://127.0.0.1:6333?api_key=s3cret"}, "spec.qdrant.url has a query"),
+    ):
+        qdrant = {"url": "http://127.0.0.1:6333", "collection": "c", **more}
+        assert words in fault(bench, qdrant=qdrant, embedding={"server_side": False, "model": "no/such"}, query="x")
+        phases = bench.texts("phase")
+        assert phases == []

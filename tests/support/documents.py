@@ -72,18 +72,23 @@ def write_documents(folder: Path, total: int, seed: int = 0) -> None:
 
 def pdf_of(pages: list[str]) -> bytes:
     """Return a PDF with one line of text on each page; empty text makes an empty page."""
+    return pdf_with([f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode("latin-1") if text else b"" for text in pages])
+
+
+def pdf_with(pages: list[bytes], entries: str = "") -> bytes:
+    """Return a PDF whose pages have these contents; `entries` say how they are packed."""
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
-    for number, text in enumerate(pages):
-        stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET" if text else ""
+    for number, packed in enumerate(pages):
+        stream = packed.decode("latin-1")
         objects += [
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * number} 0 R "
             "/Resources << /Font << /F1 3 0 R >> >> >>",
-            f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
+            f"<< /Length {len(stream)} {entries} >>\nstream\n{stream}\nendstream",
         ]
     whole, places = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):

@@ -14,7 +14,6 @@ nothing that a model or a tool returns changes it. It must not know Prefect. Req
 * `item_run`: one item within its limits.
 * `item_steps`: the steps of an item, recorded and replayed.
 * `mcp_tools`: tools of MCP servers.
-* `page_text`: the visible text of HTML pages.
 * `sandbox`: runs code of a model, shut off from this machine.
 * `search_tool`: passages of collections.
 * `step_journal`: the file of finished steps.

@@ -17,8 +17,8 @@ from pydantic_ai.exceptions import ModelRetry
 
 from mloc_prefect.errors import ArtifactError
 from mloc_prefect.executors.agent.guarded_http import guarded_client, refusal_of
-from mloc_prefect.executors.agent.page_text import page_text
 from mloc_prefect.executors.agent.sandbox.code_sandbox import SandboxLimits, run_code
+from mloc_prefect.executors.sources.page_text import page_text
 from mloc_prefect.process.regular_file import open_inside
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ would use. These modules know nothing of prompts for language models and of agen
 * `chunking`: text to passages.
 * `collection_sync`: brings a collection up to date with documents.
 * `document_sources`: the documents that a spec names.
-* `document_text`: text of HTML, PDF and other files.
+* `document_text`: text of HTML and other files.
 * `embedding_model`: texts to vectors with sentence-transformers.
+* `pdf_child`: reads PDF files in a process with limits.
+* `pdf_reader`: text of PDF files, through that process.
 * `point_filters`: `search.filter` as a filter of Qdrant.
 * `qdrant_store`: where a collection is, opening it, and its errors as one line.
 * `rag_collection`: search in one collection; the interface for other executors.

@@ -36,6 +36,7 @@ class SyncReport:
         documents: Documents that were named.
         unchanged: Of those, how many were there already.
         empty: Of those, how many have no text.
+        left_out: Further documents that cannot be used.
         embedded: Passages that were embedded.
         removed: Passages that were removed.
     """
@@ -43,6 +44,7 @@ class SyncReport:
     documents: int = 0
     unchanged: int = 0
     empty: int = 0
+    left_out: int = 0
     embedded: int = 0
     removed: int = 0
 
@@ -106,8 +108,10 @@ def ready_collection(
     reader = SpecReader(spec)
     try:
         if reader.get("documents") is not None:
-            found = DocumentSources(reader.child("documents"), sources, lambda text: context.log(text, "warning"))
+            wanted = reader.child("documents")
+            found = DocumentSources(wanted, sources, lambda text: context.log(text, "warning"), context.check)
             report = CollectionSync(collection, SyncOptions.of(reader), context).run(found.documents())
+            report.left_out = found.left_out
             context.log("documents: " + ", ".join(f"{count} {name}" for name, count in report.to_wire().items()))
         collection.check()
     except BaseException:
@@ -200,7 +204,7 @@ class CollectionSync:
         while self._waiting and len(self._waiting) >= least:
             self._context.check()
             batch, self._waiting = self._waiting[: self._options.batch], self._waiting[self._options.batch :]
-            vectors = self._vectors([payload["text"] for _, payload in batch])
+            vectors = self._vectors([payload for _, payload in batch])
             name = self._collection.address.vector
             points = [
                 models.PointStruct(id=id_, vector={name: vector} if name else vector, payload=payload)
@@ -209,9 +213,19 @@ class CollectionSync:
             self._client.upsert(self._name, points, wait=True)
             self.report.embedded += len(batch)
 
-    def _vectors(self, texts: Sequence[str]) -> Sequence[Any]:
-        if self._collection.embedding is not None:
-            return self._collection.embedding.embed_passages(texts)
+    def _vectors(self, payloads: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+        """Return the vectors of passages.
+
+        Raises:
+            UserError: The model makes values for one of them that are no numbers.
+        """
+        texts = [str(payload["text"]) for payload in payloads]
+        embedding = self._collection.embedding
+        if embedding is not None:
+            vectors = embedding.embed_passages(texts)
+            for payload, vector in zip(payloads, vectors, strict=True):
+                embedding.check_values(vector, f"passage {payload['chunk']} of {payload['source']}")
+            return vectors
         from qdrant_client import models
 
         return [models.Document(text=text, model=str(self._collection.server_model)) for text in texts]

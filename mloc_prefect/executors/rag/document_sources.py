@@ -12,7 +12,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,11 +28,12 @@ from mloc_prefect.errors import ArtifactError
 from mloc_prefect.execution.failures import one_line
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.execution.wire import json_ready
-from mloc_prefect.executors.rag.document_text import ENDINGS, Section, UnreadableError, sections_of
+from mloc_prefect.executors.rag.document_text import ENDINGS, LARGEST_TEXT, Section, UnreadableError, sections_of
+from mloc_prefect.executors.rag.pdf_reader import PdfReaderProcess
 from mloc_prefect.executors.sources.datasets_source import load_table
 from mloc_prefect.executors.sources.source_lookup import may_pass, user_error
 from mloc_prefect.process.regular_file import open_regular
-from mloc_prefect.tasks.rag import item_problem
+from mloc_prefect.tasks.rag import READING_SECONDS, item_problem
 from mloc_prefect.urls import local_path
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ LARGEST = 256 << 20
 
 _STEP = 1 << 20
 _SHOWN_FAULTS = 3
+_LOGGED_FAULTS = 100
 _HTTP = ("http://", "https://")
 _LONE = re.compile("[\ud800-\udfff]")
 _FORGOTTEN = 24 * 3600.0  # seconds after which a copy is of a dead process
@@ -71,10 +73,14 @@ class RagDocument:
         text = json.dumps(parts, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def has_lone_surrogates(self) -> bool:
-        """Return whether its name, text or metadata cannot be encoded."""
+    def fault(self) -> str | None:
+        """Return why it cannot be stored, None if it can."""
         metadata = json.dumps(dict(self.metadata), ensure_ascii=False)
-        return any(_LONE.search(text) for text in (self.source, metadata, *(s.text for s in self.sections)))
+        if any(_LONE.search(text) for text in (self.source, metadata, *(s.text for s in self.sections))):
+            return "it has halves of characters (lone surrogates), which cannot be stored"
+        if sum(len(section.text) for section in self.sections) > LARGEST_TEXT:
+            return f"it has more than {LARGEST_TEXT} characters of text"
+        return None
 
 
 class DocumentSources:
@@ -84,34 +90,40 @@ class DocumentSources:
         wanted: The block `documents`.
         sources: Mirrors, allowed hosts and local paths.
         log: Receives what was left out, as a line.
+        check: Called while a document takes long; may raise to abort.
     """
 
-    def __init__(self, wanted: SpecReader, sources: SourceLookup, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        wanted: SpecReader,
+        sources: SourceLookup,
+        log: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._wanted = wanted
         self._sources = sources
         self._log = log
-        self._skips = wanted.flag("skip_unreadable", default=False)
+        self._skips = wanted.flag("skip_unreadable", default=True)
+        self._pdf = PdfReaderProcess(wanted.number("timeoutSec", READING_SECONDS), check)
         self._faults: list[str] = []
         self._unread: list[str] = []
 
+    @property
+    def left_out(self) -> int:
+        """Number of documents so far that cannot be used."""
+        return len(self._faults)
+
     def documents(self) -> Iterator[RagDocument]:
-        """Yield all documents; one that is named twice comes once.
+        """Yield all documents that can be used; one that is named twice comes once.
 
         Raises:
-            UserError: A document is not there, may not be read, or cannot be read.
+            UserError: What the spec names is not there or may not be read; a document cannot be used and the spec wants
+                all, or none can be used.
             ArtifactError: A document cannot be fetched now.
         """
         seen: dict[str, str] = {}
-        for document in self._all():
-            if document.has_lone_surrogates():
-                self._fault(document.source, "it has halves of characters (lone surrogates), which cannot be stored")
-                continue
-            digest = document.digest()
-            if document.source not in seen:
-                seen[document.source] = digest
-                yield document
-            elif seen[document.source] != digest:
-                self._fault(document.source, "another document has this name")
+        with closing(self._pdf):
+            yield from self._usable(seen)
         if self._unread:
             shown = ", ".join(self._unread[:_SHOWN_FAULTS]) + (", ..." if len(self._unread) > _SHOWN_FAULTS else "")
             self._log(f"{len(self._unread)} files in folders are left out, for they are no documents: {shown}")
@@ -119,9 +131,24 @@ class DocumentSources:
             shown = "; ".join(self._faults[:_SHOWN_FAULTS])
             more = f"; and {len(self._faults) - _SHOWN_FAULTS} more" if len(self._faults) > _SHOWN_FAULTS else ""
             if not self._skips:
-                hint = "spec.documents.skip_unreadable: true leaves them out"
+                hint = "without spec.documents.skip_unreadable: false they are left out"
                 raise UserError(f"{len(self._faults)} documents cannot be used: {shown}{more} ({hint})")
-            self._log(f"{len(self._faults)} documents are left out, for they cannot be used: {shown}{more}")
+            if not seen:
+                raise UserError(f"none of the documents can be used: {shown}{more}")
+            self._log(f"{len(self._faults)} documents are left out, for they cannot be used")
+
+    def _usable(self, seen: dict[str, str]) -> Iterator[RagDocument]:
+        """Yield the documents that can be used; `seen` gets the digest of each by its name."""
+        for document in self._all():
+            if fault := document.fault():
+                self._fault(document.source, fault)
+                continue
+            digest = document.digest()
+            if document.source not in seen:
+                seen[document.source] = digest
+                yield document
+            elif seen[document.source] != digest:
+                self._fault(document.source, "another document has this name")
 
     def _all(self) -> Iterator[RagDocument]:
         for number, path in enumerate(self._wanted.get("paths") or ()):
@@ -215,9 +242,15 @@ class DocumentSources:
         try:
             with opener(at) as stream:
                 content = _read_whole(stream)
-            sections = sections_of(name or source, content)
-        except (OSError, ImportError, ValueError) as error:
+            sections = sections_of(name or source, content, self._pdf.pages)
+        except ImportError as error:
             raise _not_read(source, error) from None
+        except (OSError, ValueError) as error:
+            refused = _not_read(source, error)
+            if isinstance(refused, TransferError):
+                raise refused from None
+            self._fault(source, shown_text(f"it cannot be read: {one_line(error)}"))
+            return
         except UnreadableError as fault:
             self._fault(source, str(fault))
             return
@@ -249,6 +282,8 @@ class DocumentSources:
     def _fault(self, source: str, text: str) -> None:
         """Note a document that is left out; names of files may have bytes that are no text."""
         self._faults.append(f"{source.encode(errors='backslashreplace').decode()}: {text}")
+        if self._skips and len(self._faults) <= _LOGGED_FAULTS:
+            self._log(f"left out: {self._faults[-1]}")
 
 
 def _read_whole(stream: IO[bytes]) -> bytes:

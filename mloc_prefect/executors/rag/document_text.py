@@ -1,16 +1,16 @@
-"""The text of documents: plain text and Markdown, HTML with Beautiful Soup, PDF with pypdf."""
+"""The text of documents: plain text and Markdown, HTML, and what `pdf_reader` finds in PDF files."""
 
 from __future__ import annotations
 
-import io
 import posixpath
 import re
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from mloc_prefect.execution.failures import one_line
+from mloc_prefect.executors.sources.page_text import document_text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 _KINDS = {
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".mdx", ".rst", ".adoc", ".org", ".tex"), "text"),
@@ -23,14 +23,20 @@ ENDINGS = tuple(_KINDS)
 # Atomic and possessive: a comment that is not followed by HTML is not read again with another end.
 _HTML_START = re.compile(rb"\s*(?:(?><!--.*?-->)\s*)*+<(?:!doctype html|html)\b", re.IGNORECASE | re.DOTALL)
 _SNIFFED = 4096
-_HIDDEN = ("script", "style", "template", "noscript", "svg", "iframe", "object", "head")
-_LINES = (
-    *("address", "article", "aside", "blockquote", "dd", "div", "dl", "dt", "fieldset", "figcaption", "figure"),
-    *("footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre"),
-    *("section", "table", "tr", "ul", "br"),
+_DECLARED_IN = 1024  # bytes in which a page names its encoding, as browsers read it
+_CHARSET = re.compile(rb"""charset\s{0,9}=\s{0,9}["']?([\w.:-]{1,40})""", re.IGNORECASE)
+_ENCODINGS = re.compile(
+    r"utf-?8|iso-?8859-\d{1,2}|latin-?1|us-ascii|windows-125\d|cp125\d|koi8-[ru]|macintosh"
+    r"|shift[_-]jis|euc-(?:jp|kr)|iso-2022-jp|gbk|gb2312|gb18030|big5",
+    re.IGNORECASE,
 )
-_BLANKS = re.compile(r"[^\S\n]+")
-_GAPS = re.compile(r"\n{3,}")
+"""Encodings that a page may name: those of browsers. Python knows more, some of which take long or are no text."""
+
+LARGEST_HTML = 32 << 20
+"""Bytes of one HTML document: reading it takes about half a second for each MiB, and cannot be broken off."""
+
+LARGEST_TEXT = 16 << 20
+"""Characters of one document: its tokens are held in memory."""
 
 
 class UnreadableError(Exception):
@@ -52,19 +58,20 @@ class Section:
         self.page = page
 
 
-def sections_of(name: str, content: bytes) -> Sequence[Section]:
+def sections_of(name: str, content: bytes, pdf_pages: Callable[[bytes], Sequence[str]]) -> Sequence[Section]:
     """Return the text of a document.
 
     Args:
         name: Its path or URL; the ending decides how it is read, else its first bytes do.
         content: Its bytes.
+        pdf_pages: Returns the text of each page of a PDF, see `pdf_reader`.
 
     Raises:
         UnreadableError: It is not what its ending says, or no text at all.
     """
     kind = _KINDS.get(posixpath.splitext(name)[1].lower()) or _sniffed(content)
     if kind == "pdf":
-        return [*_pdf(content)]
+        return [Section(text, number) for number, text in enumerate(pdf_pages(content), 1) if text.strip()]
     text = _html(content) if kind == "html" else _plain(content)
     return [Section(text)] if text.strip() else []
 
@@ -87,38 +94,13 @@ def _plain(content: bytes) -> str:
 
 
 def _html(content: bytes) -> str:
-    from bs4 import BeautifulSoup
-
-    try:
-        soup = BeautifulSoup(content, "html.parser")
-        for tag in soup.find_all(_HIDDEN):
-            tag.decompose()
-        for tag in soup.find_all(_LINES):  # a word does not go on in the next paragraph
-            tag.insert_before("\n")
-            tag.append("\n")
-        text = soup.get_text()
-    except (RecursionError, ValueError, AssertionError) as error:
-        raise UnreadableError(f"its HTML cannot be read: {one_line(error) or type(error).__name__}") from None
-    lines = (line.strip() for line in _BLANKS.sub(" ", text.replace("\r", "\n")).split("\n"))
-    return _GAPS.sub("\n\n", "\n".join(lines)).strip()
-
-
-def _pdf(content: bytes) -> Iterator[Section]:
-    """Yield one section for each page that has text.
-
-    pypdf raises all kinds of errors on malformed files, so that all of them are about the file here.
-    """
-    from pypdf import PdfReader
-
-    try:
-        reader: Any = PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise UnreadableError("it is a PDF with a password")
-        texts = [page.extract_text() or "" for page in reader.pages]
-    except (UnreadableError, MemoryError):
-        raise
-    except Exception as error:  # boundary: a file of unknown origin
-        raise UnreadableError(f"its PDF cannot be read: {one_line(error, 200) or type(error).__name__}") from None
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            yield Section(text, number)
+    if len(content) > LARGEST_HTML:
+        raise UnreadableError(f"it has more than {LARGEST_HTML >> 20} MiB of HTML")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return document_text_of(content.decode("utf-16", "replace"))
+    named = _CHARSET.search(content[:_DECLARED_IN])
+    encoding = named[1].decode("ascii", "replace") if named else "utf-8"
+    if _ENCODINGS.fullmatch(encoding):
+        with suppress(UnicodeDecodeError, LookupError):
+            return document_text_of(content.decode(encoding).removeprefix("\ufeff"))
+    return document_text_of(content.decode("cp1252", "replace"))  # as browsers do

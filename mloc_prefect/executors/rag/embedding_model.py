@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.execution.failures import one_line
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.common.gpu_memory import free_memory, limit_memory
 from mloc_prefect.executors.common.load_errors import load_errors
@@ -63,13 +65,31 @@ class EmbeddingModel:
         return cls(location, model, int(dimensions), window)
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query, with the prompt for queries that some models have."""
-        return [float(x) for x in self.model.encode_query(text, show_progress_bar=False)]
+        """Return the vector of a query, with the prompt for queries that some models have.
+
+        Raises:
+            UserError: The model makes values that are no numbers.
+        """
+        vector = [float(x) for x in self.model.encode_query(text, show_progress_bar=False)]
+        self.check_values(vector, f"the query {one_line(text, 80)!r}")
+        return vector
 
     def embed_passages(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the vectors of passages, with the prompt for passages that some models have."""
         found = self.model.encode_document(list(texts), batch_size=max(1, len(texts)), show_progress_bar=False)
         return [[float(x) for x in row] for row in found]
+
+    def check_values(self, vector: Sequence[float], place: str) -> None:
+        """Refuse a vector that cannot be compared with others.
+
+        Args:
+            vector: The vector.
+            place: What it stands for.
+
+        Raises:
+            UserError: It has NaN or an infinite value.
+        """
+        _check_finite(vector, self.location, place)
 
     def token_spans(self, text: str) -> list[tuple[int, int]]:
         """Return start and end of each token of `text`.
@@ -115,8 +135,15 @@ class Reranker:
         return cls(location, model)
 
     def rate(self, query: str, passages: Sequence[str]) -> list[float]:
-        """Return how well each passage answers the query."""
-        return [float(x) for x in self.model.predict([(query, text) for text in passages], show_progress_bar=False)]
+        """Return how well each passage answers the query.
+
+        Raises:
+            UserError: A rating is no number.
+        """
+        found = self.model.predict([(query, text) for text in passages], show_progress_bar=False)
+        ratings = [float(x) for x in found]
+        _check_finite(ratings, self.location, f"the query {one_line(query, 80)!r}")
+        return ratings
 
 
 class EmbeddingModels:
@@ -177,6 +204,15 @@ class EmbeddingModels:
         if self.loaded:
             self._embedding = self._reranker = None
             free_memory()
+
+
+def _check_finite(values: Sequence[float], location: ModelLocation, place: str) -> None:
+    """Refuse values that no order has a place for: they would be stored, and found anywhere."""
+    if not all(math.isfinite(value) for value in values):
+        raise UserError(
+            f"{location.identifier} makes values that are no numbers (NaN or infinity) for {place}; "
+            "its weights are damaged, or made for another type of numbers"
+        )
 
 
 def _check_modules(location: ModelLocation) -> None:

@@ -16,7 +16,6 @@ from mloc_prefect.artifacts.transfer.outgoing import (
     AllowedHosts,
     TransferError,
     is_temporary,
-    sendable_headers,
     shown_url,
 )
 from mloc_prefect.errors import ArtifactError
@@ -24,6 +23,7 @@ from mloc_prefect.execution.failures import one_line
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.sources.source_lookup import user_error
 from mloc_prefect.process.lock_file import LockFile
+from mloc_prefect.tasks.rag import FOLDER_SECONDS, address_fault, can_be_sent
 from mloc_prefect.trust.input_roots import shown_path
 from mloc_prefect.urls import local_path
 
@@ -67,6 +67,7 @@ class StoreAddress:
         api_key: Key of the server; never shown.
         vector: Name of the vector in points that have several, or None.
         timeout: Seconds that a request may take.
+        wait: Seconds to wait for a folder that another task uses.
         allowed: Hosts that may be called.
     """
 
@@ -76,6 +77,7 @@ class StoreAddress:
     api_key: str | None = field(default=None, repr=False)
     vector: str | None = None
     timeout: float = _TIMEOUT
+    wait: float = FOLDER_SECONDS
     allowed: AllowedHosts = field(default_factory=AllowedHosts, repr=False)
 
     @classmethod
@@ -99,6 +101,7 @@ class StoreAddress:
             api_key=_key(qdrant),
             vector=qdrant.text("vector"),
             timeout=qdrant.number("timeoutSec", _TIMEOUT),
+            wait=qdrant.number("waitSec", FOLDER_SECONDS),
             allowed=sources.allowed,
         )
 
@@ -143,7 +146,8 @@ def open_client(
     elif address.path is None:
         client = QdrantClient(MEMORY)
     else:
-        with _open_folder(address.path, check, phase) as client, store_errors(address):
+        waited = _Wait(address.path, address.wait, check, phase)
+        with _open_folder(address.path, waited) as client, store_errors(address):
             yield client
         return
     try:
@@ -210,12 +214,14 @@ def _reason(error: Any) -> str:
 
 
 def _key(qdrant: SpecReader) -> str | None:
-    """Return the key as it can be sent."""
+    """Return the key as it can be sent; h11 would show it in its error."""
     key = qdrant.text("api_key")
-    try:  # h11 would show it in its error
-        return sendable_headers({"api-key": key}, f"{qdrant.path}.api_key")["api-key"] if key else None
-    except ArtifactError as error:
-        raise user_error(error) from None
+    if key and not can_be_sent(key):
+        raise UserError(
+            f"{qdrant.path}.api_key cannot be sent: it has a line break or other characters than those of one line of "
+            "ASCII text"
+        )
+    return key
 
 
 def _server(url: str, sources: SourceLookup) -> str:
@@ -225,8 +231,8 @@ def _server(url: str, sources: SourceLookup) -> str:
         netloc = parts.netloc if parts.port else f"{parts.netloc.rstrip(':')}:{_PORT}"
     except ValueError:
         raise UserError("spec.qdrant.url is not a URL") from None
-    if "@" in netloc:
-        raise UserError("spec.qdrant.url has a login, which Qdrant does not read; use spec.qdrant.api_key")
+    if fault := address_fault(url):
+        raise UserError(f"spec.qdrant.{fault[0]}; {fault[1]}")
     called = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
     try:
         sources.allowed.check(called)
@@ -268,16 +274,16 @@ def _folder(text: str, sources: SourceLookup) -> Path:
 
 
 @contextmanager
-def _open_folder(folder: Path, check: Callable[[], None], phase: Callable[[str], None]) -> Iterator[QdrantClient]:
+def _open_folder(folder: Path, waited: _Wait) -> Iterator[QdrantClient]:
     """Open a folder that no other task has open.
 
     Qdrant reads the collections before it locks the folder, so a lock of ours is taken before.
     """
-    lock, waited = LockFile(folder / MARK), _Wait(folder, check, phase)
+    lock = LockFile(folder / MARK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while not lock.acquire(seconds=0):
-            waited.again()
+            waited.again(lock.holder())
     except OSError as error:
         raise UserError(f"spec.qdrant.path: {folder} cannot be used: {one_line(error)}") from None
     try:
@@ -309,16 +315,39 @@ def _client_of(folder: Path, waited: _Wait) -> QdrantClient:
 
 
 class _Wait:
-    """Waits for a folder that another task has open, and says so once."""
+    """Waits for a folder that another task has open, and says so once.
 
-    def __init__(self, folder: Path, check: Callable[[], None], phase: Callable[[str], None]) -> None:
+    Args:
+        folder: The folder.
+        seconds: How long to wait.
+        check: Called while waiting; may raise to abort.
+        phase: Called before the first wait.
+    """
+
+    def __init__(self, folder: Path, seconds: float, check: Callable[[], None], phase: Callable[[str], None]) -> None:
         self._folder = folder
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
         self._check = check
         self._phase: Callable[[str], None] | None = phase
 
-    def again(self) -> None:
-        """Wait a little; raises if the task is cancelled."""
+    def again(self, holder: int | None = None) -> None:
+        """Wait a little; raises if the task is cancelled.
+
+        Args:
+            holder: The process that has the folder, if it is known.
+
+        Raises:
+            TransferError: The time is over; another attempt may succeed.
+        """
         self._check()
+        if time.monotonic() > self._deadline:
+            by = f"process {holder}" if holder else "another program"
+            raise TransferError(
+                f"spec.qdrant.path: {self._folder} is still in use by {by} after {self._seconds:g} s",
+                retryable=True,
+                hint="wait longer with spec.qdrant.waitSec, or use a Qdrant server, which serves many tasks at once",
+            )
         if self._phase is not None:
             self._phase(f"waiting for another task that uses {self._folder}")
             self._phase = None

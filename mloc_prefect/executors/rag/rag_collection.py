@@ -224,10 +224,19 @@ class RagCollection:
         """Refuse a collection that our ingestion filled with another model of the same length."""
         if self.embedding is None:
             return
+        from qdrant_client import models
+
+        key, ours = f"{OWN}.fingerprint", self.embedding.location.fingerprint
+        other = models.Filter(
+            must_not=[
+                models.IsEmptyCondition(is_empty=models.PayloadField(key=key)),
+                models.FieldCondition(key=key, match=models.MatchValue(value=ours)),
+            ]
+        )
         with store_errors(self.address):
-            points, _ = self.client.scroll(self.address.collection, limit=1, with_payload=[OWN])
+            points, _ = self.client.scroll(self.address.collection, scroll_filter=other, limit=1, with_payload=[OWN])
         notes = (points[0].payload or {}).get(OWN) if points else None
-        if not isinstance(notes, dict) or notes.get("fingerprint") in {None, self.embedding.location.fingerprint}:
+        if not isinstance(notes, dict):
             return
         raise UserError(
             f"collection '{self.address.collection}' at {self.address.shown} was filled with {notes.get('model')}, "

@@ -15,6 +15,7 @@ from mloc_prefect.executors.common.spec_reader import SpecReader
 from mloc_prefect.executors.common.threads import wait_passively
 from mloc_prefect.executors.rag.collection_sync import ready_collection
 from mloc_prefect.executors.rag.embedding_model import DEFAULT_MODEL, EmbeddingModels
+from mloc_prefect.executors.rag.qdrant_store import StoreAddress
 from mloc_prefect.executors.sources.models_source import find_model
 from mloc_prefect.executors.sources.source_lookup import SourceLookup
 from mloc_prefect.tasks.prompts import DATA_TYPES
@@ -62,6 +63,7 @@ class RagExecutor:
         """
         started = time.monotonic()
         spec, sources = SpecReader(request.spec), SourceLookup.of(request.settings)
+        StoreAddress.of(spec.child("qdrant"), sources)  # before queries are read and models fetched
         context.phase("reading queries")
         queries = load_queries(request, sources)
         keys = _keys(spec, [q.text for q in queries], sources)

@@ -13,6 +13,7 @@ import pytest
 
 from mloc_prefect.execution.protocol import UserError
 from mloc_prefect.executors.common.spec_reader import SpecReader
+from mloc_prefect.executors.rag import document_sources
 from mloc_prefect.executors.rag.document_sources import DocumentSources, RagDocument
 from mloc_prefect.executors.sources.source_lookup import SourceLookup
 from tests.support.turning_names import called_server
@@ -49,9 +50,11 @@ def test_a_document_that_is_named_twice_comes_once_and_another_one_of_its_name_i
     assert texts(read(sources, paths=["a.txt", "a.txt"])) == {"a.txt": ["one"]}
     items = [{"text": "x", "source": "a"}, {"text": "x", "source": "a"}, {"text": "y", "source": "a"}]
     assert texts(read(sources, items=items[:2])) == {"a": ["x"]}
-    assert "1 documents cannot be used: a: another document has this name" in refused(sources, items=items)
+    assert "1 documents cannot be used: a: another document has this name" in refused(
+        sources, items=items, skip_unreadable=False
+    )
     log: list[str] = []
-    assert texts(read(sources, log, items=items, skip_unreadable=True)) == {"a": ["x"]}
+    assert texts(read(sources, log, items=items)) == {"a": ["x"]}
     assert "another document has this name" in log[0]
 
 
@@ -59,11 +62,11 @@ def test_rows_need_names_that_differ(sources: SourceLookup, tmp_path: Path) -> N
     rows = [{"id": "a", "text": "x"}, {"id": None, "text": "y"}, {"id": "a", "text": "z"}, {"id": 7, "text": "w"}]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     wanted: dict[str, Any] = {"dataset": {"url": "rows.jsonl", "id_column": "id"}}
-    text = refused(sources, **wanted)
+    text = refused(sources, **wanted, skip_unreadable=False)
     assert "2 documents cannot be used" in text
     assert "row 1: column 'id' is empty, so the document has no name" in text
     assert "rows.jsonl#a: another document has this name" in text
-    found = texts(read(sources, **wanted, skip_unreadable=True))
+    found = texts(read(sources, **wanted))
     assert found == {"rows.jsonl#a": ["x"], "rows.jsonl#7": ["w"]}
 
 
@@ -120,3 +123,31 @@ def test_metadata_of_items_is_that_of_json(sources: SourceLookup) -> None:
     assert "spec.documents.items[0].metadata: object has no JSON form" in refused(
         sources, items=[{"text": "x", "metadata": {"a": object()}}]
     )
+
+
+def test_one_bad_document_is_left_out_and_counted_and_all_bad_ones_are_a_fault(
+    sources: SourceLookup, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "docs", list[str]()
+    folder.mkdir()
+    (folder / "bad.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (folder / "binary.txt").write_bytes(b"\xff\x00")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "good.txt").write_text("good")
+    reader = DocumentSources(SpecReader({"paths": ["docs"]}, "spec.documents"), sources, log.append)
+    assert texts(list(reader.documents())) == {"docs/good.txt": ["good"]}
+    assert reader.left_out == 3
+    bad, binary, pipe, total = log
+    assert bad.startswith("left out: docs/bad.pdf: its PDF cannot be read: ")
+    assert binary == "left out: docs/binary.txt: it is not utf-8 text (byte 0)"
+    assert pipe.startswith("left out: docs/pipe.txt: it cannot be read: [Errno 22] not a regular file")
+    assert total == "3 documents are left out, for they cannot be used"
+    (folder / "good.txt").unlink()
+    assert "none of the documents can be used: docs/bad.pdf" in refused(sources, paths=["docs"])
+
+
+def test_a_document_has_an_end(sources: SourceLookup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document_sources, "LARGEST_TEXT", 4)
+    log: list[str] = []
+    assert texts(read(sources, log, items=["four", "fiver"])) == {"items[0]": ["four"]}
+    assert "items[1]: it has more than 4 characters of text" in log[0]

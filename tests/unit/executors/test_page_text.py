@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mloc_prefect.executors.agent.page_text import MOST, page_text
+from mloc_prefect.executors.sources.page_text import MOST, document_text_of, page_text
 
 SEEN = {
     "<p>one<p>two": "one\ntwo",
@@ -44,6 +44,8 @@ HOSTILE = (
     "&#",
     "<svg>",
     "='",
+    "x<br>",
+    "<div>",
 )
 
 
@@ -51,8 +53,14 @@ HOSTILE = (
 def test_a_page_that_is_made_to_take_time_is_read_in_one_pass(part: str) -> None:
     """A pass with the square of the length would take hours here."""
     page_text(part * (1_000_000 // len(part)))
+    document_text_of(part * (1_000_000 // len(part)))
 
 
 def test_of_a_very_long_page_the_beginning_is_read() -> None:
     text = page_text("<p>begin" + " " * MOST + "end")
     assert text == f"begin\n... cut: the page has {MOST + 11} characters, and {MOST} were read"
+
+
+def test_text_of_a_document_has_its_paragraphs_and_no_targets() -> None:
+    page = "<title>T</title><h1>A</h1><ul><li>one<li><a href='https://b.invalid'>two</a></ul><td>x</td><td>y</td>"
+    assert document_text_of(page) == "T\n\nA\n\none\ntwo\n\nx\n\ny"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +20,14 @@ from mloc_prefect.executors.common.spec_reader import SpecReader
 from mloc_prefect.executors.rag.qdrant_store import MARK, StoreAddress, open_client
 from mloc_prefect.executors.sources.source_lookup import SourceLookup
 from mloc_prefect.process.lock_file import LockFile
+from mloc_prefect.tasks.rag import FOLDER_SECONDS
 from mloc_prefect.trust.input_roots import InputRoots
 from tests.support.turning_names import called_server, turn_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest.importorskip("qdrant_client")
+QdrantClient = pytest.importorskip("qdrant_client").QdrantClient
 
 QUIET = (lambda: None, lambda _text: None)
 
@@ -125,6 +129,53 @@ def test_a_folder_has_one_client_at_a_time_and_the_next_one_can_be_cancelled(tmp
     assert opened(where) == ["c"]
 
 
+def test_a_folder_is_waited_for_until_a_limit_and_its_holder_is_named(tmp_path: Path) -> None:
+    where = replace(address(lookup(tmp_path), "store"), wait=0.4)
+    assert where.path is not None
+    where.path.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from mloc_prefect.process.lock_file import LockFile\n"
+        "assert LockFile(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(where.path / MARK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(TransferError, match=f"store is still in use by process {other.pid} after 0.4 s") as caught:
+            opened(where)
+        assert caught.value.retryable
+        assert "spec.qdrant.waitSec" in str(caught.value.hint)
+        other.kill()
+    assert opened(where) == ["c"], "the lock ends with its process"
+    with (
+        closing(QdrantClient(path=str(where.path))),
+        pytest.raises(TransferError, match="still in use by another program"),
+    ):
+        opened(where)
+
+
+def test_a_wait_is_a_field_of_the_spec(tmp_path: Path) -> None:
+    assert address(lookup(tmp_path), "store").wait == FOLDER_SECONDS
+    assert address(lookup(tmp_path), "store", waitSec="7").wait == 7
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://user:s3cret@q.example", "spec.qdrant.url has a login, which Qdrant does not read"),
+        ("https://s3cret@q.example:6333/x", "spec.qdrant.url has a login"),
+        ("https://q.example?api_key=s3cret", "spec.qdrant.url has a query, which Qdrant does not read"),
+        ("https://q.example/#s3cret", "spec.qdrant.url has a query"),
+        ("https://[s3cret", "spec.qdrant.url is not a URL"),
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_not_shown(tmp_path: Path, url: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        StoreAddress.of(SpecReader({"url": url, "collection": "c"}, "spec.qdrant"), lookup(tmp_path))
+    assert str(caught.value).startswith(words)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_folder_whose_first_task_was_killed_is_used(tmp_path: Path) -> None:
     where = address(lookup(tmp_path), "store")
     assert where.path is not None
@@ -214,7 +265,8 @@ def test_the_address_that_was_judged_is_called(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"spec\.qdrant\.api_key: .* cannot be sent") as caught:
-        server(1234, tmp_path, api_key="s3cret\nkey")
-    assert "s3cret" not in str(caught.value)
+    for key in ("s3cret\nkey", "s3crét", "s3cret\x00key", "s3cret\tkey"):
+        with pytest.raises(UserError, match=r"spec\.qdrant\.api_key cannot be sent: it has a line break") as caught:
+            server(1234, tmp_path, api_key=key)
+        assert "s3cr" not in str(caught.value)
     assert server(1234, tmp_path, api_key=" s3cret\n").api_key == "s3cret"

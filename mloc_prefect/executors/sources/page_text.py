@@ -21,6 +21,7 @@ _INLINE = frozenset({"a", "b", "i", "em", "strong", "span", "code", "small", "su
 _NAME = re.compile(r"/?[A-Za-z][^\s/>]*")
 _STOP = re.compile("[>\"']")
 _HREF = re.compile(r"""\shref=(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""", re.IGNORECASE)
+_GAPS = re.compile(r"\n{3,}")
 _LINKS = ("http://", "https://", "/")
 
 
@@ -30,17 +31,30 @@ def page_text(page: str) -> str:
     Args:
         page: Its HTML; what is after the first `MOST` characters is left out, with a note.
     """
-    reader = _PageReader()
+    reader = _PageReader(links=True)
     reader.read(page[:MOST])
     lines = (" ".join(line.split()) for line in "".join(reader.parts).splitlines())
     note = [f"... cut: the page has {len(page)} characters, and {MOST} were read"] if len(page) > MOST else []
     return "\n".join([*(line for line in lines if line), *note])
 
 
-class _PageReader:
-    """Collects text; every search begins where the last one ended, and one that finds nothing is the last."""
+def document_text_of(page: str) -> str:
+    """Return the visible text of a whole page, with an empty line between paragraphs and without targets of links."""
+    reader = _PageReader(links=False)
+    reader.read(page)
+    lines = (" ".join(line.split()) for line in "".join(reader.parts).splitlines())
+    return _GAPS.sub("\n\n", "\n".join(lines)).strip()
 
-    def __init__(self) -> None:
+
+class _PageReader:
+    """Collects text; every search begins where the last one ended, and one that finds nothing is the last.
+
+    Args:
+        links: Whether the targets of links follow their text.
+    """
+
+    def __init__(self, *, links: bool) -> None:
+        self._shows_links = links
         self.parts: list[str] = []
         self._hidden = 0
         self._links: list[str] = []
@@ -80,7 +94,7 @@ class _PageReader:
             self._hidden += not page.startswith("/>", end - 2)
         elif name[1:] in _HIDDEN and name[0] == "/":
             self._hidden = max(0, self._hidden - 1)
-        if name == "a":
+        if name == "a" and self._shows_links:
             target = _HREF.search(page, begin, end)
             self._links.append(next(filter(None, target.groups()), "") if target else "")
         elif name == "/a" and self._links:
