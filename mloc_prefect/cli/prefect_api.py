@@ -24,7 +24,6 @@ _QUIET = {
 }
 _PROXY_HINT = "check the proxy, or add the host to NO_PROXY"
 _LOGINS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
-_NO_LOGIN = frozenset({401, 403})
 _CANCELLED = "Cancelled by its user."
 
 
@@ -112,6 +111,8 @@ async def reachable(url: str, auth: str | None = None) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
 
+    from mloc_prefect.prefect_ext.requests import server_refusal
+
     if (problem := proxy_problem(url)) is not None:
         raise DispatchError(f"the Prefect server at {url} cannot be called: {problem}", hint=_PROXY_HINT)
     with using_api(url, auth):
@@ -121,10 +122,7 @@ async def reachable(url: str, auth: str | None = None) -> None:
                 if error is None:
                     await client.api_version()  # a probe of health is answered without a login
             except PrefectHTTPStatusError as refusal:
-                if refusal.response.status_code not in _NO_LOGIN:
-                    raise
-                hint = "set PREFECT_API_AUTH_STRING to its user:password"
-                raise DispatchError(f"the Prefect server at {url} wants another login", hint=hint) from None
+                raise server_refusal(url, refusal) from None
     if error is not None and through(url):
         text = f"the Prefect server at {url} does not answer{through(url)}: {reason(error)}"
         raise DispatchError(text, hint=_PROXY_HINT)

@@ -9,6 +9,8 @@ import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
+from mloc_prefect.errors import DispatchError, reason
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
 
+LOGIN_HINT = "set PREFECT_API_AUTH_STRING to its user:password"
+_NO_LOGIN = frozenset({httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN})
 REFUSED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
 """Answers that are no failures: the object does not exist, or exists already."""
 
@@ -23,6 +27,13 @@ REFUSED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
 def current_api_url() -> str | None:
     """Return the URL of Prefect's API that is used here, or None."""
     return get_current_settings().api.url or None
+
+
+def server_refusal(url: str, error: httpx.HTTPError) -> DispatchError:
+    """Return what to tell a user whose command cannot use the Prefect server at `url`."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _NO_LOGIN:
+        return DispatchError(f"the Prefect server at {url} wants another login", hint=LOGIN_HINT)
+    return DispatchError(f"the Prefect server at {url} cannot be used: {reason(error)}")
 
 
 def storable(value: Any) -> Any:

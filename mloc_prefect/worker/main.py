@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from mloc_prefect.errors import DispatchError, reason
+from mloc_prefect.errors import DispatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,7 @@ async def run_worker(
     from prefect.settings import PREFECT_API_URL
 
     from mloc_prefect.cluster.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
+    from mloc_prefect.prefect_ext.requests import server_refusal
     from mloc_prefect.worker.worker import MlocGpuWorker
 
     if not PREFECT_API_URL.value():
@@ -50,7 +51,7 @@ async def run_worker(
         try:
             await ensure_deployment(client, RUN_WORKFLOW, chosen, move=False)
         except httpx.HTTPError as error:
-            raise DispatchError(f"Prefect server at {PREFECT_API_URL.value()}: {reason(error)}") from None
+            raise server_refusal(str(PREFECT_API_URL.value()), error) from None
     worker = MlocGpuWorker(
         work_pool_name=chosen,
         work_queues=[COORDINATOR_QUEUE] if coordinator_only else list(queues) or None,

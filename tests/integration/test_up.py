@@ -92,10 +92,9 @@ def test_prefect_wants_the_login_and_the_printed_page_has_it(up):
     )
     assert answer.status_code == 200
     assert ":".join(up.login) not in up.log.read_text()
-    assert (
-        "wants another login"
-        in up.run("run", str(ECHO), MLOC_HOME=str(up.home.parent / "other"), PREFECT_API_URL=api).stderr
-    )
+    for command in (("run", str(ECHO)), ("worker", "start")):
+        done = up.run(*command, MLOC_HOME=str(up.home.parent / "other"), PREFECT_API_URL=api)
+        assert "wants another login\n  help: set PREFECT_API_AUTH_STRING" in done.stderr
 
 
 def sample(up: Up, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mloc_prefect.errors import DispatchError, reason
+from mloc_prefect.errors import DispatchError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +50,7 @@ def _in_prefect(home: Path) -> list[dict[str, Any]] | None:
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     from mloc_prefect.cluster.worker_artifact import listed
+    from mloc_prefect.prefect_ext.requests import server_refusal
 
     async def ask() -> list[dict[str, Any]]:
         async with get_client() as client:
@@ -59,4 +60,5 @@ def _in_prefect(home: Path) -> list[dict[str, Any]] | None:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             return asyncio.run(ask())
     except httpx.HTTPError as error:
-        raise DispatchError(f"no endpoint is configured, and the Prefect server at {url}: {reason(error)}") from None
+        refusal = server_refusal(url, error)
+        raise DispatchError(f"no endpoint is configured, and {refusal.message}", hint=refusal.hint) from None

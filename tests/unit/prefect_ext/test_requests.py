@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from mloc_prefect.prefect_ext.requests import ask, storable
+import httpx
+import pytest
+
+from mloc_prefect.prefect_ext.requests import LOGIN_HINT, ask, server_refusal, storable
 
 
 def test_texts_are_stored_without_nul_characters() -> None:
@@ -22,3 +25,15 @@ async def test_a_request_never_carries_one() -> None:
 
     await ask(cast("Any", SimpleNamespace(request=request)), "POST", "/x", {"message": "the model wrote \0"})
     assert sent == [{"message": "the model wrote \ufffd"}]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "hint"),
+    [(401, "wants another login", LOGIN_HINT), (403, "wants another login", LOGIN_HINT), (500, "cannot be used", None)],
+)
+def test_a_refusal_says_what_to_do(status: int, message: str, hint: str | None) -> None:
+    request = httpx.Request("GET", "http://127.0.0.1:4200/api/x")
+    error = httpx.HTTPStatusError("Client error", request=request, response=httpx.Response(status, request=request))
+    refusal = server_refusal("http://127.0.0.1:4200/api", error)
+    assert f"http://127.0.0.1:4200/api {message}" in refusal.message
+    assert refusal.hint == hint
