@@ -11,7 +11,7 @@ SPEC   ?= templates/quickstart.yaml
 # them, for its servers are started once for the file; tests/integration/conftest.py says which files come first.
 THREE  := -n 3 --dist loadfile --no-loadscope-reorder
 
-BENCHMARKS := dispatch run_cost throughput events stage_overhead submit upload archive compile
+BENCHMARKS := dispatch run_cost throughput events stage_overhead submit upload archive compile training
 
 # Hundreds of processes start in the tests: each would compile the whole package again.
 unexport PYTHONDONTWRITEBYTECODE
