@@ -74,7 +74,7 @@ class ExecutorEnvironment:
 
 
 def _training(name: str, summary: str, trl: str) -> ExecutorEnvironment:
-    size = "2 GB on disk with the CPU build of torch, 7 GB with the CUDA build"
+    size = "2 GB on disk with the CPU build of torch, 6 GB with the CUDA build"
     return ExecutorEnvironment(name, summary, (trl, *_TRAINS, _DATA, *_OURS), f"{name}.txt", size=size)
 
 
@@ -88,7 +88,7 @@ ENVIRONMENTS = {
             "vllm.txt",
             needs_gpu=True,
             torch="cuda",
-            size="10 GB on disk",
+            size="9 GB on disk",
         ),
         ExecutorEnvironment(
             "vllm-cpu",

@@ -22,7 +22,7 @@ _PUBLIC = "https://pypi.org/simple"
 
 _SIZES = {
     "cpu": "the CPU build of torch, about 0.2 GB to download",
-    "cuda": "the CUDA build of torch, about 3 GB to download and 6 GB on disk",
+    "cuda": "the CUDA build of torch, about 3 GB to download and 5 GB on disk",
 }
 _ASK_SECONDS = 300.0
 
