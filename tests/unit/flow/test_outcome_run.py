@@ -30,7 +30,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], list
     def prepare(error: Exception | None) -> list[Any]:
         values: list[Any] = []
 
-        async def run_as(flow: Any, parameters: dict[str, Any], identity: RunIdentity) -> Any:
+        async def run_as(flow: Any, parameters: dict[str, Any], identity: RunIdentity, *, wait_for: Any = None) -> Any:
+            assert wait_for is None
             try:
                 values.append(await flow.fn(**parameters))
             except ValueError as wrong:
