@@ -1,8 +1,8 @@
 """MLOC on Prefect: MLOC task YAML compiled to Prefect flows that run on warm GPU executors.
 
-    from mloc_prefect import load_workflow, plan_workflow, build_flow
+    from mloc_prefect import workflow_flow
 
-    flow = build_flow(plan_workflow(load_workflow("task.yaml")))
+    flow = workflow_flow("task.yaml")
 
 Public names are loaded on first use, so that a plain import stays light.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         PlanError,
         SpecError,
     )
-    from mloc_prefect.flow.build import WorkflowFailedError, build_flow
+    from mloc_prefect.flow.build import WorkflowFailedError, build_flow, workflow_flow
     from mloc_prefect.flow.options import RunOptions
     from mloc_prefect.flow.outcome import StageOutcome, WorkflowOutcome
     from mloc_prefect.flow.run_workflow import run_workflow
@@ -60,6 +60,7 @@ _PUBLIC = {
     "load_workflow": "mloc_prefect.spec.loader",
     "plan_workflow": "mloc_prefect.plan",
     "run_workflow": "mloc_prefect.flow.run_workflow",
+    "workflow_flow": "mloc_prefect.flow.build",
 }
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "load_workflow",
     "plan_workflow",
     "run_workflow",
+    "workflow_flow",
 ]
 
 

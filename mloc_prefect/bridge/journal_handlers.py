@@ -15,10 +15,11 @@ import httpx
 
 from mloc_prefect.artifacts.layout import task_dir
 from mloc_prefect.artifacts.result_guard import commit_posted
-from mloc_prefect.cluster.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
+from mloc_prefect.cluster.deployments import RUN_WORKFLOW, ensure_deployment
 from mloc_prefect.errors import MlocError, StoreError, reason
 from mloc_prefect.flow import spec_parameters
 from mloc_prefect.prefect_ext.requests import ask
+from mloc_prefect.prefect_ext.run_facts import COORDINATOR_QUEUE
 from mloc_prefect.store import transitions
 from mloc_prefect.store.states import Phase
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,8 @@ class Rebuilder:
     def _plan(self, workflow: RunView) -> tuple[WorkflowPlan | None, str, dict[str, str]]:
         given: dict[str, Any] = dict(workflow.parameters)
         root = self._settings.results_root
-        spec, values = given.get("spec"), {str(k): str(v) for k, v in (given.get("parameters") or {}).items()}
+        spec, file, given_values = spec_parameters.submitted(given)
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given_values.items()}
         if not isinstance(spec, str):
             return None, "", values
         try:
@@ -121,9 +123,9 @@ class Rebuilder:
             return None, "", values
         plan, _ = check(
             text,
-            str(given.get("file") or "<submitted>"),
+            file,
             overrides=overrides,
-            params=tuple(given.get("parameters") or ()),
+            params=tuple(values),
             max_bytes=self._settings.max_spec_bytes,
             max_tasks=self._settings.max_tasks,
         )

@@ -11,6 +11,7 @@ import typer
 from mloc_prefect.cli.client import task_commands as remote
 from mloc_prefect.cli.commands import (
     check,
+    deploy,
     doctor,
     env,
     gc,
@@ -43,7 +44,7 @@ _SERVE = "Services"
 _STATE = "This machine"
 
 
-_ON_PREFECT = frozenset({"run", "up", "serve", "bridge"})  # a worker tells it in its own log
+_ON_PREFECT = frozenset({"run", "deploy", "up", "serve", "bridge"})  # a worker tells it in its own log
 
 
 def _version(wanted: bool) -> None:
@@ -132,6 +133,7 @@ app.command(epilog=remote.LOGS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote
 app.command(epilog=remote.RESULTS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.results))
 app.command(epilog=remote.CANCEL_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.cancel))
 app.command(epilog=remote.WORKERS_EXAMPLES, rich_help_panel=_REMOTE)(guarded(remote.workers))
+app.command(name="deploy", epilog=deploy.EXAMPLES, rich_help_panel=_SERVE)(guarded(deploy.deploy))
 app.command(epilog=up.EXAMPLES, rich_help_panel=_SERVE)(guarded(up.up))
 app.command(epilog=service_commands.SERVE_EXAMPLES, rich_help_panel=_SERVE)(guarded(service_commands.serve))
 app.command(epilog=service_commands.BRIDGE_EXAMPLES, rich_help_panel=_SERVE)(guarded(service_commands.bridge))

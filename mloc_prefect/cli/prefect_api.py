@@ -93,6 +93,22 @@ def lend_own_login(home: Path) -> None:
         os.environ["PREFECT_API_AUTH_STRING"] = login
 
 
+async def server_in_use(home: Path) -> tuple[str, str | None]:
+    """Return URL and login of the Prefect API that `PREFECT_API_URL`, the profile or a running `mloc up` names.
+
+    Raises:
+        DispatchError: None is named, or it does not answer.
+    """
+    url, auth = configured_api_url(), None
+    if url is None and (found := api_of_up(home)) is not None:
+        url, auth = found
+    if url is None:
+        raise DispatchError("no Prefect server is named", hint="set PREFECT_API_URL, or use `mloc up`")
+    auth = auth or (None if has_login() else own_login(url, home))
+    await reachable(url, auth)
+    return url, auth
+
+
 @contextmanager
 def using_api(url: str | None, auth: str | None = None) -> Iterator[None]:
     """Use `url` as the Prefect API inside the block, with the login `auth` if it has one."""

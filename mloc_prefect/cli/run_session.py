@@ -77,7 +77,7 @@ def run_command(wanted: RunSettings) -> int:
 
 
 def _run(wanted: RunSettings, display: LiveDisplay | PlainDisplay) -> int:
-    checked = check_file(wanted.file, strict=wanted.strict, overrides=wanted.overrides, params=tuple(wanted.params))
+    checked = check_file(wanted.file, strict=wanted.strict, overrides=wanted.overrides, params=wanted.params)
     show_findings(checked)
     if checked.plan is None:
         return EXIT_SPEC

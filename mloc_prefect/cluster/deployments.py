@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mloc_prefect.errors import DispatchError
+from mloc_prefect.flow.run_workflow import FLOW
 from mloc_prefect.prefect_ext.requests import ask
+from mloc_prefect.prefect_ext.run_facts import COORDINATOR_QUEUE
 from mloc_prefect.process.backoff import Backoff
 from mloc_prefect.version import __version__
 
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
 
 POOL_TYPE = "mloc-gpu"
 """Type of our work pools and workers."""
-
-COORDINATOR_QUEUE = "coordinator"
-"""Queue of workflow runs: they wait for their stages, hold no lease and count against no limit."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class OwnDeployment:
 
 
 RUN_WORKFLOW = OwnDeployment(
-    "run-workflow",
+    FLOW,
     "mloc",
     "mloc_prefect.orchestrate.entrypoint.run_workflow",
     COORDINATOR_QUEUE,
@@ -101,6 +100,9 @@ async def ensure_deployment(client: PrefectClient, what: OwnDeployment, pool: st
         await ensure_pool(client, pool)
         change = {"entrypoint": what.entrypoint, "work_pool_name": pool, "work_queue_name": what.queue}
         await ask(client, "PATCH", f"/deployments/{found['id']}", change)
+    elif what.name is not None and found.get("parameter_openapi_schema") != (form := _schema(what)):
+        # Made by another version, whose form asks for other things.
+        await ask(client, "PATCH", f"/deployments/{found['id']}", {"parameter_openapi_schema": form})
     return UUID(found["id"])
 
 

@@ -10,6 +10,7 @@ Modules and subpackages:
 * `build`: makes an ordinary Prefect flow from a plan
 * `commit`: delivers, commits and publishes a result
 * `coordinator`: starts each stage as a subflow when those above it have ended
+* `deployed`: a spec as a Prefect deployment of its own
 * `dispatcher`: the `StageDispatcher` protocol and the dispatchers of one machine
 * `engine_choice`: which executor runs a stage on a machine, and why
 * `fencing`: keeps the process of an earlier start of a run from committing

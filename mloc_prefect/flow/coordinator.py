@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from copy import copy
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from prefect.exceptions import PrefectException, PrefectSignal
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
-from mloc_prefect.errors import MlocError, reason
+from mloc_prefect.errors import MlocError, UsageError, reason
 from mloc_prefect.flow.dispatcher import current_dispatcher, local_dispatcher
 from mloc_prefect.flow.fencing import ApiFence, NoFence, RunFence
 from mloc_prefect.flow.observer import NullObserver
@@ -32,10 +33,11 @@ from mloc_prefect.prefect_ext.run_control import current_reader, watched_for_can
 from mloc_prefect.prefect_ext.run_facts import ATTEMPT_LABEL, COMMITTED, stopped_starts
 from mloc_prefect.prefect_ext.stage_events import StageEventSender
 from mloc_prefect.prefect_ext.state_reasons import StateCode, StateReason, with_reason
+from mloc_prefect.spec.declared_parameters import bound_values, value_faults
 from mloc_prefect.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
     from uuid import UUID
 
     from prefect import State
@@ -56,7 +58,9 @@ async def coordinate(plan: WorkflowPlan, options: RunOptions) -> WorkflowOutcome
 
     Raises:
         RuntimeError: There is no flow run in this context.
+        UsageError: A parameter that the spec declares has no value, or one of another type.
     """
+    options = replace(options, params=_bound(plan, options.params))
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.client is None:
         raise RuntimeError("a plan is coordinated inside a flow run")
@@ -67,6 +71,13 @@ async def coordinate(plan: WorkflowPlan, options: RunOptions) -> WorkflowOutcome
         if dispatcher is None:
             dispatcher = await stack.enter_async_context(local_dispatcher(options.settings))
         return await _Coordinator(plan, options, run, client, dispatcher).run()
+
+
+def _bound(plan: WorkflowPlan, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the parameters of a run, in their types and with their defaults."""
+    for name, (fault, _) in value_faults(plan.parameters, given).items():
+        raise UsageError(f"parameter '{name}' {fault}", hint=f"{plan.file} says in params what it takes")
+    return bound_values(plan.parameters, given)
 
 
 def root_identity(plan: WorkflowPlan, options: RunOptions) -> RunIdentity:

@@ -30,7 +30,7 @@ class RunOptions:
         results_root: Root of task results; default: that of the settings.
         dispatcher: Executes attempts; None: that of `use_dispatcher`, else a host pool for this run only.
         observer: Follows the run, or None.
-        params: Values of `${param.NAME}`.
+        params: Values of `${param.NAME}`; texts become values of the types that the spec declares.
         submission_id: Id under which stages are reused; None: the id of the workflow run.
         task_ids: Ids of the tasks by stage key; None: made from the submission id.
         base_dir: Directory that relative paths of data and models start from.
@@ -46,7 +46,7 @@ class RunOptions:
     results_root: Path | None = None
     dispatcher: StageDispatcher | None = None
     observer: RunObserver | None = None
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
     submission_id: str | None = None
     task_ids: Mapping[str, str] | None = None
     base_dir: Path = field(default_factory=Path.cwd)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from prefect.exceptions import PrefectException
+from prefect.states import Cancelled, Failed
 
 from mloc_prefect.flow.outcome import StageOutcome, WorkflowOutcome
 from mloc_prefect.prefect_ext.engine import run_as
@@ -61,3 +62,11 @@ async def run_for_outcome(
             raise
         return None, outcomes[0]
     return state, outcomes[0] if outcomes else None
+
+
+def end_state(outcome: WorkflowOutcome) -> Any:
+    """Return what the root flow's function returns: the outcome, or a state with one sentence (and no traceback)."""
+    if outcome.ok:
+        return outcome.to_dict()
+    ended = {t.status for t in outcome.tasks}
+    return Cancelled(message=outcome.message) if "FAILED" not in ended else Failed(message=outcome.message)

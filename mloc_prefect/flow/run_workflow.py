@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.states import Failed
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from mloc_prefect.diagnostics.diagnostic import errors
 from mloc_prefect.errors import ArtifactError, MlocError, SpecError
 from mloc_prefect.flow import spec_parameters
-from mloc_prefect.flow.build import end_state
 from mloc_prefect.flow.coordinator import coordinate
 from mloc_prefect.flow.dispatcher import InProcessDispatcher, current_dispatcher
 from mloc_prefect.flow.options import RunOptions
+from mloc_prefect.flow.outcome_run import end_state
 from mloc_prefect.flow.preflight import check_runnable
 from mloc_prefect.flow.run_stage import run_stage_attempt
 from mloc_prefect.hardware.inventory import read_inventory
@@ -32,14 +34,35 @@ if TYPE_CHECKING:
 
 __all__ = ["run_stage_attempt", "run_workflow"]
 
+FLOW = "run-workflow"
+"""Name of the flow of workflow runs, also of those of deployed specs: by it they are found again after a crash."""
 
-@flow(name="run-workflow", version=__version__, persist_result=False)
+
+EXAMPLE = """\
+apiVersion: mloc/v1
+kind: EchoTask
+metadata:
+  name: hello
+spec:
+  taskType: echo          # loads no model; see `mloc templates` for others
+  resources: {replicas: 1, hardware: {cpu: 1, memory: 256Mi}}
+  data:
+    message: hello
+"""
+"""What the field `spec` of the form in Prefect's UI holds at first."""
+
+# `json-string` is the one format for which Prefect's UI shows an editor as tall as its text; the server accepts any
+# text there. The example is in the form only: a run without a spec is still refused.
+_SPEC_FIELD = {"title": "Spec (YAML)", "format": "json-string", "default": EXAMPLE}
+
+
+@flow(name=FLOW, version=__version__, persist_result=False)
 async def run_workflow(
-    spec: str,
-    parameters: dict[str, str] | None = None,
-    submission_id: str | None = None,
-    file: str = "<submitted>",
-    strict: bool = False,
+    spec: Annotated[str, Field(json_schema_extra=dict(_SPEC_FIELD))],
+    parameters: Annotated[dict[str, Any] | None, Field(json_schema_extra={"title": "Parameters"})] = None,
+    submission_id: Annotated[str | None, SkipJsonSchema()] = None,
+    file: Annotated[str, SkipJsonSchema()] = "<submitted>",
+    strict: Annotated[bool, Field(json_schema_extra={"title": "Warnings are errors"})] = False,
 ) -> Any:
     """Run an MLOC spec: each of its tasks is a subflow of this run.
 
@@ -54,10 +77,17 @@ async def run_workflow(
         `{"ok", "flow_run_id", "tasks": [...]}` as `mloc run --json` prints it. The run fails with one sentence for each
         stage that failed, or with all diagnostics when the spec is not valid.
     """
+    return await run_given(spec, parameters or {}, submission_id=submission_id, file=file, strict=strict)
+
+
+async def run_given(
+    spec: str, parameters: Mapping[str, Any], *, submission_id: str | None = None, file: str, strict: bool = False
+) -> Any:
+    """Do the work of `run_workflow` in the flow run of this context; the arguments are those of the flow."""
     settings = get_settings()
     async with open_task_watch(settings) as watch:
         try:
-            text, values = await given_spec(spec, parameters or {}, submission_id, settings)
+            text, values = await given_spec(spec, parameters, submission_id, settings)
             options = RunOptions(
                 settings=settings,
                 params=values,
@@ -81,8 +111,8 @@ def _inventory(options: RunOptions) -> Inventory | None:
 
 
 async def given_spec(
-    spec: str, values: Mapping[str, str], submission_id: str | None, settings: MlocSettings
-) -> tuple[str, dict[str, str]]:
+    spec: str, values: Mapping[str, Any], submission_id: str | None, settings: MlocSettings
+) -> tuple[str, dict[str, Any]]:
     """Return the text of a spec and the values of its parameters, which may be references.
 
     Where the results root of the submitter is not seen, they are read from the submission in Redis.

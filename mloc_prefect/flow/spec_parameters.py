@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.errors import ArtifactError
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BY_VALUE = 16 * 1024  # bytes; Prefect limits parameters to 512 KiB and sends them with every poll
+SPEC, FILE = "mloc_spec", "mloc_file"
+"""Parameters of a deployed spec that hold its text and its name; no parameter of a spec begins with `mloc_`."""
+
 _VALUE = "mloc-secret:"
 """Prefix of a reference to a value, which could be any text."""
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
@@ -80,14 +83,16 @@ def unpack(spec: str, results_root: Path) -> str:
     return data.decode("utf-8")
 
 
-def unpack_values(values: Mapping[str, str], results_root: Path) -> dict[str, str]:
+def unpack_values(values: Mapping[str, Any], results_root: Path) -> dict[str, Any]:
     """Return the values that `pack_values` was given.
 
     Raises:
         ArtifactError: A copy is missing.
     """
     return {
-        name: unpack(value.removeprefix(_VALUE), results_root) if value.startswith(_VALUE) else value
+        name: unpack(value.removeprefix(_VALUE), results_root)
+        if isinstance(value, str) and value.startswith(_VALUE)
+        else value
         for name, value in values.items()
     }
 
@@ -99,6 +104,20 @@ def unpack_overrides(overrides: Sequence[str], results_root: Path) -> tuple[str,
         ArtifactError: A copy is missing.
     """
     return tuple(unpack(text, results_root) for text in overrides)
+
+
+def submitted(parameters: Mapping[str, Any]) -> tuple[str | None, str, dict[str, Any]]:
+    """Return what a workflow run was given: its spec, the name of that, and the values of `${param.NAME}`.
+
+    Args:
+        parameters: The parameters of a run of `run-workflow`, or of a deployed spec.
+    """
+    deployed = SPEC in parameters
+    spec, file = parameters.get(SPEC if deployed else "spec"), parameters.get(FILE if deployed else "file")
+    own = {SPEC, FILE}
+    values = {k: v for k, v in parameters.items() if k not in own} if deployed else parameters.get("parameters") or {}
+    given = {str(name): value for name, value in values.items() if value is not None}
+    return spec if isinstance(spec, str) else None, str(file or "<submitted>"), given
 
 
 def is_reference_to(spec: str, text: str) -> bool:

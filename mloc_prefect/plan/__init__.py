@@ -8,6 +8,7 @@ Modules:
 * `compiler`: `Workflow` to `WorkflowPlan`
 * `edges`: which task waits for which
 * `expressions`: the grammar of `${...}` placeholders
+* `given_parameters`: values of `${param.NAME}` against what the spec declares
 * `graph_template`: prompts made from the results of earlier stages
 * `reference_sites`: where references stand in a document and in the submitted text
 * `references`: checks every reference before anything runs

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.diagnostics.diagnostic import MAX_FINDINGS, Diagnostic, errors, warnings
 from mloc_prefect.errors import SpecError
 from mloc_prefect.plan.edges import find_edges, key_of
+from mloc_prefect.plan.given_parameters import has_block, parameter_faults
 from mloc_prefect.plan.references import KnownNames, ReferenceCheck
 from mloc_prefect.plan.resources import mapping_of, request_of
 from mloc_prefect.plan.shard_ranges import ShardRequest
 from mloc_prefect.plan.workflow_plan import StagePlan, WorkflowPlan
+from mloc_prefect.spec.declared_parameters import BLOCK
 from mloc_prefect.spec.expand import MAX_TASKS
 from mloc_prefect.spec.loader import read_spec
 from mloc_prefect.spec.secrets import mask_diagnostics
@@ -46,12 +48,13 @@ def plan_workflow(
         workflow: What `spec.load` returned.
         strict: Treat warnings as errors.
         allowed_env: Names that `${env.NAME}` may read; None = the setting `MLOC_ALLOWED_ENV`.
-        params: Names of the parameters that the run will have, for `${param.NAME}`.
+        params: Names of the parameters that the run will have, for `${param.NAME}`; a mapping says their values, too,
+            which are then checked against the block `params` of the spec.
 
     Raises:
         SpecError: With every fault of the graph and of the references.
     """
-    plan, found = _compile(workflow, _names(allowed_env, params), faulty=False)
+    plan, found = _compile(workflow, allowed_env, params, faulty=False)
     judged = _judged((*workflow.warnings, *mask_diagnostics(found, workflow.source.text)), strict)
     bad = errors(judged)
     if bad or plan is None:
@@ -81,13 +84,14 @@ def check(
         max_bytes: Largest accepted size (the setting `MLOC_MAX_SPEC_BYTES`).
         max_tasks: Tasks that it may have (the setting `MLOC_MAX_TASKS`).
         allowed_env: Names that `${env.NAME}` may read; None = the setting `MLOC_ALLOWED_ENV`.
-        params: Names of the parameters that the run will have, for `${param.NAME}`.
+        params: Names of the parameters that the run will have, for `${param.NAME}`; a mapping says their values, too,
+            which are then checked against the block `params` of the spec.
         judge: Returns what the settings refuse in the `spec` of a task (`artifacts.spec_rules`); None: nothing.
     """
     workflow, found = read_spec(text, file, overrides=overrides, max_bytes=max_bytes, max_tasks=max_tasks)
     if workflow is None or not workflow.nodes:
         return None, _judged(found, strict)
-    plan, more = _compile(workflow, _names(allowed_env, params), faulty=bool(errors(found)))
+    plan, more = _compile(workflow, allowed_env, params, faulty=bool(errors(found)))
     judged = _judged((*found, *mask_diagnostics(more, workflow.source.text)), strict)
     if plan is None or errors(judged):
         return None, judged
@@ -97,9 +101,13 @@ def check(
     return replace(plan, warnings=warnings(judged)), judged
 
 
-def _compile(workflow: Workflow, names: KnownNames, *, faulty: bool) -> tuple[WorkflowPlan | None, list[Diagnostic]]:
+def _compile(
+    workflow: Workflow, allowed_env: Collection[str] | None, params: Collection[str], *, faulty: bool
+) -> tuple[WorkflowPlan | None, list[Diagnostic]]:
     """Return the plan, or None, and what was found; of a `faulty` workflow only the graph and references are judged."""
+    names = _names(workflow, allowed_env, params)
     edges, found = find_edges(workflow)
+    found += parameter_faults(workflow, params)
     checker = ReferenceCheck(workflow, edges, names, found)
     references = {}
     for node in workflow.nodes:
@@ -113,7 +121,16 @@ def _compile(workflow: Workflow, names: KnownNames, *, faulty: bool) -> tuple[Wo
     nodes = {key_of(workflow, node): node for node in workflow.nodes}
     stages = tuple(_stage(nodes[key], key, edges, references[key]) for key in edges.order)
     digest = hashlib.sha256(workflow.source.text.encode()).hexdigest()
-    return WorkflowPlan(workflow.name, workflow.kind, workflow.source.file, digest, stages), found
+    plan = WorkflowPlan(
+        workflow.name,
+        workflow.kind,
+        workflow.source.file,
+        digest,
+        stages,
+        parameters=workflow.parameters,
+        source_text=None if workflow.source.overridden else workflow.source.text,
+    )
+    return plan, found
 
 
 def _refused(workflow: Workflow, judge: Judge) -> list[Diagnostic]:
@@ -172,8 +189,10 @@ def _judged(found: Iterable[Diagnostic], strict: bool) -> tuple[Diagnostic, ...]
     return tuple(first.values())
 
 
-def _names(allowed_env: Collection[str] | None, params: Collection[str]) -> KnownNames:
-    return KnownNames(_allowed_by_settings if allowed_env is None else allowed_env, params)
+def _names(workflow: Workflow, allowed_env: Collection[str] | None, params: Collection[str]) -> KnownNames:
+    declared = has_block(workflow)
+    known = workflow.document[BLOCK] if declared else params
+    return KnownNames(_allowed_by_settings if allowed_env is None else allowed_env, known, declared)
 
 
 def _allowed_by_settings() -> Collection[str]:

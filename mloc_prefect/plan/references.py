@@ -29,10 +29,12 @@ class KnownNames:
     Attributes:
         env: Names of environment variables, or a function that gives them when one is asked for.
         params: Names of the run's parameters.
+        declared: Whether the spec itself says which there are.
     """
 
     env: Collection[str] | Callable[[], Collection[str]] = ()
     params: Collection[str] = ()
+    declared: bool = False
 
     def below(self, root: str) -> Collection[str]:
         """Return the names that may stand after `root`."""
@@ -155,8 +157,10 @@ class ReferenceCheck:
             message = f"{site.shown} reads an environment variable that is not allowed"
             self._add(node, site, "error", "env-not-allowed", message, f"allow it: MLOC_ALLOWED_ENV={name}")
         else:
-            message = f"{site.shown} names a parameter that is not given"
-            fix = did_you_mean(name, allowed) or f'give it: --param {name}=VALUE (over HTTP: "parameters")'
+            how = "declared in params" if self.names.declared else "given"
+            message = f"{site.shown} names a parameter that is not {how}"
+            give = f'give it: --param {name}=VALUE (over HTTP: "parameters")'
+            fix = did_you_mean(name, allowed) or (f"add '{name}:' to params" if self.names.declared else give)
             self._add(node, site, "error", "unknown-parameter", message, fix)
         return None
 

@@ -46,7 +46,7 @@ def resolve_stage(
     task_ids: Mapping[str, str],
     *,
     env: Mapping[str, str],
-    params: Mapping[str, str],
+    params: Mapping[str, Any],
 ) -> Resolved:
     """Return the spec of `stage` with every reference of its plan replaced, in one pass.
 
@@ -91,7 +91,7 @@ class _Pass:
     stage: StagePlan
     results: Mapping[str, Any]
     task_ids: Mapping[str, str]
-    roots: Mapping[str, Mapping[str, str]]
+    roots: Mapping[str, Mapping[str, Any]]
     known: dict[tuple[str, str], Reference] = field(init=False)
     warnings: list[str] = field(default_factory=list)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.diagnostics.diagnostic import Diagnostic
     from mloc_prefect.plan.resources import ResourceRequest
+    from mloc_prefect.spec.declared_parameters import SpecParameter
     from mloc_prefect.spec.workflow import WorkflowKind
     from mloc_prefect.tasks.base import ExecutorRef
 
@@ -96,6 +97,8 @@ class WorkflowPlan:
         source_sha256: SHA-256 of the submitted text, hex.
         stages: Stages in expansion order [protocol 2.5]; every stage stands after those in its `depends_on`.
         warnings: Diagnostics that did not stop it.
+        parameters: What the block `params` of the spec declares.
+        source_text: The submitted text; None when values were set beside it, as `--set` does.
     """
 
     name: str
@@ -104,6 +107,15 @@ class WorkflowPlan:
     source_sha256: str
     stages: tuple[StagePlan, ...]
     warnings: tuple[Diagnostic, ...] = ()
+    parameters: tuple[SpecParameter, ...] = ()
+    source_text: str | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def read_parameters(self) -> tuple[str, ...]:
+        """Names of all parameters that its stages read, in alphabetical order."""
+        texts = (r.expression for s in self.stages for r in s.references if r.stage is None)
+        parts = (text.partition(".") for text in texts)
+        return tuple(sorted({name.strip() for root, dot, name in parts if dot and root.strip() == "param"}))
 
     def stage(self, key: str) -> StagePlan:
         """Return the stage with `key`; KeyError when there is none."""

@@ -22,6 +22,9 @@ COMMITTED = "result committed"
 WAITING = "Waiting"
 """Name of the state of an attempt that waits for a place: Prefect would make `Scheduled` `Late`, without our words."""
 
+COORDINATOR_QUEUE = "coordinator"
+"""Queue of workflow runs: they wait for their stages, hold no lease and count against no limit."""
+
 SHARD_FLOW = "mloc-shard"
 """Name of the flow of all shards."""
 

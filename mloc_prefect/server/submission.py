@@ -98,7 +98,7 @@ async def examine(
             max_bytes=settings.max_spec_bytes,
             max_tasks=settings.max_tasks,
             allowed_env=frozenset(name.strip() for name in settings.allowed_env.split(",") if name.strip()),
-            params=tuple(order.parameters),
+            params=order.parameters,
             judge=rules.problems,
         )
 

@@ -4,6 +4,7 @@ Every error and warning has its source position, and a file is read as far as po
 them. The package knows the task types only through their models, and nothing of plans, executors or Prefect.
 
 * `construct`: builds plain data and positions from YAML nodes.
+* `declared_parameters`: the block `params:`, and the check of values.
 * `deep_merge`: deep copy and merge of data with positions.
 * `diagnostic_report`: collects the diagnostics of one file.
 * `expand`: one document to one effective document per task.

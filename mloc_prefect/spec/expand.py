@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mloc_prefect.diagnostics.positions import Positions
+from mloc_prefect.spec.declared_parameters import BLOCK
 from mloc_prefect.spec.deep_merge import copied, merged
 from mloc_prefect.spec.diagnostic_report import bad_character, shown
 
@@ -73,7 +74,8 @@ def expand(
         return "stages", _items(document, positions, stages or [], ("spec", "stages"), report)
     _report_unused(spec, positions, report)
     depends_on = _depends_on(spec, ("spec",), positions, "spec.dependsOn must be a list of task_ids", report)
-    return "single", [TaskDraft(None, base_name(document), copied(document), positions, depends_on)]
+    task = copied({key: value for key, value in document.items() if key != BLOCK})
+    return "single", [TaskDraft(None, base_name(document), task, positions, depends_on)]
 
 
 def _is_too_much(spec: dict[str, Any], tasks: int) -> bool:
@@ -161,7 +163,7 @@ def _draft(
     data, spec_position = merged(spec, positions.find(("spec",)), over, over_position)
     metadata = document.get("metadata")
     full_name = f"{base_name(document)}:{name}"
-    effective = {key: copied(value) for key, value in document.items() if key != "spec"}
+    effective = {key: copied(value) for key, value in document.items() if key not in {"spec", BLOCK}}
     effective["metadata"] = {**(copied(metadata) if isinstance(metadata, dict) else {}), "name": full_name}
     effective["spec"] = data
     children = {**positions.children, "spec": spec_position}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mloc_prefect.diagnostics.diagnostic import errors, warnings
 from mloc_prefect.errors import MlocError, SpecError
 from mloc_prefect.spec.construct import construct
+from mloc_prefect.spec.declared_parameters import read_parameters
 from mloc_prefect.spec.diagnostic_report import DiagnosticReport
 from mloc_prefect.spec.expand import MAX_TASKS, base_name, expand
 from mloc_prefect.spec.overrides import apply_overrides, report_shadowed
@@ -131,6 +132,7 @@ def _read(
     check_required(document, positions, report)
     if not isinstance(document, dict) or not isinstance(document.get("spec"), dict):
         return None
+    parameters = read_parameters(document, positions, report)
     kind, drafts = expand(document, positions, report, max_tasks)
     if overrides:
         report_shadowed(overrides, drafts, positions, report)
@@ -138,8 +140,9 @@ def _read(
     return Workflow(
         name=base_name(document),
         kind=kind,
-        source=SpecSource(report.file, decoded),
+        source=SpecSource(report.file, decoded, overridden=bool(overrides)),
         document=document,
         positions=positions,
         nodes=nodes,
+        parameters=parameters,
     )

@@ -22,6 +22,7 @@ _REQUIRED: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*_HARDWARE, "memory"), '"8Gi"'),
 )
 _ENVELOPE = ("apiVersion", "kind", "metadata", "spec")
+_OWN = "params"  # ours, see `declared_parameters`
 _METADATA = ("name", "owner", "project", "annotations", "labels")
 
 
@@ -131,9 +132,9 @@ def _check_envelope(document: dict[str, Any], positions: Positions, report: Diag
     for key in document:
         if report.is_full("warning"):
             return
-        if key not in _ENVELOPE:
+        if key not in {*_ENVELOPE, _OWN}:
             position = positions.children[key]
-            near = did_you_mean(key, _ENVELOPE) or f"a spec has only {', '.join(_ENVELOPE)}"
+            near = did_you_mean(key, (*_ENVELOPE, _OWN)) or f"a spec has only {', '.join(_ENVELOPE)}"
             report.warning(
                 "unknown-field",
                 f"Unknown field '{key}'",

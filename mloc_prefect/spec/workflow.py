@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from mloc_prefect.diagnostics.diagnostic import Diagnostic, Severity
     from mloc_prefect.diagnostics.positions import PathPart, Positions
+    from mloc_prefect.spec.declared_parameters import SpecParameter
     from mloc_prefect.tasks.base import TaskSpec
 
 WorkflowKind = Literal["single", "stages", "graph"]
@@ -17,10 +18,17 @@ WorkflowKind = Literal["single", "stages", "graph"]
 
 @dataclass(frozen=True, slots=True)
 class SpecSource:
-    """The submitted text and the name under which diagnostics show it."""
+    """The submitted text and the name under which diagnostics show it.
+
+    Attributes:
+        file: The name.
+        text: The text.
+        overridden: Whether values were set beside the text (`--set`).
+    """
 
     file: str
     text: str
+    overridden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,7 @@ class Workflow:
         positions: Positions of all values in `document`.
         nodes: Tasks in document order.
         warnings: Problems that do not prevent submission.
+        parameters: What its block `params` declares.
     """
 
     name: str
@@ -69,6 +78,7 @@ class Workflow:
     positions: Positions
     nodes: tuple[TaskNode, ...]
     warnings: tuple[Diagnostic, ...] = field(default=())
+    parameters: tuple[SpecParameter, ...] = ()
 
     def diagnostic(
         self,

@@ -40,8 +40,9 @@ async def run_worker(
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
-    from mloc_prefect.cluster.deployments import COORDINATOR_QUEUE, RUN_WORKFLOW, ensure_deployment
+    from mloc_prefect.cluster.deployments import RUN_WORKFLOW, ensure_deployment
     from mloc_prefect.prefect_ext.requests import server_refusal
+    from mloc_prefect.prefect_ext.run_facts import COORDINATOR_QUEUE
     from mloc_prefect.worker.worker import MlocGpuWorker
 
     if not PREFECT_API_URL.value():

@@ -36,7 +36,7 @@ def checked_spec(
         parameters: Values of `${param.NAME}`.
         strict: Treat warnings as errors.
     """
-    checked = check_file(file, strict=strict, overrides=overrides, params=tuple(parameters))
+    checked = check_file(file, strict=strict, overrides=overrides, params=parameters)
     show_findings(checked)
     if checked.plan is None:
         return None

@@ -15,6 +15,7 @@ Modules:
     `selftest`: `mloc selftest`.
     `ps`: `mloc ps` and `mloc down`.
     `gc`: `mloc gc`.
+    `deploy`: `mloc deploy`.
     `up`: `mloc up`.
     `service_commands`: `mloc serve`, `mloc bridge` and `mloc worker start`.
 """

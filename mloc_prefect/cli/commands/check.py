@@ -14,7 +14,7 @@ from mloc_prefect.cli.error_boundary import EXIT_SPEC, examples
 from mloc_prefect.errors import MlocError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from mloc_prefect.diagnostics.diagnostic import Diagnostic
     from mloc_prefect.plan.workflow_plan import WorkflowPlan
@@ -107,7 +107,7 @@ def plan(
 
 
 def check_file(
-    file: str, *, strict: bool = False, overrides: Sequence[str] = (), params: Sequence[str] = ()
+    file: str, *, strict: bool = False, overrides: Sequence[str] = (), params: Collection[str] = ()
 ) -> CheckedFile:
     """Read and plan one file; an unreadable file is reported as a diagnostic.
 
@@ -115,7 +115,7 @@ def check_file(
         file: Its name, or `-` for standard input.
         strict: Treat warnings as errors.
         overrides: `PATH=VALUE` texts.
-        params: Names that `${param.NAME}` may read.
+        params: Names that `${param.NAME}` may read, or a mapping of the values of a run.
     """
     from mloc_prefect.diagnostics.diagnostic import Diagnostic
     from mloc_prefect.plan import check

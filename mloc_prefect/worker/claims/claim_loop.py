@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from mloc_prefect.cluster.deployments import COORDINATOR_QUEUE
 from mloc_prefect.cluster.requirement_queues import RequirementQueue, leave_room, read_queues
 from mloc_prefect.errors import MlocError
 from mloc_prefect.flow.attempt_files import read_job
 from mloc_prefect.hardware.inventory import misfit
+from mloc_prefect.prefect_ext.run_facts import COORDINATOR_QUEUE
 from mloc_prefect.worker.claims.lease_waiters import LeaseWaiters
 from mloc_prefect.worker.claims.scheduled_runs import ScheduledRuns
 

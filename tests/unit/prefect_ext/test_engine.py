@@ -21,10 +21,11 @@ from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.states import Running
 from prefect.tasks import Task
 
-from mloc_prefect.flow.build import WorkflowFlow, build_flow, end_state, flow_name
+from mloc_prefect.flow.build import WorkflowFlow, build_flow, flow_name
 from mloc_prefect.flow.coordinator import root_identity
 from mloc_prefect.flow.options import RunOptions
 from mloc_prefect.flow.outcome import StageOutcome, WorkflowOutcome
+from mloc_prefect.flow.outcome_run import end_state
 from mloc_prefect.prefect_ext import engine
 from mloc_prefect.prefect_ext.engine import INHERITED, MlocEngine, RunIdentity
 from mloc_prefect.prefect_ext.run_control import RunContext, RunSwitch, use_run_context
