@@ -311,8 +311,10 @@ def _check_results(stages: Iterable[StagePlan], options: RunOptions) -> None:
     try:
         atomic.write_bytes(root / ".writable", b"")
     except ArtifactError as error:
+        cause = error.__cause__
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else error.message
         raise ArtifactError(
-            f"the results directory {root} is not writable: {error.message}",
+            f"the results directory {root} is not writable: {why}",
             hint="use --results-dir, or set RESULTS_DIR",
         ) from error
     (root / ".writable").unlink(missing_ok=True)
