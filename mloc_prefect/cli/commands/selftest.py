@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ def selftest(
     from mloc_prefect.cli.selftest.check_runner import end_all, run_checks
     from mloc_prefect.settings import get_settings
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C: the executors are ended
     settings = get_settings()
     path = _model(settings, model)
     results: list[CheckResult] = []

@@ -88,6 +88,7 @@ class Trial:
     baseline: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     _count: int = 0
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def results(self) -> Path:
@@ -115,7 +116,7 @@ class Trial:
         file = self.home / f"spec-{self._count}.yaml"
         file.write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
         with file.with_suffix(".log").open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*_MLOC, "run", "--json", str(file), *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -123,6 +124,8 @@ class Trial:
                 text=True,
                 env=self._environment(),
             )
+        self._started.append(process)
+        return process
 
     def finish(self, process: subprocess.Popen[str], began: float) -> TrialRun:
         """Wait for the end of a run that `start` began at monotonic time `began`.
@@ -154,10 +157,7 @@ class Trial:
         try:
             return process.communicate(timeout=max(1.0, self.deadline - time.monotonic()))[0]
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=_STOP_SECONDS)
-            process.kill()
+            _end(process)
             raise CheckFailedError(f"the run {TOO_LATE}") from None
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
@@ -201,7 +201,10 @@ class Trial:
         return hosts
 
     def down(self) -> None:
-        """End the runtime and all warm executors."""
+        """End the runtime, all warm executors, and runs that are under way as the self-test was interrupted."""
+        for process in self._started:
+            if process.poll() is None:
+                _end(process)
         self._command("down")
 
     def card_memory(self) -> int:
@@ -231,3 +234,11 @@ class Trial:
             "MLOC_RESULTS_DIR": str(self.results),
         }
         return {**kept, **own}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a run as Ctrl-C does, or by force."""
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=_STOP_SECONDS)
+    process.kill()
