@@ -185,7 +185,7 @@ async def test_a_later_start_repeats_no_finished_shard(echoes: Machine) -> None:
     echoes.settings = settings
     found = result(await echoes.run("again", spec, run_count=2))
     reused = [d["part"]["index"] for d in echoes.done() if d.get("reused")]
-    assert reused == sorted(d["part"]["index"] for d in first)
+    assert sorted(reused) == sorted(d["part"]["index"] for d in first)  # shards are found side by side
     assert reused
     assert [i["output"] for i in found["merged"]["items"]] == items
     assert computed(echoes.root, [e["task_id"] for e in found["shards"]]) == [2, 1, 1]
