@@ -8,22 +8,30 @@ code and to hosts only; its user reads his own files.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from mloc_prefect.artifacts.layout import destination_dir
 from mloc_prefect.artifacts.mirrors import Mirrors
 from mloc_prefect.artifacts.transfer.outgoing import AllowedHosts, check_url
 from mloc_prefect.errors import ArtifactError
-from mloc_prefect.tasks.base import CODE_NOT_ALLOWED, HOST_NOT_ALLOWED, INPUT_NOT_ALLOWED, SpecProblem
+from mloc_prefect.tasks.base import (
+    CODE_NOT_ALLOWED,
+    HOST_NOT_ALLOWED,
+    INPUT_NOT_ALLOWED,
+    OUTPUT_NOT_ALLOWED,
+    SpecProblem,
+)
 from mloc_prefect.trust.input_roots import InputRoots, shown_path
 from mloc_prefect.trust.local_inputs import admit_local, find_local, is_hub_name, is_plain_part, names_no_input, path_of
 from mloc_prefect.trust.remote_code import CodeConsent, has_reference
 from mloc_prefect.trust.spec_calls import calls_of
-from mloc_prefect.trust.spec_inputs import VLLM_INPUTS, inputs_of
+from mloc_prefect.trust.spec_inputs import VLLM_INPUTS, inputs_of, values_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mloc_prefect.settings import MlocSettings
@@ -87,6 +95,8 @@ class SpecRules:
                 self._check(named, roots)
             except ArtifactError as error:
                 found.append(SpecProblem(named.path, INPUT_NOT_ALLOWED, error.message, error.hint))
+        if self.submitted and not filled:  # later the stage runner resolves it, for the root of its own machine
+            found += self._outputs(spec)
         refused = {problem.path for problem in found}
         return [
             *found,
@@ -103,6 +113,16 @@ class SpecRules:
             except ArtifactError as error:
                 if not self._is_mirrored(named):
                     yield SpecProblem(named.path, HOST_NOT_ALLOWED, error.message, error.hint)
+
+    def _outputs(self, spec: Mapping[str, Any]) -> Iterator[SpecProblem]:
+        for path, value in values_at(spec, "output.destination"):
+            text = str(value.get("path")) if isinstance(value, Mapping) else ""
+            if has_reference(text) or not (".." in text or "://" in text or text.strip().startswith(("/", "~"))):
+                continue  # a plain name leaves the root by a link only, which the stage runner sees
+            try:
+                destination_dir(self.results, "task", value, allow_outside=self.settings.allow_outside_results)
+            except ArtifactError as error:
+                yield SpecProblem((*path, "path"), OUTPUT_NOT_ALLOWED, error.message, error.hint)
 
     def _names_no_file(self, named: SpecInput) -> bool:
         """Return whether nothing confined is named, as in most specs; then the roots need not be resolved."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CODE_NOT_ALLOWED = "code-not-allowed"
 INPUT_NOT_ALLOWED = "input-not-allowed"
 HOST_NOT_ALLOWED = "host-not-allowed"
+OUTPUT_NOT_ALLOWED = "output-not-allowed"
 """Codes of what the operator's settings refuse; see `artifacts.spec_rules`."""
 
 

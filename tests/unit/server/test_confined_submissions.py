@@ -184,3 +184,17 @@ async def test_code_of_named_models_may_run(tmp_path):
         other = {"source": {**MODEL["source"], "identifier": "org/other"}}
         answer = await endpoint.client.post(TASKS, content=spec(model=other), headers=YAML)
         assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/ignored/by/current-worker", "../out", "file:///var/out", "~/out", "a/../../out"])
+async def test_an_output_outside_is_refused_before_anything_is_computed(tmp_path, path):
+    text = spec(output={"destination": {"type": "local", "path": path}})
+    async with served(tmp_path / "home") as endpoint:
+        answer = await endpoint.client.post(TASKS, content=text, headers=YAML)
+        assert answer.status_code == 400, answer.text
+        (row,) = answer.json()["diagnostics"]
+        assert (row["code"], row["path"]) == ("output-not-allowed", "spec.output.destination.path")
+        assert "MLOC_ALLOW_OUTSIDE_RESULTS" in row["suggestion"]
+    async with served(tmp_path / "open", allow_outside_results=True) as endpoint:
+        answer = await endpoint.client.post(TASKS, content=text, headers=YAML)
+        assert answer.status_code == 200, answer.text
