@@ -22,7 +22,7 @@ from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, survey
 from mloc_prefect.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -100,21 +100,35 @@ def commit_posted(directory: Path, *, task_id: str, name: str) -> None:
     if not directory.is_dir():  # the endpoint keeps its results elsewhere
         return
     with result_lock(directory):
-        if not is_posted(directory):
-            return
-        engine = "outside"
-        manifest = Manifest(
-            task_id=task_id,
-            generated_at=datetime.now(UTC).isoformat(),
-            entries=survey(directory, result=atomic.digest(directory / RESPONSES)),
-            spec_sha256="",  # nobody has resolved it
-            attempt=0,
-            run_count=0,
-            engine=engine,
-            summary={"engine": engine},
-            name=name,
-        )
-        commit_manifest(directory, manifest)
+        if is_posted(directory):
+            commit_manifest(directory, posted_manifest(directory, task_id=task_id, name=name))
+
+
+def posted_manifest(
+    directory: Path,
+    *,
+    task_id: str,
+    name: str,
+    spec_sha256: str = "",
+    run_count: int = 0,
+    required: Iterable[str] = (),
+) -> Manifest:
+    """Return the manifest of the `responses.json` that was posted; see `Manifest` for the arguments.
+
+    Without a run, nobody has resolved the spec: its digest is "".
+    """
+    engine = "outside"
+    return Manifest(
+        task_id=task_id,
+        generated_at=datetime.now(UTC).isoformat(),
+        entries=survey(directory, result=atomic.digest(directory / RESPONSES), required=required),
+        spec_sha256=spec_sha256,
+        attempt=0,
+        run_count=run_count,
+        engine=engine,
+        summary={"engine": engine},
+        name=name,
+    )
 
 
 def holds_result(directory: Path, result: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mloc_prefect.artifacts import atomic
 from mloc_prefect.artifacts.layout import RESPONSES, attempt_dirs
 from mloc_prefect.artifacts.manifest import Manifest, commit_manifest, read_manifest, supersede, survey
-from mloc_prefect.artifacts.result_guard import async_result_lock, is_posted
+from mloc_prefect.artifacts.result_guard import async_result_lock, is_posted, posted_manifest
 from mloc_prefect.artifacts.transfer.artifact_upload import upload_files
 from mloc_prefect.artifacts.transfer.delivery import HttpDestination, deliver
 from mloc_prefect.artifacts.transfer.outgoing import AllowedHosts
@@ -183,15 +183,14 @@ class ResultCommitter:
                 f"task {self.task_id} was completed from outside, but its result is not at {path}",
                 hint="endpoint and workers must share one results root (MLOC_RESULTS_DIR)",
             )
-        computed = ComputedResult(
+        manifest = posted_manifest(
+            self.directory,
+            task_id=self.task_id,
+            name=self.name,
             spec_sha256=spec_sha256,
-            attempt_dir="",
-            attempt=0,
             run_count=run_count,
-            path=str(path),
-            summary={"engine": "outside"},
+            required=self.required,
         )
-        manifest = self._manifest(computed, atomic.digest(path))
         return manifest if commit_manifest(self.directory, manifest) else self._other(spec_sha256)
 
     def _publish(self, result: Path) -> tuple[int, str]:
@@ -205,7 +204,7 @@ class ResultCommitter:
             spec_sha256=computed.spec_sha256,
             attempt=computed.attempt,
             run_count=computed.run_count,
-            attempt_dir=f"attempts/{computed.attempt_dir}" if computed.attempt_dir else "",
+            attempt_dir=f"attempts/{computed.attempt_dir}",
             engine=computed.summary.get("engine"),
             summary=computed.summary,
             name=self.name,

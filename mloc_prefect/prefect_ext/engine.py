@@ -33,7 +33,7 @@ from prefect.exceptions import Abort, PrefectException
 from prefect.flow_engine import AsyncFlowRunEngine
 from prefect.states import Cancelled, Pending, to_state_create
 
-from mloc_prefect.prefect_ext.requests import storable
+from mloc_prefect.prefect_ext.requests import late_answer, storable
 from mloc_prefect.prefect_ext.retry import until_answered
 from mloc_prefect.prefect_ext.run_control import RunSwitch, end_is_wanted, may_report
 from mloc_prefect.prefect_ext.run_facts import STOPPED
@@ -176,13 +176,12 @@ class MlocEngine(AsyncFlowRunEngine[Any, Any]):
         If its process goes away, it is left: the next start of the workflow goes on with it.
         """
         self.hurried = True
-        await asyncio.wait({creating}, timeout=_UNDER_WAY_SECONDS)
-        creating.cancel()
+        run = await late_answer(creating, _UNDER_WAY_SECONDS)
+        if run is None or not end_is_wanted():
+            return
         try:
-            run = await creating
-            if end_is_wanted():
-                await client.set_flow_run_state(run.id, Cancelled(message="cancelled before it began"), force=True)
-        except (asyncio.CancelledError, httpx.HTTPError, PrefectException) as error:
+            await client.set_flow_run_state(run.id, Cancelled(message="cancelled before it began"), force=True)
+        except (httpx.HTTPError, PrefectException) as error:
             _log.info("%s is left to the server's clean-up: %r", self.title, error)
 
     @asynccontextmanager
@@ -303,10 +302,7 @@ async def _finish_request(request: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=_UNDER_WAY_SECONDS)
-        task.cancel()  # it waits for a time, or for a server that is away
-        if task.done() and not task.cancelled():
-            task.exception()  # retrieved, else asyncio logs it
+        await late_answer(task, _UNDER_WAY_SECONDS)
         raise
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import PrefectClient
 
+T = TypeVar("T")
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
 
 LOGIN_HINT = "set PREFECT_API_AUTH_STRING to its user:password"
@@ -34,6 +36,18 @@ def server_refusal(url: str, error: httpx.HTTPError) -> DispatchError:
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _NO_LOGIN:
         return DispatchError(f"the Prefect server at {url} wants another login", hint=LOGIN_HINT)
     return DispatchError(f"the Prefect server at {url} cannot be used: {reason(error)}")
+
+
+async def late_answer(request: asyncio.Future[T], seconds: float) -> T | None:
+    """Return the answer to a request whose sender was cancelled; None if it failed or did not come within `seconds`.
+
+    The server may carry out a request although nobody waits for its answer any more.
+    """
+    await asyncio.wait({request}, timeout=seconds)
+    request.cancel()  # it waits for a time, or for a server that is away
+    if not request.done() or request.cancelled() or request.exception() is not None:
+        return None
+    return request.result()
 
 
 def storable(value: Any) -> Any:

@@ -22,7 +22,7 @@ from mloc_prefect.execution.protocol import ExecutionEvent
 from mloc_prefect.flow.attempt_files import EventReader, read_outcome, write_job
 from mloc_prefect.flow.outcome import cancelled_error
 from mloc_prefect.flow.worker_loss import WorkerLostError, WorkerStoppedError
-from mloc_prefect.prefect_ext.requests import ask
+from mloc_prefect.prefect_ext.requests import ask, late_answer
 from mloc_prefect.prefect_ext.retry import until_answered
 from mloc_prefect.prefect_ext.run_facts import WAITING
 from mloc_prefect.prefect_ext.run_follower import GONE
@@ -263,11 +263,8 @@ class WorkPoolDispatcher:
 
         If the server does not answer, Prefect itself cancels what is left below a cancelled run.
         """
-        await asyncio.wait({creating}, timeout=_SETTLE_SECONDS)
-        creating.cancel()
-        try:
-            flow_run = await creating
-        except (asyncio.CancelledError, DispatchError):
+        flow_run = await late_answer(creating, _SETTLE_SECONDS)
+        if flow_run is None:
             return
         with self._runs.following(flow_run) as followed:
             await self._cancel(flow_run, followed)

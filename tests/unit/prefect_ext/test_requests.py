@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import pytest
 
-from mloc_prefect.prefect_ext.requests import LOGIN_HINT, ask, server_refusal, storable
+from mloc_prefect.prefect_ext.requests import LOGIN_HINT, ask, late_answer, server_refusal, storable
 
 
 def test_texts_are_stored_without_nul_characters() -> None:
@@ -37,3 +38,21 @@ def test_a_refusal_says_what_to_do(status: int, message: str, hint: str | None) 
     refusal = server_refusal("http://127.0.0.1:4200/api", error)
     assert f"http://127.0.0.1:4200/api {message}" in refusal.message
     assert refusal.hint == hint
+
+
+async def test_a_late_answer_is_taken_and_one_that_does_not_come_is_given_up() -> None:
+    asked = asyncio.Event()
+
+    async def answer(value: Any) -> Any:
+        await asked.wait()
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    never = asyncio.ensure_future(answer(1))
+    assert await late_answer(never, 0.01) is None
+    await asyncio.wait({never})
+    assert never.cancelled(), "nobody waits for it any more"
+    asked.set()
+    assert await late_answer(asyncio.ensure_future(answer(2)), 5) == 2
+    assert await late_answer(asyncio.ensure_future(answer(ValueError("no"))), 5) is None
